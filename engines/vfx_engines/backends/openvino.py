@@ -1,0 +1,95 @@
+"""ONNX on a CPU through OpenVINO: a stream of one thread per core, and none waits for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from vfx_engines.engine import Array
+from vfx_engines.errors import EngineError
+from vfx_engines.spec import EngineSpec, Precision
+
+_HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
+"""FP16 is the storage of its tensors: on a CPU they are computed in float32."""
+
+
+class OpenVinoBackend:
+    """See `vfx_engines.engine.Backend`.
+
+    Args:
+        path: an ONNX file.
+        spec: of that file.
+        precision: to compute in. OpenVINO's own default would lower it without a word.
+        batch: rows of a slot.
+        threads: cores to use.
+
+    Raises:
+        EngineError: OpenVINO cannot read or compile the graph.
+    """
+
+    def __init__(self, path: Path, spec: EngineSpec, precision: Precision, batch: int, threads: int) -> None:
+        core = ov.Core()
+        streams = _streams(threads)
+        try:
+            model = core.read_model(path)
+            shape = [
+                batch if i == 0 else axis if isinstance(axis, int) else -1
+                for i, axis in enumerate(spec.input.shape)
+            ]
+            model.reshape({spec.input.name: shape})
+            lowered = precision == "bf16" and "BF16" not in core.get_property(
+                "CPU", "OPTIMIZATION_CAPABILITIES"
+            )
+            self._model = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": "f32" if lowered else _HINTS[precision],
+                    "NUM_STREAMS": streams,
+                    "INFERENCE_NUM_THREADS": threads,
+                    # Decoding shares the cores: threads tied to one would queue behind it.
+                    "ENABLE_CPU_PINNING": False,
+                },
+            )
+        except RuntimeError as error:
+            raise EngineError(f"{path}: OpenVINO cannot compile it: {_first_line(error)}") from None
+        version = ".".join(ov.__version__.split("-")[0].split(".")[:2])
+        said = "fp32, this CPU has no bf16" if lowered else precision
+        self.name = f"OpenVINO {version}, CPU, {said}"
+        self._requests = [self._model.create_infer_request() for _ in range(streams + 1)]
+        self.buffers = [np.zeros(shape, spec.input.dtype) for _ in self._requests]
+        for request, buffer in zip(self._requests, self.buffers, strict=True):
+            request.set_tensor(spec.input.name, ov.Tensor(buffer, shared_memory=True))
+        self._outputs = [output.name for output in spec.outputs]
+
+    def start(self, slot: int, count: int) -> None:
+        """Run the whole batch: rows beyond ``count`` are what was there, and nobody reads them."""
+        self._requests[slot].start_async()
+
+    def wait(self, slot: int) -> Sequence[Array]:
+        """Views of the request's own outputs."""
+        request = self._requests[slot]
+        try:
+            request.wait()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed: {_first_line(error)}") from None
+        return [request.get_tensor(name).data for name in self._outputs]
+
+    def close(self) -> None:
+        """Drop the requests, then the model."""
+        self._requests.clear()
+        self.buffers = []
+        del self._model
+
+
+def _streams(threads: int) -> int:
+    """A stream per core on small machines; on large ones four cores share the memory of one stream."""
+    return threads if threads <= 4 else max(4, threads // 4)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,191 @@
+"""The one way to run an engine, whatever executes it: fill a slot, submit it, collect it.
+
+An engine has two or more slots. A slot owns a buffer of the engine's input, so windows are gathered
+straight into the memory that the device reads, and while one slot computes, the next is filled. A
+slot goes round: free, filled by the caller, in flight, collected, free.
+
+`Engine` holds what is the same for all: the state of each slot and the checks of what goes in. A
+`Backend` is what differs. CUDA needs the slots for overlapped copies; OpenVINO's request queue gains
+from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfx_engines.errors import InputError
+from vfx_engines.spec import EngineSpec
+
+Array = NDArray[Any]
+Outputs = dict[str, Array]
+
+
+class Backend(Protocol):
+    """What executes a graph. `Engine` calls it in order and with checked arguments only."""
+
+    @property
+    def name(self) -> str:
+        """Library, version, device and precision: ``OpenVINO 2026.4, CPU, bf16``."""
+
+    @property
+    def buffers(self) -> Sequence[Array]:
+        """The input buffer of each slot, ``[batch, ...]`` of the spec's dtype, made once."""
+
+    def start(self, slot: int, count: int) -> None:
+        """Begin to run the first ``count`` rows of the slot's buffer, and return at once."""
+
+    def wait(self, slot: int) -> Sequence[Array]:
+        """Block until the slot is done; its outputs in the spec's order, valid until the next start."""
+
+    def close(self) -> None:
+        """Give back all memory. Nothing is in flight."""
+
+
+class Engine:
+    """A loaded engine.
+
+    Not thread-safe per slot: one thread at a time may handle a slot, different slots may be handled
+    by different threads.
+
+    Args:
+        spec: of the engine file.
+        backend: loaded and ready.
+    """
+
+    def __init__(self, spec: EngineSpec, backend: Backend) -> None:
+        self.spec = spec
+        self._backend = backend
+        self._buffers = list(backend.buffers)
+        self._in_flight = [0] * len(self._buffers)
+        shape = spec.input.shape[1:]
+        for buffer in self._buffers:
+            fits = len(buffer.shape) == len(shape) + 1 and all(
+                isinstance(axis, str) or axis == size
+                for axis, size in zip(shape, buffer.shape[1:], strict=True)
+            )
+            if not fits or buffer.dtype != np.dtype(spec.input.dtype):
+                raise InputError(
+                    f"input {spec.input.name}: the spec says {spec.input.dtype} {list(spec.input.shape)}, "
+                    f"the graph takes {buffer.dtype} {list(buffer.shape)}; export the engine again"
+                )
+
+    @property
+    def name(self) -> str:
+        """What runs: library, version, device, precision."""
+        return self._backend.name
+
+    @property
+    def slots(self) -> int:
+        """Number of slots, two or more."""
+        return len(self._buffers)
+
+    @property
+    def batch(self) -> int:
+        """Rows in a slot."""
+        return int(self._buffers[0].shape[0])
+
+    def buffer(self, slot: int) -> Array:
+        """The input of a slot, ``[batch, *input.shape[1:]]`` of the spec's dtype, to be written in place.
+
+        Raises:
+            InputError: the slot is in flight: the device may still be reading it.
+        """
+        self._check(slot)
+        return self._buffers[slot]
+
+    def submit(self, slot: int, count: int) -> None:
+        """Start the first ``count`` rows of a slot and return at once.
+
+        Raises:
+            InputError: no such slot, in flight already, or ``count`` is not between 1 and ``batch``.
+        """
+        self._check(slot)
+        if not 1 <= count <= self.batch:
+            raise InputError(f"slot {slot}: {count} rows submitted, expected 1 to {self.batch}")
+        self._in_flight[slot] = count
+        try:
+            self._backend.start(slot, count)
+        except BaseException:
+            self._in_flight[slot] = 0
+            raise
+
+    def collect(self, slot: int) -> Outputs:
+        """Wait for a slot and free it.
+
+        Returns:
+            Every output by name, float32 ``[count, *shape]``, owned by the caller.
+
+        Raises:
+            InputError: the slot was not submitted.
+            EngineError: the device failed, or an output is not of the spec's shape.
+        """
+        count = self._in_flight[slot]
+        if not count:
+            raise InputError(f"slot {slot}: collected without being submitted")
+        try:
+            arrays = self._backend.wait(slot)
+        finally:
+            self._in_flight[slot] = 0
+        outputs: Outputs = {}
+        for output, array in zip(self.spec.outputs, arrays, strict=True):
+            if tuple(array.shape[1:]) != output.shape or len(array) < count:
+                raise InputError(
+                    f"output {output.name}: the spec says {list(output.shape)} per row, "
+                    f"the graph gave {list(array.shape)}; export the engine again"
+                )
+            outputs[output.name] = np.array(array[:count], np.float32)
+        return outputs
+
+    def run(self, rows: Array) -> Outputs:
+        """Run any number of rows, one slot after the other: for checks and benchmarks.
+
+        Args:
+            rows: ``[n, *input.shape[1:]]`` of the spec's dtype.
+
+        Raises:
+            InputError: ``rows`` has another shape or dtype.
+        """
+        expected = self._buffers[0].shape[1:]
+        if rows.dtype != self._buffers[0].dtype or rows.shape[1:] != expected or not len(rows):
+            raise InputError(
+                f"input {self.spec.input.name}: expected {self._buffers[0].dtype} [n, "
+                f"{', '.join(map(str, expected))}], got {rows.dtype} {list(rows.shape)}"
+            )
+        parts = []
+        for first in range(0, len(rows), self.batch):
+            part = rows[first : first + self.batch]
+            self.buffer(0)[: len(part)] = part
+            self.submit(0, len(part))
+            parts.append(self.collect(0))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def close(self) -> None:
+        """Wait for what is in flight, drop it, and give back the engine's memory."""
+        for slot, count in enumerate(self._in_flight):
+            if count:
+                self._backend.wait(slot)
+                self._in_flight[slot] = 0
+        self._buffers = []
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check(self, slot: int) -> None:
+        if not 0 <= slot < len(self._buffers):
+            raise InputError(f"slot {slot}: the engine has slots 0 to {len(self._buffers) - 1}")
+        if self._in_flight[slot]:
+            raise InputError(f"slot {slot}: in flight, collect it before it is written again")

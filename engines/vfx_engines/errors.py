@@ -1,0 +1,56 @@
+"""The errors vfx raises for what a user can mend.
+
+    VfxError
+    ├── UsageError            the request itself is impossible: a wrong option, a missing package
+    ├── CheckpointError       a weights file is missing, damaged, of another model or unsafe
+    ├── DownloadError         a weights file could not be fetched or is not what was published
+    ├── ExportError           a graph could not be made, or is not the network it was traced from
+    ├── EngineError           an engine file is damaged, has no spec, or cannot run here
+    │   └── SpecError         a spec is malformed, or newer than this vfx
+    ├── InputError            an array does not fit an engine's input
+    ├── VideoError            a video cannot be decoded, or is too short for one window
+    └── OutputError           an output file cannot be written
+
+Every message is one line: what was found, what was expected, what to do. The commands print it and
+leave with exit code 1, for `UsageError` with 2.
+"""
+
+
+class VfxError(Exception):
+    """Base of every error that vfx raises on purpose."""
+
+
+class UsageError(VfxError):
+    """The request cannot be carried out as asked: a wrong option or a package that is missing."""
+
+
+class CheckpointError(VfxError):
+    """A weights file is missing, damaged, unsafe, or holds another model."""
+
+
+class DownloadError(VfxError):
+    """A weights file could not be fetched, or differs from what was published."""
+
+
+class ExportError(VfxError):
+    """A graph could not be made, or does not compute what its torch module computes."""
+
+
+class EngineError(VfxError):
+    """An engine file is damaged, has no spec, or cannot run on this machine."""
+
+
+class SpecError(EngineError):
+    """A spec is malformed or of a newer version than this vfx reads."""
+
+
+class InputError(VfxError):
+    """An array or a slot does not fit what the engine takes."""
+
+
+class VideoError(VfxError):
+    """A video cannot be decoded, or has too few frames for one window."""
+
+
+class OutputError(VfxError):
+    """An output file cannot be written."""

@@ -1,0 +1,288 @@
+"""The spec that travels with every engine: what it eats, what it gives, and what proved it.
+
+ONNX files carry it in ``metadata_props`` under the key ``vfx``; a ``.plan`` has it beside it as
+``<name>.plan.json``. With the spec alone the runtime runs the engine: it never looks a model up.
+
+The JSON layout is a contract (tests/engines/test_spec.py holds its exact bytes). A change that an
+older reader would misread raises ``SPEC_VERSION``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from vfx_engines.errors import SpecError
+
+SPEC_VERSION = 1
+
+METADATA_KEY = "vfx"
+"""The ``metadata_props`` key of an ONNX file that holds the spec's JSON."""
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Filter = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where an engine's weights came from."""
+
+    file: str
+    """File name of the checkpoint, or ``random``."""
+    sha256: str | None
+    """Of the checkpoint file, in hexadecimal; None for random weights."""
+    licence: str
+    """SPDX identifier or a short phrase."""
+    source: str
+    """The publication or repository that the weights come from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What one call of the engine takes."""
+
+    name: str
+    modality: Literal["frames", "audio"]
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[int | str, ...]
+    """Axis sizes; a string names a dynamic axis. Axis 0 is ``batch``.
+
+    Frames are RGB: ``["batch", time, height, width, 3]``."""
+    blank: tuple[int, ...] = (0, 0, 0)
+    """The pixel, or sample, that normalisation brings nearest to zero: ``edges: zeros`` pads with it."""
+
+    def __post_init__(self) -> None:
+        if not self.shape or self.shape[0] != "batch":
+            raise SpecError(f"input {self.name}: axis 0 must be 'batch', found {self.shape}")
+        if self.modality == "frames" and (len(self.shape) != 5 or self.dtype != "uint8"):
+            raise SpecError(
+                f"input {self.name}: frames are uint8 [batch, time, height, width, 3], "
+                f"found {self.dtype} {list(self.shape)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which frames make a window. Counts are in frames after ``fps`` was applied."""
+
+    frames: int
+    """Frames in a window."""
+    stride: int
+    """From one frame of a window to the next."""
+    step: int
+    """From one window to the next."""
+    fps: float | None = None
+    """Frame rate that the video is brought to first (rule of ffmpeg's fps filter); None keeps its own."""
+    anchor: Literal["start", "centre"] = "start"
+    """Window k starts at, or is centred on, frame ``k * step``."""
+    edges: Literal["drop", "repeat", "zeros"] = "drop"
+    """A window that reaches outside the video is dropped, or filled with the edge or with blank frames."""
+    lead: int = 0
+    """Frames that must follow a window for it to count, though it does not use them (I3D: 1)."""
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "stride", "step"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"sampling: {name} must be at least 1, found {getattr(self, name)}")
+        if self.lead < 0:
+            raise SpecError(f"sampling: lead must not be negative, found {self.lead}")
+        if self.fps is not None and not 0 < self.fps < 10_000:
+            raise SpecError(f"sampling: fps must lie between 0 and 10000, found {self.fps}")
+
+    @property
+    def span(self) -> int:
+        """Frames from the first to the last of a window, both included."""
+        return (self.frames - 1) * self.stride + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """How a frame is brought to size before the crop."""
+
+    rule: Literal["short_side", "long_side", "exact"]
+    height: int
+    """Target height; for the side rules, the target of that side (equal to ``width``)."""
+    width: int
+    filter: Filter = "bilinear"
+    antialias: bool = True
+    """Widen the filter when shrinking, as PIL does."""
+    other_side: Literal["truncate", "round"] = "truncate"
+    """Rounding of the side that keeps the aspect ratio."""
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise SpecError(f"resize: sizes must be positive, found {self.height}x{self.width}")
+        if self.rule != "exact" and self.height != self.width:
+            raise SpecError(f"resize: rule {self.rule} takes one size, found {self.height}x{self.width}")
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """The window cut from the middle of a resized frame."""
+
+    height: int
+    width: int
+    rule: Literal["centre_floor", "centre_round"] = "centre_floor"
+    """Rounding of half a pixel: down, or to even."""
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise SpecError(f"crop: sizes must be positive, found {self.height}x{self.width}")
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """From a decoded frame to the pixels of the engine's input."""
+
+    resize: Resize | None = None
+    crop: Crop | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output of an engine: float32 ``[batch, *shape]``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "float16"] = "float32"
+    kind: Literal["feature", "logits"] = "feature"
+    per: Literal["window", "frame", "pair"] = "window"
+    labels: tuple[str, ...] | None = None
+    """Class names of a classifier's logits, in order."""
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and self.shape != (len(self.labels),):
+            raise SpecError(
+                f"output {self.name}: {len(self.labels)} labels do not fit shape {list(self.shape)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The comparison of the exported file with the module it came from."""
+
+    reference: str
+    """What it was compared with, and how it was run."""
+    tolerance: float
+    """Largest relative L2 error that was allowed for any output."""
+    error: float
+    """Largest relative L2 error that was measured."""
+    inputs: int
+    """Number of inputs compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Everything the runtime needs to know of an engine."""
+
+    model: str
+    weights: Weights
+    precision: Precision
+    input: Input
+    sampling: Sampling
+    transform: Transform
+    outputs: tuple[Output, ...]
+    macs: int | None = None
+    """Multiply-accumulates per window, for the share of the machine's peak; None where not counted."""
+    proof: Proof | None = None
+    vfx_version: str = ""
+    spec_version: int = SPEC_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            raise SpecError(f"spec of {self.model}: no outputs")
+        names = [output.name for output in self.outputs]
+        if len(set(names)) != len(names):
+            raise SpecError(f"spec of {self.model}: two outputs share a name: {names}")
+        if self.input.modality == "frames" and self.input.shape[1] not in (
+            self.sampling.frames,
+            "time",
+        ):
+            raise SpecError(
+                f"spec of {self.model}: input takes {self.input.shape[1]} frames, "
+                f"sampling gives {self.sampling.frames}"
+            )
+
+    def to_json(self) -> str:
+        """The spec as one JSON document, keys in the order of the fields."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> EngineSpec:
+        """Read a spec.
+
+        Raises:
+            SpecError: not JSON, a field is missing, unknown or of another type, or the spec is newer.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SpecError(f"spec is not JSON: {error}; export the engine again") from None
+        if not isinstance(data, dict):
+            raise SpecError(f"spec is a JSON {type(data).__name__}, expected an object")
+        version = data.get("spec_version")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise SpecError(f"spec_version is {version!r}, expected 1 to {SPEC_VERSION}")
+        if version > SPEC_VERSION:
+            raise SpecError(
+                f"spec version {version} is newer than {SPEC_VERSION}, the newest that this vfx reads: "
+                "upgrade vfx, or export the engine with this one"
+            )
+        return _read(cls, data, "spec")
+
+
+_T = TypeVar("_T")
+
+
+def _read(kind: type[_T], data: object, where: str) -> _T:
+    """``data``, parsed JSON, as the dataclass ``kind``; SpecError names the place that does not fit."""
+    if not isinstance(data, dict):
+        raise SpecError(f"{where}: expected an object, found {_shown(data)}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise SpecError(f"{where}: unknown field {unknown[0]!r}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _value(hints[name], data[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING:
+            raise SpecError(f"{where}: field {name!r} is missing")
+    return kind(**values)
+
+
+def _value(hint: Any, data: object, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if data is None and type(None) in args:
+            return None
+        choices = [arg for arg in args if arg is not type(None)]
+        if len(choices) == 1:
+            return _value(choices[0], data, where)
+        if any(type(data) is choice for choice in choices):
+            return data
+    elif origin is Literal:
+        if any(type(data) is type(arg) and data == arg for arg in args):
+            return data
+        raise SpecError(f"{where}: {_shown(data)} is none of {', '.join(map(repr, args))}")
+    elif origin is tuple:
+        if isinstance(data, list):
+            return tuple(_value(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    elif dataclasses.is_dataclass(hint):
+        return _read(typing.cast(type[Any], hint), data, where)
+    elif hint is float and isinstance(data, int | float) and not isinstance(data, bool):
+        return float(data)
+    elif type(data) is hint:
+        return data
+    expected = getattr(hint, "__name__", str(hint))
+    raise SpecError(f"{where}: expected {expected}, found {_shown(data)}")
+
+
+def _shown(data: object) -> str:
+    text = repr(data)
+    return text if len(text) <= 60 else text[:57] + "..."

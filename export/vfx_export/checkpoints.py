@@ -1,0 +1,216 @@
+"""Reading weights files.
+
+A checkpoint is data from strangers: it is recognised by its content, unpickled by torch's restricted
+unpickler alone (``weights_only``), and checked against its own checksums. Nothing in it is ever run.
+Whether it fits a network is the next question, `vfx_export.fitting`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vfx_engines.errors import CheckpointError
+
+_WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
+_PREFIXES = ("module.", "model.")
+
+# The LONG1 opcode of torch's magic number: what every file of torch.save before 1.6 begins with.
+_LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
+_PICKLE = re.compile(rb"\x80[\x02-\x05]|\((?:dp|lp)|c[\w.]+\n\w+\n(?:p\d|\()")
+
+# Regular expression over the first bytes -> what they say the file is, most telling first.
+_LOOKS_LIKE: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
+    (re.compile(pattern, re.DOTALL | re.IGNORECASE), what)
+    for pattern, what in (
+        (rb"version https://git-lfs", "a git-lfs pointer (`git lfs pull` fetches the file itself)"),
+        (rb"\s*(?:<!doctype html|<html)", "an HTML page (often an error or sign-in page, saved)"),
+        (rb"\s*<", "an XML or HTML text"),
+        (rb"....ftyp", "an MP4 video"),
+        (rb"\x1aE\xdf\xa3", "a Matroska or WebM video"),
+        (rb"RIFF....(?:AVI |WAVE|WEBP)", "an AVI, WAV or WebP file"),
+        (rb"\x89PNG|\xff\xd8\xff|GIF8", "an image"),
+        (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "a compressed archive"),
+        (rb".{257}ustar", "a tar archive"),
+        (rb"\x89HDF", "an HDF5 file"),
+        (rb"\x93NUMPY", "a NumPy array"),
+        (rb"\x08[\x01-\x20]\x12", "an ONNX file, a graph and no checkpoint"),
+        (rb"\s*[{\[]", "a JSON text"),
+        (rb"[\x09\x0a\x0d\x20-\x7e]+\Z", "a text"),
+    )
+)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, by key, on the CPU and in the file's own dtypes.
+
+    Reads files of ``torch.save``, zip and the older layout that PyTorch wrote before 1.6, and
+    safetensors, whatever their suffix. A state dict under ``state_dict``, ``model_state``,
+    ``model_state_dict`` or ``model`` is unwrapped; ``module.`` (DataParallel) and ``model.`` are
+    taken off when every key has them.
+
+    Raises:
+        CheckpointError: missing, empty, truncated, damaged, not a checkpoint, without tensors, or
+            asking for code to be run when unpickled (none is).
+    """
+    where = _shown(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{where}: cannot be read: {error.strerror}") from None
+    if not size:
+        raise CheckpointError(f"{where}: zero bytes, expected a checkpoint; fetch the file again")
+    if head.startswith(b"PK\x03\x04"):
+        _check_zip(path, where)
+        loaded = _torch_load(path, where)
+    elif _LEGACY_MAGIC in head[:32]:
+        loaded = _torch_load(path, where)
+    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
+        loaded = _load_safetensors(path, where)
+    else:
+        raise CheckpointError(f"{where}: {_foreign(head)}")
+    return _state_dict(loaded, where)
+
+
+def _check_zip(path: Path, where: str) -> None:
+    """Refuse zips that torch.save did not write, and records that differ from their checksums.
+
+    torch reads records without looking at their CRC: a flipped bit would be a wrong weight.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            names = [record.filename for record in records]
+            if any(name.endswith("/constants.pkl") for name in names):
+                raise CheckpointError(
+                    f"{where}: a TorchScript archive, which vfx does not read yet; expected a state "
+                    "dict (torch.save(model.state_dict(), ...)) or .safetensors"
+                )
+            if not any(name.endswith("/data.pkl") for name in names):
+                what = "NumPy .npz" if names and names[0].endswith(".npy") else "zip"
+                raise CheckpointError(
+                    f"{where}: a {what} archive that torch.save did not write, expected a checkpoint"
+                )
+            # torch.serialization.set_crc32_options(False) leaves every CRC at zero.
+            if any(record.CRC for record in records):
+                for record in records:
+                    with archive.open(record) as file:
+                        while file.read(1 << 20):
+                            pass
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+        ValueError,
+        zlib.error,
+    ) as error:
+        # What zipfile says when it finds no directory, which stands at the end.
+        cut = str(error) == "File is not a zip file"
+        what = "truncated" if cut else f"damaged: {_line(error)}"
+        raise CheckpointError(f"{where}: {what}; fetch or copy the file again") from None
+
+
+def _torch_load(path: Path, where: str) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old layouts and pickle protocols: they either load or raise
+            # Not mapped into memory: torch then trusts the pickle on where records begin and end,
+            # and reads a neighbour's bytes as weights from a short or compressed record.
+            with path.open("rb") as file:  # torch judges a path by its suffix
+                loaded: object = torch.load(file, map_location="cpu", weights_only=True)
+            return loaded
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        asked = re.search(r"GLOBAL ([\w.]+)", text)
+        if asked is None:
+            reason = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+            detail = _line(reason[1] if reason else text)
+            raise CheckpointError(
+                f"{where}: its pickle is damaged or holds more than tensors ({detail}): refused, and "
+                "nothing in it was run; expected a state dict of tensors or .safetensors"
+            ) from None
+        raise CheckpointError(
+            f"{where}: unpickling it would call {asked[1]}: refused, and nothing in it was run; "
+            "expected a state dict of tensors (torch.save(model.state_dict(), ...)) or .safetensors"
+        ) from None
+    except Exception as error:  # damaged pickles raise whatever their opcodes stumble over
+        if isinstance(error, EOFError) or "unexpected EOF" in str(error):
+            raise CheckpointError(f"{where}: truncated; fetch or copy the file again") from None
+        detail = f"{type(error).__name__}: {_line(error)}"
+        raise CheckpointError(
+            f"{where}: truncated or damaged: {detail}; fetch or copy the file again"
+        ) from None
+
+
+def _load_safetensors(path: Path, where: str) -> object:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{where}: truncated or damaged safetensors: {_line(error)}; fetch the file again"
+        ) from None
+
+
+def _foreign(head: bytes) -> str:
+    """What a file is that starts with ``head`` and is no checkpoint."""
+    if _PICKLE.match(head):
+        if b"blobs" in head:
+            return "a Caffe2 pickle, which vfx does not read yet; expected a PyTorch checkpoint"
+        return (
+            "a Python pickle that torch.save did not write: refused, and nothing in it was run; "
+            "expected a checkpoint of torch.save or .safetensors"
+        )
+    for pattern, what in _LOOKS_LIKE:
+        if pattern.match(head):
+            return f"looks like {what}, expected a checkpoint of torch.save or .safetensors"
+    return f"not a checkpoint: it begins with {head[:8].hex(' ')}, expected torch.save or .safetensors"
+
+
+def _state_dict(loaded: object, where: str) -> dict[str, Tensor]:
+    for _ in range(len(_WRAPPERS)):  # bounded, since a pickle can hold a dict that holds itself
+        if not isinstance(loaded, dict):
+            break
+        inner = [loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), dict)]
+        if not inner:
+            break
+        loaded = inner[0]
+    if not isinstance(loaded, dict):
+        what = type(loaded).__name__
+        raise CheckpointError(f"{where}: holds a {what}, expected a dict of tensors by key")
+    state = {
+        key: value for key in loaded if isinstance(key, str) and isinstance(value := loaded[key], Tensor)
+    }
+    if not state:
+        held = f"the keys {str(list(loaded)[:5])[1:-1][:200]}" if loaded else "an empty dict"
+        raise CheckpointError(
+            f"{where}: no tensors inside: found {held}, expected a state dict, bare or under "
+            f"{', '.join(_WRAPPERS)}"
+        )
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _line(reason: object) -> str:
+    """The first line of what a library said, short, without control characters from the file."""
+    lines = str(reason).strip().splitlines() or ["no reason given"]
+    return "".join(c if c.isprintable() else "?" for c in lines[0][:160])
+
+
+def _shown(path: Path) -> str:
+    """The path, escaped where a newline or the like would break a one-line message."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)

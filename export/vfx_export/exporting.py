@@ -1,0 +1,171 @@
+"""One export from start to end: weights, module, graph, proof, file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from vfx_engines.errors import ExportError, OutputError, UsageError
+from vfx_engines.spec import EngineSpec, Output, Precision, Weights
+from vfx_export.catalogue import Model, catalogue_shapes
+from vfx_export.checkpoints import read_checkpoint
+from vfx_export.fitting import load_into
+from vfx_export.proof import example_inputs, prove, reference
+from vfx_export.trace import LowPrecision, lowered, set_spec, trace
+
+Stage = Callable[[str], None]
+"""Told the name of each stage as it begins."""
+
+
+def export_module(
+    module: nn.Module,
+    spec: EngineSpec,
+    path: Path,
+    *,
+    low_precision: LowPrecision | None = None,
+    stage: Stage = lambda name: None,
+) -> EngineSpec:
+    """Export any torch module as an engine: trace it, prove it, and write the file whole or not at all.
+
+    Args:
+        module: takes one tensor of ``spec.input`` (uint8 frames, or float32 samples) and returns a tensor
+            or a tuple of tensors, float32 ``[batch, *shape]``, in the order of ``spec.outputs``. For fp16 its
+            forward pass casts to the dtype of its own weights.
+        spec: what it eats and gives; ``precision`` is that of the graph.
+        path: the ``.onnx`` file to write; one that is there is replaced.
+        low_precision: a rewriting of the module for matrix units, used unless the precision is fp32.
+        stage: progress.
+
+    Returns:
+        The spec as it stands in the file, with the proof.
+
+    Raises:
+        ExportError: the module cannot be traced, or the file does not compute what the module does.
+        OutputError: the file cannot be written.
+    """
+    module.eval()
+    inputs = example_inputs(spec)
+    stage("running the module in torch")
+    try:
+        expected, macs = reference(module, inputs)
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[0]
+        raise ExportError(f"{spec.model}: the module does not run on {list(inputs.shape)}: {line}") from error
+    _check_outputs(spec, [tuple(array.shape) for array in expected])
+    spec = dataclasses.replace(spec, macs=macs or None, proof=None, vfx_version=version("vfx"))
+    stage("tracing")
+    low = lowered(module, spec.precision, inputs.shape[1], low_precision)
+    model = trace(low, torch.from_numpy(inputs), spec)
+    part = path.with_name(f".{path.stem}.part.onnx")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, part)
+        stage("comparing the file with the module")
+        spec = dataclasses.replace(spec, proof=prove(part, spec, inputs, expected))
+        set_spec(model, spec)
+        onnx.save(model, part)
+        os.replace(part, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return spec
+
+
+def export_model(
+    model: Model,
+    path: Path,
+    *,
+    checkpoint: Path | None,
+    precision: Precision = "fp32",
+    frames: int | None = None,
+    head: bool = False,
+    seed: int = 0,
+    stage: Stage = lambda name: None,
+) -> EngineSpec:
+    """Export a catalogue model.
+
+    Args:
+        model: its row.
+        path: the ``.onnx`` file to write.
+        checkpoint: the weights; None draws random ones, and the spec says so.
+        precision: of the graph.
+        frames: frames of a window, if not the model's own. The step becomes the same.
+        head: give the classifier's logits as a second output.
+        seed: of random weights.
+        stage: progress.
+
+    Raises:
+        UsageError: the network cannot take ``frames``, or has no head.
+        CheckpointError: the weights are not this model's.
+        ExportError: see `export_module`.
+    """
+    if frames is not None and frames < model.least_frames:
+        raise UsageError(f"--frames {frames}: {model.name} needs at least {model.least_frames} frames")
+    sampling = model.sampling
+    if frames is not None:
+        sampling = dataclasses.replace(sampling, frames=frames, step=frames)
+    module = model.network(head)
+    stage("reading the weights")
+    if checkpoint is None:
+        random_weights(module, seed)
+        weights = Weights("random", None, "none", f"random, seed {seed}")
+    else:
+        load_into(
+            module,
+            read_checkpoint(checkpoint),
+            model=model.name,
+            rename=model.layouts,
+            others=catalogue_shapes,
+            file=str(checkpoint),
+        )
+        weights = Weights(checkpoint.name, _sha256(checkpoint), model.licence, model.source)
+    outputs: tuple[Output, ...] = (model.feature,)
+    if head:
+        labels = model.labels()
+        outputs = (*outputs, Output("logits", (len(labels),), kind="logits", labels=labels))
+    spec = EngineSpec(
+        model=model.name,
+        weights=weights,
+        precision=precision,
+        input=model.input(sampling.frames),
+        sampling=sampling,
+        transform=model.transform,
+        outputs=outputs,
+    )
+    return export_module(module, spec, path, low_precision=model.low_precision, stage=stage)
+
+
+def random_weights(module: nn.Module, seed: int = 0) -> None:
+    """Fill a module so that activations neither fade nor grow with depth (He et al., 2015), for trials."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        with torch.no_grad():
+            if parameter.ndim >= 2:
+                fan_in = math.prod(parameter.shape[1:])
+                parameter.normal_(0, math.sqrt(2 / fan_in), generator=generator)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.05, generator=generator)
+
+
+def _check_outputs(spec: EngineSpec, shapes: list[tuple[int, ...]]) -> None:
+    expected = [output.shape for output in spec.outputs]
+    if [shape[1:] for shape in shapes] != expected:
+        raise ExportError(
+            f"{spec.model}: the module gives {[list(shape[1:]) for shape in shapes]} per row, "
+            f"the spec says {[list(shape) for shape in expected]}: correct the spec's outputs"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

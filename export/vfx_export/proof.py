@@ -1,0 +1,82 @@
+"""An exported file is compared with the module it came from, or it does not exist.
+
+Two inputs that differ are run through torch in float32 and through the engine that a user would open.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vfx_engines.errors import ExportError
+from vfx_engines.opening import open_engine
+from vfx_engines.spec import EngineSpec, Precision, Proof
+
+TOLERANCES: dict[Precision, float] = {
+    "fp32": 1e-4,  # sums in another order: I3D measures 2e-7, deeper networks up to 1e-5
+    "fp16": 5e-3,  # 11 bits of mantissa in every tensor between layers: I3D measures 4e-4
+    "bf16": 1e-2,  # 8 bits of mantissa, sums in float32: I3D measures 4e-3
+}
+"""Largest relative L2 error of an output that an export may have."""
+
+INPUTS = 2
+
+
+def example_inputs(spec: EngineSpec) -> NDArray[np.uint8]:
+    """Two pictures-like inputs of the spec's shape: waves and noise, other ones in each row.
+
+    Dynamic axes other than the batch take 256.
+    """
+    shape = [INPUTS, *(axis if isinstance(axis, int) else 256 for axis in spec.input.shape[1:])]
+    rng = np.random.default_rng(20_261_121)
+    out = np.empty(shape, np.uint8)
+    for row in out:
+        axes = np.meshgrid(*(np.linspace(0, 6.28, n) for n in row.shape), indexing="ij", sparse=True)
+        wave = sum(np.sin(rng.integers(1, 5) * a + rng.uniform(0, 6.28)) for a in axes) / len(axes)
+        noise = rng.standard_normal(row.shape, np.float32)
+        row[:] = np.clip(127.5 + 90 * wave + 30 * noise, 0, 255)
+    return out
+
+
+def reference(module: nn.Module, inputs: NDArray[np.uint8]) -> tuple[list[NDArray[np.float32]], int]:
+    """What torch gives in float32, and the multiply-accumulates of one row (Conv and MatMul)."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        outputs = module(torch.from_numpy(inputs))
+    if isinstance(outputs, Tensor):
+        outputs = (outputs,)
+    return [output.float().numpy() for output in outputs], counter.get_total_flops() // (2 * len(inputs))
+
+
+def prove(
+    path: Path, spec: EngineSpec, inputs: NDArray[np.uint8], expected: list[NDArray[np.float32]]
+) -> Proof:
+    """Run the exported file and measure how far it is from the reference.
+
+    Raises:
+        ExportError: an output is not finite, or further away than its precision allows.
+    """
+    tolerance = TOLERANCES[spec.precision]
+    with open_engine(path) as engine:
+        outputs = engine.run(inputs)
+        name = engine.name
+    worst = 0.0
+    for output, want in zip(spec.outputs, expected, strict=True):
+        got = outputs[output.name]
+        if not (np.isfinite(got).all() and np.isfinite(want).all()):
+            raise ExportError(
+                f"{spec.model}: {output.name} is not finite in {spec.precision}: "
+                "use --precision fp32, or check the weights"
+            )
+        for row, target in zip(got, want, strict=True):
+            worst = max(worst, float(np.linalg.norm(row - target) / max(np.linalg.norm(target), 1e-30)))
+    if worst > tolerance:
+        raise ExportError(
+            f"{spec.model}: {spec.precision} differs from torch by {worst:.1e}, at most {tolerance:.0e} is "
+            "allowed, so no file was left: use --precision fp32, or report it with the checkpoint's source"
+        )
+    return Proof(f"torch {torch.__version__}, float32, eager; {name}", tolerance, worst, len(inputs))

@@ -1,0 +1,155 @@
+"""From a torch module to an ONNX graph at opset 18, with its spec inside.
+
+Opset 18: bilinear GridSample is renamed in 20, and TensorRT then samples nearest without a word;
+LayerNormalization is native from 17.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from vfx_engines.errors import ExportError
+from vfx_engines.spec import METADATA_KEY, EngineSpec, Precision
+
+OPSET = 18
+
+LowPrecision = Callable[[nn.Module, int], None]
+"""A backbone's own rewriting for matrix units, given the frames of a window; fp32 goes without it."""
+
+
+def lowered(module: nn.Module, precision: Precision, frames: int, rewrite: LowPrecision | None) -> nn.Module:
+    """A copy of ``module`` with batch norm folded and its tensors in the precision of the graph.
+
+    Args:
+        module: in evaluation mode, float32.
+        precision: fp16 makes the parameters half; what must stay float32 is the backbone's own code.
+            bf16 keeps a float32 graph, which the engine runs in bf16.
+        frames: frames of a window.
+        rewrite: applied unless the precision is fp32.
+    """
+    module = copy.deepcopy(module)
+    _fold_batch_norms(module)
+    if rewrite is not None and precision != "fp32":
+        rewrite(module, frames)
+    return module.half() if precision == "fp16" else module
+
+
+def trace(module: nn.Module, example: Tensor, spec: EngineSpec) -> onnx.ModelProto:
+    """The graph of ``module``, batch the only dynamic axis unless the spec's input names more.
+
+    Args:
+        module: as `lowered` gives it.
+        example: an input of the spec's shape and dtype; two rows, since a batch of one would be baked in.
+        spec: names the inputs, outputs and dynamic axes, and travels in the file.
+
+    Raises:
+        ExportError: torch cannot trace the module, or an axis came out dynamic that the spec does not name.
+    """
+    dynamic = {
+        i: torch.export.Dim(axis, min=1) for i, axis in enumerate(spec.input.shape) if isinstance(axis, str)
+    }
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                None,
+                input_names=[spec.input.name],
+                output_names=[output.name for output in spec.outputs],
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=(dynamic,),
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's errors share no base class
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ExportError(
+            f"{spec.model}: torch cannot trace it: {lines[0] if lines else type(error).__name__}"
+        ) from error
+    assert program is not None, "only the TorchScript exporter returns nothing"
+    model = program.model_proto
+    _strip(model)
+    _check_axes(model, spec)
+    set_spec(model, spec)
+    onnx.checker.check_model(model)
+    return model
+
+
+def set_spec(model: onnx.ModelProto, spec: EngineSpec) -> None:
+    """Write the spec into the file's metadata, in place of one that is there."""
+    del model.metadata_props[:]
+    model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
+
+
+def _fold_batch_norms(module: nn.Module) -> None:
+    """Fold in float32 what the module lists in ``BATCH_NORMS`` (convolution's name to norm's name)."""
+    for part in module.modules():
+        for conv_name, norm_name in getattr(part, "BATCH_NORMS", {}).items():
+            conv, norm = getattr(part, conv_name), getattr(part, norm_name)
+            setattr(part, conv_name, fuse_conv_bn_eval(conv, norm))
+            setattr(part, norm_name, nn.Identity())
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what torch notes for debugging: it holds paths of this machine and changes the file's hash."""
+    graph = model.graph
+    model.producer_name, model.producer_version, model.doc_string, graph.doc_string = "vfx", "", "", ""
+    for items in (graph.node, graph.input, graph.output, graph.value_info, graph.initializer):
+        for item in items:
+            del item.metadata_props[:]
+            item.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+
+
+def _check_axes(model: onnx.ModelProto, spec: EngineSpec) -> None:
+    named = {axis for axis in spec.input.shape if isinstance(axis, str)}
+    expected: Sequence[tuple[str, tuple[int | str, ...]]] = [
+        (spec.input.name, spec.input.shape),
+        *((output.name, ("batch", *output.shape)) for output in spec.outputs),
+    ]
+    values = [*model.graph.input, *model.graph.output]
+    if [value.name for value in values] != [name for name, _ in expected]:
+        raise ExportError(
+            f"{spec.model}: the graph has {', '.join(value.name for value in values)}, "
+            f"the spec {', '.join(name for name, _ in expected)}"
+        )
+    for value, (name, shape) in zip(values, expected, strict=True):
+        found = tuple(
+            dim.dim_param if dim.HasField("dim_param") else dim.dim_value
+            for dim in value.type.tensor_type.shape.dim
+        )
+        if any(isinstance(axis, str) and axis not in named for axis in found) or found != shape:
+            raise ExportError(
+                f"{spec.model}: {name} came out as {list(found)}, the spec says {list(shape)}: "
+                "name each dynamic axis in the spec's input, and fix the others in the module"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks on stdout, in warnings and in logs about things nobody can act on."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+            torch.no_grad(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,185 @@
+"""Claims: how several processes share one list and one output folder without doing a video twice.
+
+A claim is a kernel lock (``fcntl``, POSIX record locks) on one byte of a hidden file in the output
+folder; which byte is a hash of the video's name. The kernel drops the locks of a process that dies,
+so nothing goes stale after ``kill -9``, no clock is involved, and NFS passes the locks on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import threading
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vfx_engines.errors import UsageError
+from vfx_runtime.inputs import shown
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+CLAIMS_FILE = ".vfx-claims"
+
+_HELD = (errno.EACCES, errno.EAGAIN)
+
+# POSIX locks belong to the process and all go when any descriptor of the file is closed: a second
+# set of claims on one folder would silently undo the first.
+_open_here: set[tuple[int, str]] = set()
+_open_guard = threading.Lock()
+
+
+class Claims:
+    """The claims of this process on the videos of one output folder; a context manager.
+
+    Safe to use from several threads. Two names may share a byte (2**62 of them): within a process
+    both are granted, between processes the second waits for the first to be released.
+
+    Raises:
+        UsageError: this process already holds claims on that folder.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._path = output / CLAIMS_FILE
+        self._key = (os.getpid(), os.path.realpath(output))
+        self._names: set[str] = set()
+        self._bytes: Counter[int] = Counter()
+        self._guard = threading.Lock()
+        self._file = -1
+        self.reason: str | None = None
+        """Why there are no claims between processes, in one line; None where they work."""
+        with _open_guard:
+            if self._key in _open_here:
+                raise UsageError(
+                    f"{shown(output)}: this process already writes there; "
+                    "wait for that run, or choose another output folder"
+                )
+            _open_here.add(self._key)
+        if fcntl is None:
+            self.reason = "this system has no fcntl locks"
+            return
+        try:
+            self._open()
+        except OSError as error:
+            self._give_up(error)
+
+    @property
+    def active(self) -> bool:
+        """Whether other processes respect these claims; False goes with a ``reason``."""
+        return self.reason is None
+
+    def take(self, name: str) -> bool:
+        """Claim a name; False if this or another process has it. Never waits."""
+        with self._guard:
+            if name in self._names:
+                return False
+            byte = _byte(name)
+            if self.active and not self._bytes[byte]:
+                try:
+                    if not self._lock(byte):
+                        return False
+                except OSError as error:
+                    self._give_up(error)
+            self._names.add(name)
+            self._bytes[byte] += 1
+            return True
+
+    def release(self, name: str) -> None:
+        """Give a name back, so that another process may take it."""
+        with self._guard:
+            self._names.remove(name)
+            byte = _byte(name)
+            self._bytes[byte] -= 1
+            if not self._bytes[byte]:
+                del self._bytes[byte]
+                if self._file >= 0:
+                    # Refused only where the file system went away, and the locks with it.
+                    with contextlib.suppress(OSError):
+                        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
+
+    def close(self) -> None:
+        """Give all names back; the last process to close removes the file."""
+        with self._guard:
+            if self._file >= 0:
+                with contextlib.suppress(OSError):
+                    # The whole file is granted only when no other process holds any claim. One that
+                    # holds none just now notices the removal at its next take.
+                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if self._current():
+                        self._path.unlink()
+                os.close(self._file)
+                self._file = -1
+            self._names.clear()
+            self._bytes.clear()
+        with _open_guard:
+            _open_here.discard(self._key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # Some file systems grant the opening and refuse the locks.
+        with contextlib.suppress(BlockingIOError, PermissionError):
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _PROBE)
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _PROBE)
+
+    def _lock(self, byte: int) -> bool:
+        while True:
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            except OSError as error:
+                if error.errno in _HELD:
+                    return False
+                if error.errno != errno.ESTALE:
+                    raise
+            else:
+                if self._current():
+                    return True
+            # The file was removed by a process that closed: claims now live in a new one.
+            os.close(self._file)
+            self._file = -1
+            self._open()
+            for held in self._bytes:
+                # There are some only if somebody removed the file by hand.
+                with contextlib.suppress(BlockingIOError, PermissionError):
+                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, held)
+
+    def _current(self) -> bool:
+        """Whether the file that is open is the one that a newcomer would open."""
+        try:
+            mine, named = os.fstat(self._file), self._path.stat()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return False
+            raise
+        return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
+
+    def _give_up(self, error: OSError) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self.reason = f"{shown(self._path)}: no locks here ({error.strerror})"
+
+
+_PROBE = 2**62
+
+
+def _byte(name: str) -> int:
+    """Offset of a name's byte; below 2**62, so that offset plus length fits every off_t."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2

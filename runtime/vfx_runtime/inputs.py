@@ -1,0 +1,253 @@
+"""Which videos a run works on, and the name of each one's output.
+
+A video's name is its path below its root, without suffix, with forward slashes. The root is the
+list's folder for a listed path, the folder itself for a folder, the file's own folder for a file;
+``root`` sets one for all. So names do not depend on what else is in a list: adding a line never
+renames the output of another.
+
+A listed path outside the list's folder has no folder in its name, like a file given directly: what
+it writes stays inside the output folder. Two such files of one name are refused with a hint at
+``--root``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from vfx_engines.errors import UsageError
+
+MEDIA_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("3g2", "3gp", "asf", "avi", "divx", "f4v", "flv", "gif", "m2ts", "m2v", "m4v", "mkv"),
+        *("mov", "mp4", "mpeg", "mpg", "mts", "mxf", "ogv", "rm", "rmvb", "ts", "vob", "webm"),
+        *("wmv", "y4m"),
+    )
+)
+"""Suffixes, in lower case, of the files that a folder is searched for."""
+
+LIST_SUFFIXES = frozenset({".txt", ".csv"})
+CSV_COLUMNS = ("video", "path", "video_path")
+"""Header cells that name the column of paths, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One video and the name of its output."""
+
+    path: Path
+    """Where the video is; it need not exist."""
+    name: str
+    """The output's path below the output folder, without suffix, with forward slashes."""
+
+
+def find_videos(arguments: Sequence[str | Path], root: Path | None = None) -> list[Job]:
+    """The videos that files, folders and lists name, in that order, each once.
+
+    * A folder is searched recursively for ``MEDIA_SUFFIXES``, sorted by path. Hidden files and
+      folders are skipped, links are followed, a link back to a parent folder is not.
+    * A ``.txt`` list holds one path a line, relative to the list. Empty lines are ignored; so is
+      a line that starts with ``#``, unless there is a file of that name. Space around a path is
+      part of it if such a file exists.
+    * A ``.csv`` list holds paths in its first column, or in the column that a header calls
+      ``video``, ``path`` or ``video_path``.
+    * Anything else is a video, whatever its suffix: the decoder judges it. A listed file, or a
+      file with a media suffix, may be missing: it is a job of its own that fails later.
+
+    Args:
+        arguments: what the user gave.
+        root: the folder below which names start; None for the rule above.
+
+    Raises:
+        UsageError: nothing to do, a list or folder that cannot be read, a path that is not below
+            ``root``, or two videos that would write one file.
+    """
+    jobs: list[Job] = []
+    by_name: dict[str, str] = {}
+    seen: set[str] = set()
+    _real.cache_clear()
+    for argument in arguments:
+        own_root, paths = _expand(os.fspath(argument))
+        prefixes = _prefixes(own_root if root is None else os.path.abspath(root))
+        for path in paths:
+            if path in seen:
+                continue
+            seen.add(path)
+            name = _name(path, prefixes, strict=root is not None)
+            other = by_name.setdefault(name, path)
+            if other is not path:
+                raise UsageError(_collision(other, path, name))
+            jobs.append(Job(Path(path), name))
+    if not jobs:
+        raise UsageError("no videos given: name video files, folders, .txt or .csv lists")
+    return jobs
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """``path`` as one line of printable text: quoted and escaped where it must be."""
+    text = os.fspath(path)
+    return text if text.isprintable() and text.strip() == text != "" else ascii(text)
+
+
+def _expand(argument: str) -> tuple[str, Iterable[str]]:
+    """The root of what one argument stands for, and the absolute paths of its videos."""
+    if not argument:
+        raise UsageError("an input is the empty text; expected a video, a folder or a list")
+    path = _absolute(argument, os.getcwd())
+    suffix = os.path.splitext(path)[1].lower()
+    if os.path.isdir(path):
+        return path, _search(path)
+    if suffix in LIST_SUFFIXES:
+        return os.path.dirname(path), _listed(argument, path, suffix)
+    if suffix in MEDIA_SUFFIXES or os.path.lexists(path):
+        return os.path.dirname(path), [path]
+    raise UsageError(f"{shown(argument)}: no such file or folder")
+
+
+def _absolute(path: str, folder: str) -> str:
+    joined = os.path.join(folder, path)
+    if ".." in path:
+        # Textually, link/../x is x; for the kernel it lies beside what the link points to.
+        parent, last = os.path.split(joined.rstrip("/"))
+        joined = _real(joined) if last == ".." else os.path.join(_real(parent), last)
+    # normpath keeps a leading "//", which POSIX leaves open and Linux reads as "/".
+    normal = os.path.normpath(joined)
+    return normal[1:] if normal.startswith("//") else normal
+
+
+# The lines of a list share few folders, and resolving one takes a system call per component.
+_real = lru_cache(maxsize=4096)(os.path.realpath)
+
+
+def _prefixes(root: str) -> tuple[str, ...]:
+    """What a path below ``root`` begins with: as given, and with links resolved."""
+    return tuple(os.path.join(folder, "") for folder in dict.fromkeys((root, _real(root))))
+
+
+def _name(path: str, prefixes: tuple[str, ...], *, strict: bool) -> str:
+    """Path below the root without suffix; outside of it the bare stem, or an error if ``strict``."""
+    for prefix in prefixes:
+        if path.startswith(prefix):
+            below = path[len(prefix) :]
+            break
+    else:
+        if strict:
+            raise UsageError(
+                f"{shown(path)} is not below --root {shown(prefixes[0])}: give a folder that holds all videos"
+            )
+        below = os.path.basename(path)
+    return os.path.splitext(below)[0].replace(os.sep, "/")
+
+
+def _collision(first: str, second: str, name: str) -> str:
+    text = f"{shown(first)} and {shown(second)} would both write {shown(name)}: "
+    common = os.path.commonpath([first, second])
+    if os.path.splitext(first)[0] != os.path.splitext(second)[0]:
+        return text + f"--root {shown(common)} keeps their folders apart"
+    return text + "rename one, or run them with different --output folders"
+
+
+def _search(top: str) -> list[str]:
+    found: list[str] = []
+    # A folder travels with the identities of those above it, so that a loop of links ends.
+    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
+    while folders:
+        folder, above = folders.pop()
+        try:
+            status = os.stat(folder)
+            here = (status.st_dev, status.st_ino)
+            if here in above:
+                continue
+            above = above | {here}
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        folders.append((entry.path, above))
+                    elif os.path.splitext(entry.name)[1].lower() in MEDIA_SUFFIXES and (
+                        # A dangling link is a video that is missing: it is reported, not passed over.
+                        entry.is_file() or entry.is_symlink()
+                    ):
+                        found.append(entry.path)
+        except OSError as error:
+            raise UsageError(f"{shown(folder)}: cannot search this folder: {error.strerror}") from None
+    if not found:
+        raise UsageError(
+            f"{shown(top)}: no video in this folder; files are known by their suffix "
+            "(.mp4, .mkv, .webm, ...), give others one by one or in a list"
+        )
+    found.sort()
+    return found
+
+
+def _listed(argument: str, path: str, suffix: str) -> Iterator[str]:
+    """Absolute path of each video in a list."""
+    text, folder = _read_text(argument), os.path.dirname(path)
+    number = 0
+    for number, line in _csv_paths(argument, text) if suffix == ".csv" else _txt_paths(text, folder):
+        if "\0" in line:
+            raise UsageError(f"{shown(argument)}, line {number}: not text; expected one path a line")
+        video = _absolute(line, folder)
+        if line.endswith("/") or os.path.basename(line) in (".", ".."):
+            raise UsageError(
+                f"{shown(argument)}, line {number}: {shown(line)} is a folder; expected a video "
+                "file, give folders on the command line"
+            )
+        yield video
+    if not number:
+        raise UsageError(f"{shown(argument)}: the list is empty; expected one path a line")
+
+
+def _read_text(argument: str) -> str:
+    try:
+        data = Path(argument).read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{shown(argument)}: no such list") from None
+    except OSError as error:
+        raise UsageError(f"{shown(argument)}: cannot read this list: {error.strerror}") from None
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        # What PowerShell's ">" writes.
+        return data.decode("utf-16", "replace")
+    return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+
+
+def _txt_paths(text: str, folder: str) -> Iterator[tuple[int, str]]:
+    # Not splitlines(): U+2028 and form feeds may stand in a file name.
+    for number, raw in enumerate(text.split("\n"), start=1):
+        line = raw.removesuffix("\r")
+        bare = line.strip()
+        if not bare:
+            continue
+        if "\0" not in line:
+            if bare != line and not os.path.lexists(os.path.join(folder, line)):
+                line = bare
+            if line.startswith("#") and not os.path.lexists(os.path.join(folder, line)):
+                continue
+        yield number, line
+
+
+def _csv_paths(argument: str, text: str) -> Iterator[tuple[int, str]]:
+    reader = csv.reader(io.StringIO(text, newline=""))
+    column = None
+    try:
+        for row in reader:
+            if not any(cell.strip() for cell in row):
+                continue
+            if column is None:
+                cells = [cell.strip().lower() for cell in row]
+                header = [cells.index(name) for name in CSV_COLUMNS if name in cells]
+                column = header[0] if header else 0
+                if header:
+                    continue
+            if column >= len(row) or not row[column].strip():
+                raise UsageError(f"{shown(argument)}, line {reader.line_num}: no path in column {column + 1}")
+            yield reader.line_num, row[column].strip()
+    except csv.Error as error:
+        raise UsageError(f"{shown(argument)}, line {reader.line_num}: not CSV: {error}") from None

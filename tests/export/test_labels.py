@@ -1,0 +1,27 @@
+from vfx_export.labels import kinetics400
+
+
+def test_kinetics400_is_400_names_in_alphabetical_order():
+    names = kinetics400()
+    assert len(names) == len(set(names)) == 400
+    # Plain code-point order: "passing American football" stays before "peeling apples" either way.
+    assert list(names) == sorted(names)
+    assert all(name == name.strip() and name.isascii() and "_" not in name for name in names)
+
+
+def test_kinetics400_indices_that_others_publish():
+    names = kinetics400()
+    known = {
+        0: "abseiling",
+        5: "archery",
+        31: "bowling",
+        166: "javelin throw",
+        198: "mopping floor",
+        208: "passing American football (in game)",
+        241: "playing piano",
+        253: "pole vault",
+        312: "skydiving",
+        346: "tai chi",
+        399: "zumba",
+    }
+    assert {index: names[index] for index in known} == known

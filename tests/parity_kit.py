@@ -1,0 +1,106 @@
+"""The parity kit (../shared/parity, or shared/parity inside the checkout), model by model.
+
+Without the kit a test is skipped with the reason; with ``parity`` in ``VFX_REQUIRE`` it fails instead,
+so that a run which must prove parity cannot pass by skipping.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Kit:
+    """One model of the kit."""
+
+    name: str
+    folder: Path
+    spec: dict[str, Any]
+
+    def checkpoint(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """The generated state dict, keys in the order of the public checkpoint."""
+        state: dict[str, np.ndarray] = _weights().checkpoint(self.spec, seed)
+        return state
+
+    @cached_property
+    def golden(self) -> dict[str, np.ndarray]:
+        """``<case>.<output>`` of the public code on ``inputs(case)``, weight seed 0."""
+        return _npz(self.folder / "golden.npz")
+
+    @cached_property
+    def pixels(self) -> dict[str, np.ndarray]:
+        """``<case>.<output>`` of the public code on ``images(case)``, normalised, weight seed 0."""
+        return _npz(self.folder / "pixels.npz")
+
+    def inputs(self, case: str = "main", seed: int = 0) -> list[np.ndarray]:
+        """What the network itself is fed, after all preprocessing, in its own layout."""
+        made: list[np.ndarray] = _weights().inputs(self.spec, case, seed)
+        return made
+
+    def images(self, case: str = "main", seed: int = 0) -> np.ndarray:
+        """The engine's input behind ``pixels``: uint8 [N, T, H, W, 3], from the case's last input.
+
+        Per-frame networks (NCHW in the kit) get one frame per window.
+        """
+        item = self.spec["cases"][case]["inputs"][-1]
+        made = _weights().images(tuple(item["shape"]), seed)
+        if item["layout"] == "NCHW":
+            made = made[:, :, None]
+        elif item["layout"] != "NCTHW":
+            raise ValueError(f"{self.name}: no uint8 windows for layout {item['layout']!r}")
+        return np.ascontiguousarray(made.transpose(0, 2, 3, 4, 1).astype(np.uint8))
+
+
+@cache
+def kit(name: str) -> Kit:
+    """The kit's model ``name`` (a folder of parity/), for example ``i3d_rgb``."""
+    folder = shared("parity") / name
+    return Kit(name, folder, json.loads((folder / "spec.json").read_text()))
+
+
+def e2e(job: str) -> dict[str, np.ndarray]:
+    """What the public code wrote for a whole run on a video (``e2e/index.json`` says which)."""
+    return _npz(shared("parity") / "e2e" / f"{job}.npz")
+
+
+def video(name: str) -> Path:
+    """A real video, for example ``v_GGSY1Qvo990.mp4``."""
+    return shared("videos") / name
+
+
+def shared(part: str) -> Path:
+    """The folder ``part`` of the shared material; skips, or fails if required, where there is none."""
+    for base in (_ROOT.parent / "shared", _ROOT / "shared"):
+        if (base / part).is_dir():
+            return base / part
+    reason = f"no ../shared/{part} beside the checkout"
+    if "parity" in os.environ.get("VFX_REQUIRE", ""):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@cache
+def _weights() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("parity_weights", shared("parity") / "weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
