@@ -108,11 +108,13 @@ def make_video(
     with av.open(
         f"file:{path}", "w", format=_FORMATS.get(path.suffix), options=dict(container_options or {})
     ) as out:
-        video = sound = None
+        video: av.VideoStream | None = None
+        sound: av.AudioStream | None = None
         if frames:
             stored = (height, width) if rotation in (90, 270) else (width, height)
-            video = out.add_stream(encoder, rate=fps, options={**encoder_options, **(options or {})})
-            assert isinstance(video, av.VideoStream)
+            stream = out.add_stream(encoder, rate=fps, options={**encoder_options, **(options or {})})
+            assert isinstance(stream, av.VideoStream)
+            video = stream
             video.width, video.height = stored
             video.pix_fmt = pix_fmt or usual_format
             video.codec_context.gop_size = gop
@@ -123,7 +125,10 @@ def make_video(
             if rotation:
                 video.set_display_rotation(rotation)
         if audio:
-            sound = out.add_stream(_AUDIO.get(path.suffix, "aac"), rate=16000, layout="mono")
+            stream = out.add_stream(_AUDIO.get(path.suffix, "aac"), rate=16000)
+            assert isinstance(stream, av.AudioStream)
+            sound = stream
+            sound.layout = "mono"
         if video is not None:
             for number in range(frames):
                 turned = np.rot90(picture(number, width, height), -rotation // 90)

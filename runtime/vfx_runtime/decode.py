@@ -30,6 +30,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -44,10 +46,8 @@ MAX_PIXELS = 2**26
 # Demuxers that read one file and no other. HLS, DASH, concat, SDP, image sequences and their like
 # would follow names inside the file; tty would decode any text as a film.
 _FORMATS = (
-    "3dostr,amv,apng,asf,asf_o,av1,avi,avs2,avs3,bink,cavsvideo,dhav,dirac,dv,evc,flic,flv,gif,gxf,"
-    "h261,h263,h264,hevc,ipu,ivf,ivr,kux,lmlm4,lvf,m4v,matroska,matroska,webm,mjpeg,mjpeg_2000,mlv,"
-    "mov,mp4,m4a,3gp,3g2,mj2,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,mxf,nsv,nut,nuv,obu,ogg,"
-    "pva,rm,roq,smjpeg,swf,ty,vc1,vc1test,viv,vivo,vvc,wtv,webp,y4m,yuv4mpegpipe"
+    "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,gif,apng,mxf,nut,rm,wtv,dv,ivf,obu,av1,gxf,"
+    "h264,hevc,vvc,m4v,mpegvideo,mjpeg,vc1,yuv4mpegpipe"
 )
 
 # These decoders drop a broken slice and say nothing, unless they are told to give up. For the others
@@ -223,7 +223,7 @@ class PyAvDecoder:
             self._time_base = self._stream.time_base or Fraction(1, 1_000_000)
             # The ffmpeg tool subtracts the container's start, rounded to the stream's ticks.
             origin = Fraction(self._container.start_time or 0, 1_000_000) / self._time_base
-            self._origin = int(origin + Fraction(1, 2) // 1)
+            self._origin = (origin + Fraction(1, 2)) // 1
             self._packets = self._container.demux(self._stream)
             self._decoded: deque[VideoFrame] = deque()
             self._pending: list[int] = []
@@ -340,6 +340,7 @@ class PyAvDecoder:
             if (
                 self._codec in _FRAME_PER_PACKET
                 and packet.pts is not None
+                and packet.pts >= (self._first_pts or packet.pts)
                 and packet.size
                 and not packet.is_discard
             ):
@@ -382,7 +383,7 @@ class PyAvDecoder:
                 f"{self._name}: cannot convert {picture.format.name} to RGB ({error}); re-encode it"
             ) from None
         plane = converted.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(converted.height, plane.line_size)
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(converted.height, plane.line_size)
         image = rows[:, : converted.width * 3].reshape(converted.height, converted.width, 3)
         return _displayed(image, _orientation(picture))
 
@@ -463,7 +464,7 @@ def _open_container(path: str, name: str) -> InputContainer:
 
 
 def _video_stream(container: InputContainer, name: str) -> VideoStream:
-    covers = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    covers = Disposition.attached_pic | Disposition.timed_thumbnails
     videos = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not videos:
         found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
@@ -530,10 +531,15 @@ _UPRIGHT = _Orientation()
 
 def _orientation(picture: VideoFrame) -> _Orientation:
     """What the display matrix (ISO/IEC 14496-12, 8.3.2) asks for; slanted ones are left as stored."""
-    data = picture.side_data.get("DISPLAYMATRIX")
-    if data is None:
+    try:
+        data = [data for data in picture.side_data if data.type is SideDataType.DISPLAYMATRIX]
+    except ValueError:
+        # PyAV refuses kinds of side data that it does not know; it then tells the angle alone.
+        quarter = round(picture.rotation / 90) % 4
+        return _Orientation(quarter % 2 == 1, quarter in (2, 3), quarter in (1, 2))
+    if not data:
         return _UPRIGHT
-    matrix = np.frombuffer(bytes(data), np.int32).astype(np.int64)
+    matrix = np.frombuffer(bytes(data[0]), np.int32)
     a, b, c, d = (int(matrix[at]) for at in (0, 1, 3, 4))
     if abs(a) + abs(d) > 50 * (abs(b) + abs(c)):
         return _Orientation(False, a < 0, d < 0)
@@ -587,4 +593,6 @@ def _timeline(path: str, name: str, codec: str) -> _Timeline:
     except av.FFmpegError:
         return _Timeline([], [])
     times.sort()
+    if len(set(times)) < len(times):
+        return _Timeline([], [])
     return _Timeline(times, [number for number, pts in enumerate(times) if pts in keys])

@@ -23,7 +23,7 @@ from vfx_engines.errors import VideoError
 from vfx_engines.spec import Crop, Filter, Resize, Transform
 
 BITS = 22
-"""Fraction bits of a weight: 32 less 8 for the pixel, less 2 for the overshoot of bicubic."""
+"""Fraction bits of a weight, as Pillow has it: 32 less 8 for the pixel, 2 for bicubic's overshoot."""
 
 _FloatArray = npt.NDArray[np.float64]
 
@@ -90,7 +90,7 @@ class FramePlan:
             bottom, right = self.top + self.out_height, self.left + self.out_width
             np.copyto(out, rgb[self.top : bottom, self.left : right])
             return
-        # Compiled code: 0.5 s that a command which only prints its help need not spend.
+        # Here, not above: numba's import is time that a command which only prints help need not take.
         from vfx_runtime.resize_kernel import filter_frame, scratch_size
 
         first, end = self.rows.span

@@ -3,18 +3,17 @@
 import os
 import pickle
 import random
-import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-import parity_kit
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import parity_kit
 from vfx_engines.errors import CheckpointError
 from vfx_export.checkpoints import read_checkpoint
 
@@ -242,18 +241,21 @@ def test_random_damage_gives_tensors_or_one_line(tmp_path, form):
     whole = _saved(tmp_path, form)
     rng = random.Random(0)
     path = tmp_path / "damaged.pt"
-    refused = 0
+    messages = []
     for _ in range(100):
         damaged = bytearray(whole)
         for _ in range(rng.choice((1, 4))):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         path.write_bytes(damaged)
         try:
-            read_checkpoint(path)
+            found = read_checkpoint(path)
         except CheckpointError as error:
-            assert len(str(error).splitlines()) == 1
-            refused += 1
-    assert refused > 10
+            messages.append(str(error))
+            continue
+        # A zip has checksums: what still reads was damaged in its padding.
+        assert form != "zip" or same(found, state())
+    assert len(messages) > 10
+    assert all(len(message.splitlines()) == 1 for message in messages)
 
 
 def test_a_record_shorter_than_its_pickle_says(tmp_path):
@@ -267,13 +269,6 @@ def test_a_record_shorter_than_its_pickle_says(tmp_path):
             data = whole.read(name)
             short.writestr(name, data[:8] if name.endswith("data/0") else data)
     assert "damaged" in refusal(tmp_path / "short.pt")
-
-
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file(tmp_path):
-    torch.save(state(), tmp_path / "a.pt")
-    (tmp_path / "a.pt").chmod(0)
-    assert "Permission denied" in refusal(tmp_path / "a.pt")
 
 
 def test_the_whole_i3d_checkpoint_in_its_published_layout(tmp_path):

@@ -1,10 +1,10 @@
 import math
 
-import parity_kit
 import pytest
 import torch
 from torch import nn
 
+import parity_kit
 from vfx_engines.errors import CheckpointError
 from vfx_export.backbones.i3d import I3D
 from vfx_export.fitting import key_shapes, load_into, rename_i3d
