@@ -102,6 +102,9 @@ def _check_zip(path: Path, where: str) -> None:
                 raise CheckpointError(
                     f"{where}: a {what} archive that torch.save did not write, expected a checkpoint"
                 )
+            # torch takes a record with the folder attribute for read and leaves its tensor unset.
+            if any(record.external_attr & 0x10 for record in records):
+                raise zipfile.BadZipFile("a record is marked as a folder")
             # torch.serialization.set_crc32_options(False) leaves every CRC at zero.
             if any(record.CRC for record in records):
                 for record in records:

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import http.client
 import os
 import re
-import socket
-import ssl
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -22,16 +16,22 @@ from urllib.parse import unquote, urlsplit
 import platformdirs
 
 from vfx_engines.errors import DownloadError
-
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and the bytes of the whole file, None where the server hides it."""
+from vfx_export.transfer import (
+    ELSEWHERE,
+    BrokenConnectionError,
+    Hash,
+    Progress,
+    attempt,
+    file_size,
+    hash_file,
+    restart_part,
+    shown,
+    validator_path,
+)
 
 _SCHEMES = ("https", "http", "file")
-_CHUNK = 1 << 20
-_TIMEOUT_S = 30.0
 _PAUSES_S = (0.5, 1.0, 2.0)
 """Before each new attempt; as many attempts in a row may fail to bring a byte more."""
-_ELSEWHERE = "a copy from elsewhere can be given with --checkpoint FILE"
 
 
 def cache_folder() -> Path:
@@ -77,10 +77,10 @@ def fetch(
     """
     expected = _expected(sha256, git_blob, sha256_prefix)
     if not is_url(url):
-        raise DownloadError(f"{_shown(url)}: not a URL of {', '.join(_SCHEMES)}")
+        raise DownloadError(f"{shown(url)}: not a URL of {', '.join(_SCHEMES)}")
     name = filename or unquote(urlsplit(url).path).rsplit("/", 1)[-1]
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
-        raise DownloadError(f"{_shown(url)}: names no file; {_ELSEWHERE}")
+        raise DownloadError(f"{shown(url)}: names no file; {ELSEWHERE}")
     if expected is None:
         folder = folder / hashlib.sha256(url.encode()).hexdigest()[:12]
     final, part = folder / name, folder / f"{name}.part"
@@ -94,7 +94,7 @@ def fetch(
                 _complete(url, part, file, expected, progress or (lambda done, total: None))
                 os.fsync(file.fileno())
                 os.replace(part, final)
-                _validator_path(part).unlink(missing_ok=True)
+                validator_path(part).unlink(missing_ok=True)
             else:
                 part.unlink()
     except OSError as error:
@@ -105,17 +105,9 @@ def fetch(
     return final
 
 
-@dataclass(frozen=True, slots=True)
-class _Hash:
-    """What a file's hash must begin with."""
-
-    kind: str
-    digits: str
-
-
-def _expected(sha256: str | None, git_blob: str | None, prefix: str | None) -> _Hash | None:
+def _expected(sha256: str | None, git_blob: str | None, prefix: str | None) -> Hash | None:
     given = [
-        _Hash(kind, digits.lower())
+        Hash(kind, digits.lower())
         for kind, digits in (("sha256", sha256), ("git blob", git_blob), ("sha256", prefix))
         if digits
     ]
@@ -126,26 +118,11 @@ def _expected(sha256: str | None, git_blob: str | None, prefix: str | None) -> _
     return given[0] if given else None
 
 
-def _hasher(kind: str, size: int) -> hashlib._Hash:
-    if kind == "sha256":
-        return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-
-
-def _hash_file(file: BinaryIO, kind: str, size: int) -> hashlib._Hash:
-    """The hash of what ``file`` holds, for a whole of ``size`` bytes; the position is then its end."""
-    digest = _hasher(kind, size)
-    file.seek(0)
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest
-
-
-def _is_right(path: Path, expected: _Hash | None) -> bool:
+def _is_right(path: Path, expected: Hash | None) -> bool:
     if not path.is_file() or expected is None:
         return path.is_file()
     with path.open("rb") as file:
-        digest = _hash_file(file, expected.kind, path.stat().st_size)
+        digest = hash_file(file, expected.kind, path.stat().st_size)
     return digest.hexdigest().startswith(expected.digits)
 
 
@@ -163,95 +140,43 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
                 current = os.path.samestat(os.fstat(file.fileno()), part.stat())
             except FileNotFoundError:
                 current = False
-            if current:
+            if not current:
+                continue
+            try:
                 yield file
-                return
+            finally:
+                if not file_size(file):
+                    part.unlink(missing_ok=True)
+            return
 
 
-class _BrokenError(Exception):
-    """The connection failed in a way that a new attempt may mend."""
-
-
-def _complete(
-    url: str, part: Path, file: BinaryIO, expected: _Hash | None, progress: Progress
-) -> None:
+def _complete(url: str, part: Path, file: BinaryIO, expected: Hash | None, progress: Progress) -> None:
     """Bring ``file`` to the whole of the published file."""
     failures, most = 0, 0
-    resumed = os.fstat(file.fileno()).st_size > 0
+    resumed = file_size(file) > 0
+    if resumed and expected is not None and _is_right(part, expected):
+        return  # killed between the last byte and the rename
     while True:
         try:
-            digest = _attempt(url, part, file, expected, progress)
-        except _BrokenError as error:
-            size = os.fstat(file.fileno()).st_size
+            digest = attempt(url, part, file, expected, progress)
+        except BrokenConnectionError as error:
+            size = file_size(file)
             failures = 0 if size > most else failures + 1
             most = max(most, size)
             if failures >= len(_PAUSES_S):
                 raise DownloadError(
-                    f"{_shown(url)}: cannot be fetched: {error}, after {failures} more attempts; "
-                    f"run again to go on from {size} bytes, or {_ELSEWHERE}"
+                    f"{shown(url)}: cannot be fetched: {error}, after {failures} more attempts; "
+                    f"run again to go on from {size} bytes, or {ELSEWHERE}"
                 ) from None
             time.sleep(_PAUSES_S[failures])
             continue
         if expected is None or digest.startswith(expected.digits):
             return
-        _restart(part, file)
+        restart_part(part, file)
         if not resumed:
-            part.unlink()
             raise DownloadError(
-                f"{_shown(url)}: {expected.kind} is {digest}, expected {expected.digits}: it is not "
-                f"the published file, and was deleted; {_ELSEWHERE}"
+                f"{shown(url)}: {expected.kind} is {digest}, expected {expected.digits}: it is not "
+                f"the published file, and was deleted; {ELSEWHERE}"
             )
         # The part was of another file, or damaged: what a fresh download gives is decisive.
         resumed = False
-
-
-def _attempt(
-    url: str, part: Path, file: BinaryIO, expected: _Hash | None, progress: Progress
-) -> str:
-    """One connection, from where the part ends to the end of the file.
-
-    Returns:
-        The hash of the whole file, or nothing where none is expected.
-
-    Raises:
-        _BrokenError: the connection ended early; the part keeps what came.
-        DownloadError: another attempt would end the same way.
-    """
-    have = os.fstat(file.fileno()).st_size
-    headers = {"User-Agent": "vfx"}
-    validator = _validator_path(part)
-    known = validator.read_text("ascii") if have and validator.is_file() else ""
-    # Without a hash only the server can say that a part is still of its file.
-    if have and (known or expected is not None):
-        headers["Range"] = f"bytes={have}-"
-        if known:
-            headers["If-Range"] = known
-    with _open(url, headers) as response:
-        total, start = _extent(response, have)
-        if start != have or (total is not None and total < have):
-            _restart(part, file)
-            if start:
-                raise _BrokenError("the server's file is not the one that was begun")
-        if start == 0:
-            _note_validator(response, validator)
-        kind = expected.kind if expected else ""
-        # git hashes the length first: where it is not known, the file is hashed when it is whole.
-        streaming = expected is not None and (kind == "sha256" or total is not None)
-        digest = _hash_file(file, kind, total or 0) if streaming else None
-        done = file.seek(0, os.SEEK_END)
-        progress(done, total)
-        while total is None or done < total:
-            chunk = _read(response)
-            if not chunk:
-                break
-            file.write(chunk)
-            if digest is not None:
-                digest.update(chunk)
-            done += len(chunk)
-            progress(done, total)
-        file.flush()
-    if total is not None and done != total:
-        raise _BrokenError(f"the connection ended after {done} of {total} bytes")
-    if expected is not None and digest is None:
-        digest = _hash_file(file, kind, done)
-    return digest.hexdigest() if digest is not None else ""

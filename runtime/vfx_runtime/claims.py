@@ -64,10 +64,18 @@ class Claims:
         if fcntl is None:
             self.reason = "this system has no fcntl locks"
             return
+        found = self._path.exists()
         try:
             self._open()
         except OSError as error:
             self._give_up(error)
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+            if not found:
+                # Useless here; one that was there may serve others.
+                with contextlib.suppress(OSError):
+                    self._path.unlink()
 
     @property
     def active(self) -> bool:
@@ -170,9 +178,7 @@ class Claims:
         return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
 
     def _give_up(self, error: OSError) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        # The file stays open: closing it would free what is held.
         self.reason = f"{shown(self._path)}: no locks here ({error.strerror})"
 
 

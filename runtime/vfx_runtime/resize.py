@@ -6,7 +6,8 @@ or on CUDA, needs: columns are filtered first and rounded to uint8, then rows.
 
 Source of the arithmetic: Pillow's Resample.c (antialiased: the filter widens as the frame
 shrinks), PyTorch's ``F.interpolate(align_corners=False)`` (not antialiased: 2 or 4 taps at any
-scale).
+scale). Pillow 13 filters rows first where a frame is much taller than wide and shrinks, which
+moves pixels there by one level; earlier ones, which made the published features, never do.
 """
 
 from __future__ import annotations
@@ -269,12 +270,13 @@ def _curve(distance: _FloatArray, filter: Filter, a: float) -> _FloatArray:
 def _packed(source: int, start: npt.NDArray[np.int64], weight: npt.NDArray[np.int32]) -> Taps:
     """Drop the zeros at either end, and move starts so that no output reads past the source."""
     used = weight != 0
-    skipped = used.argmax(axis=1)
-    lengths = weight.shape[1] - used[:, ::-1].argmax(axis=1) - skipped
-    k = int(lengths.max())
-    begin = start + skipped
-    moved = np.minimum(begin, source - k)
-    column = np.arange(k) + (moved - start)[:, None]
-    inside = (column >= skipped[:, None]) & (column < (skipped + lengths)[:, None])
-    picked = np.take_along_axis(weight, np.where(inside, column, 0), axis=1)
-    return Taps(moved.astype(np.int32), np.ascontiguousarray(np.where(inside, picked, 0), dtype=np.int32))
+    begin = start + used.argmax(axis=1)
+    end = start + weight.shape[1] - used[:, ::-1].argmax(axis=1)
+    # A bicubic tap that happens to be 0 must not let a start run ahead of the next one.
+    begin = np.minimum.accumulate(begin[::-1])[::-1]
+    k = int((end - begin).max())
+    begin = np.minimum(begin, source - k)
+    packed = np.zeros((len(start), k), np.int32)
+    output, tap = np.nonzero(used)
+    packed[output, start[output] + tap - begin[output]] = weight[output, tap]
+    return Taps(begin.astype(np.int32), packed)

@@ -6,11 +6,13 @@ A *sample* is a frame after the frame rate was applied; windows count in samples
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Generic, Protocol, TypeVar
 
+from vfx_engines.errors import UsageError
 from vfx_engines.spec import Sampling
 
 _INT_MAX = 2**31 - 1
@@ -52,11 +54,15 @@ def rate(fps: float) -> Fraction:
     """The frame rate that ffmpeg reads in ``fps=<fps>``: the nearest fraction of 31-bit integers.
 
     23.976 is 2997/125, not 24000/1001. Source: av_d2q in ffmpeg's libavutil.
+
+    Raises:
+        UsageError: the rate is not above 0, or so low that the fraction is 0.
     """
-    exact = Fraction(fps)
-    if exact < 1:
-        return exact.limit_denominator(_INT_MAX)
-    return 1 / (1 / exact).limit_denominator(_INT_MAX)
+    exact = Fraction(fps) if fps > 0 and math.isfinite(fps) else Fraction(0)
+    near = exact.limit_denominator(_INT_MAX)
+    if not near:
+        raise UsageError(f"frame rate is {fps}, expected frames per second above 0, such as 25")
+    return near if exact < 1 else 1 / (1 / exact).limit_denominator(_INT_MAX)
 
 
 def resample(frames: Iterable[F], fps: float | None) -> Iterator[Held[F]]:
@@ -148,7 +154,7 @@ class Windows:
             room = total - sampling.span - self._lead + self._offset
             return max(0, room // sampling.step + 1 - self._first)
         anchors = -(-total // sampling.step)
-        if sampling.anchor == "centre" or total == 0:
+        if sampling.anchor == "centre":
             return anchors
         return min(anchors, max(0, -(-(total - sampling.span) // sampling.step)) + 1)
 

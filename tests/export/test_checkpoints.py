@@ -258,6 +258,15 @@ def test_random_damage_gives_tensors_or_one_line(tmp_path, form):
     assert all(len(message.splitlines()) == 1 for message in messages)
 
 
+def test_a_record_marked_as_a_folder(tmp_path):
+    """torch would leave its tensor as uninitialised memory."""
+    whole = bytearray(_saved(tmp_path, "zip"))
+    entry = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"/data/0"))
+    whole[entry + 38] |= 0x10
+    (tmp_path / "a.pt").write_bytes(whole)
+    assert "marked as a folder" in refusal(tmp_path / "a.pt")
+
+
 def test_a_record_shorter_than_its_pickle_says(tmp_path):
     """Mapped into memory, torch would read the next record's bytes as weights."""
     (tmp_path / "whole").write_bytes(_saved(tmp_path, "zip"))

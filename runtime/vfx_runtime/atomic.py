@@ -1,0 +1,130 @@
+"""Files that appear whole or not at all, and the output folder they go to.
+
+A file is written under a hidden name beside its final one, ``.vfx-<hash>.part``, and renamed. The
+name follows from the final name, so whoever holds a video's claim finds what a killed process left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vfx_engines.errors import OutputError
+from vfx_runtime.inputs import shown
+
+_ELSEWHERE = "choose another --output folder"
+_REASONS = {
+    errno.ENOSPC: "the disk is full: make room and run again, finished videos are kept",
+    errno.EDQUOT: "the disk quota is used up: make room and run again, finished videos are kept",
+    errno.EFBIG: f"the file would be larger than this file system or limit allows: {_ELSEWHERE}",
+    errno.EROFS: f"the file system is read-only: {_ELSEWHERE}",
+    errno.EACCES: f"no permission to write here: {_ELSEWHERE}",
+    errno.EPERM: f"no permission to write here: {_ELSEWHERE}",
+    errno.ENAMETOOLONG: "the name is too long for this file system: rename the video",
+    errno.ENOTDIR: f"a part of this path is a file, expected a folder: move it, or {_ELSEWHERE}",
+    errno.EEXIST: f"a part of this path is a file, expected a folder: move it, or {_ELSEWHERE}",
+    errno.EISDIR: f"this is a folder, expected a file: move it, or {_ELSEWHERE}",
+}
+
+
+def output_error(error: OSError, path: Path) -> OutputError:
+    """The one line that says why ``path`` cannot be written, and what to do."""
+    reason = _REASONS.get(error.errno or 0) or " ".join((error.strerror or str(error)).split())
+    return OutputError(f"cannot write {shown(path)}: {reason}")
+
+
+def prepare_output(output: Path) -> None:
+    """Make the output folder and try that files can be written there.
+
+    Raises:
+        OutputError: it is a file, or cannot be made or written to.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix=".vfx-", dir=output) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise output_error(error, output) from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file at ``path``.
+
+    Raises:
+        OutputError: there can be none: a name is too long, a folder is a file, a file a folder.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
+            raise output_error(error, path) from None
+        return False
+    if stat.S_ISDIR(mode):
+        raise output_error(IsADirectoryError(errno.EISDIR, ""), path)
+    return True
+
+
+def part_path(final: Path) -> Path:
+    """Where a file is written before it gets its name: of fixed length, so never too long."""
+    digest = hashlib.blake2b(os.fsencode(final.name), digest_size=8).hexdigest()
+    return final.with_name(f".vfx-{digest}.part")
+
+
+@contextlib.contextmanager
+def new_files(finals: Sequence[Path], *, exclusive: bool) -> Iterator[list[Path]]:
+    """Empty part files to write; on a clean exit they get their final names in the given order.
+
+    Of several files the final ones are removed first: a set is never a mix of old and new. On any
+    failure the part files are removed.
+
+    Args:
+        finals: final paths; folders are made.
+        exclusive: nobody else writes these files now. If it may be so, the parts get names of their own.
+
+    Raises:
+        OutputError: for every OSError within.
+    """
+    parts = [part_path(final) for final in finals]
+    if not exclusive:
+        parts = [part.with_name(f"{part.stem}-{uuid.uuid4().hex}.part") for part in parts]
+    current = finals[-1]
+    try:
+        for part in parts:
+            _create(part)
+        yield parts
+        if len(finals) > 1:
+            for final in finals:
+                final.unlink(missing_ok=True)
+        for current, part in zip(finals, parts, strict=True):
+            part.replace(current)
+    except BaseException as error:
+        remove(parts)
+        if isinstance(error, OSError):
+            raise output_error(error, current) from None
+        raise
+
+
+def remove(paths: Sequence[Path]) -> None:
+    """Remove those files that exist and can be removed."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _create(part: Path) -> None:
+    # Another process may remove a folder that it finds empty, between the two calls.
+    for attempt in range(5):
+        part.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.open("wb").close()
+            return
+        except FileNotFoundError:
+            if attempt == 4:
+                raise

@@ -1,0 +1,261 @@
+"""A whole run in one HDF5 file: ``features.h5``, a group per video name.
+
+While a run goes on each video is an ``.npz`` file in a hidden folder. At the end all of them, and
+the groups of an earlier ``features.h5``, go into a new file that then takes its name: a process
+killed at any moment damages nothing and loses nothing.
+
+The HDF5 library crashes the process when it meets a damaged file, or a full disk. So the file holds
+a hash of itself in its user block, which is checked before the library opens it, and the room for a
+new file is reserved before the library fills it. A ``features.h5`` that fails the check is kept as
+``features.h5.old``, and its videos are done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from vfx_engines.errors import OutputError, UsageError
+from vfx_engines.spec import Output
+from vfx_runtime.atomic import is_file, new_files, part_path, remove
+from vfx_runtime.claims import Claims
+from vfx_runtime.features import BLOCK_BYTES, RowSpool
+from vfx_runtime.inputs import Job, shown
+from vfx_runtime.npz import (
+    NpzWriter,
+    column_types,
+    is_whole,
+    read_blocks,
+    read_meta,
+    same_run,
+    source_size,
+)
+
+try:
+    import h5py
+except ImportError:
+    h5py = None
+
+_USER_BLOCK = 512  # the smallest that HDF5 allows; every reader skips it
+_VIDEO_OVERHEAD = 16 << 10  # far more than HDF5 needs for a group and the headers of its arrays
+_PACKING = "\0features.h5"  # no video's name holds a NUL
+
+
+class Hdf5Writer:
+    """Packs a run into ``<output>/features.h5``; see `vfx_runtime.writers.Writer`.
+
+    Raises:
+        UsageError: h5py is not installed.
+    """
+
+    def __init__(self, output: Path, outputs: Sequence[Output], fingerprint: str, claims: Claims) -> None:
+        if h5py is None:
+            raise UsageError("--format hdf5 needs h5py, which is not installed: pip install 'vfx[hdf5]'")
+        self._file = output / "features.h5"
+        self._staging = output / ".features.h5.parts"
+        self._staged = NpzWriter(self._staging, outputs, fingerprint, claims)
+        self._outputs = tuple(outputs)
+        self._fingerprint = fingerprint
+        self._claims = claims
+        self._checked: tuple[tuple[int, int, int], bool] | None = None
+
+    def paths(self, job: Job) -> list[Path]:
+        """The one file of all jobs."""
+        return [self._file]
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the video is staged or packed, undamaged, of this run's settings and this source."""
+        # In this order: packing removes a staged file only once its group is in place.
+        return self._staged.is_done(job) or (is_file(self._file) and self._is_packed(job))
+
+    def prepare(self, job: Job) -> None:
+        """Remove what a killed process left of this job, whose claim the caller holds."""
+        self._staged.prepare(job)
+
+    def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
+        """Stage the video; it appears in ``features.h5`` at the end of the run.
+
+        Raises:
+            OutputError: it cannot be written; nothing is left of it.
+        """
+        self._staged.write(job, rows, fps, meta)
+        return []
+
+    def finish(self) -> list[Path]:
+        """Pack what is staged and return ``features.h5``; nothing if another process packed it.
+
+        Raises:
+            OutputError: the file cannot be written, all stays staged; or two videos cannot be in
+                one file, the rest is packed.
+        """
+        while not self._claims.take(_PACKING):
+            time.sleep(0.1)
+        try:
+            names = [name for name in self._staged_names() if self._is_staged(name)]
+            packed = self._pack(names) if names else []
+            remove([part_path(self._file)])
+            self._remove_staging()
+        finally:
+            self._claims.release(_PACKING)
+        if len(packed) < len(names):
+            left = next(name for name in names if name not in set(packed))
+            raise OutputError(
+                f"{shown(self._file)}: the group of video {shown(left)} would lie in an array of "
+                "another video: rename it, or use --format npz"
+            )
+        return [self._file] if packed else []
+
+    def _pack(self, staged: list[str]) -> list[str]:
+        intact = self._is_intact()
+        if not intact and is_file(self._file):
+            self._file.replace(self._file.with_name(f"{self._file.name}.old"))
+        with new_files([self._file], exclusive=self._claims.active) as (part,):
+            room = sum(self._npz(name).stat().st_size + _VIDEO_OVERHEAD for name in staged)
+            _reserve(part, room + (self._file.stat().st_size if intact else 0))
+            with contextlib.ExitStack() as stack:
+                new = stack.enter_context(h5py.File(part, "r+", locking=False))
+                old: Any = {}
+                if intact:
+                    old = stack.enter_context(h5py.File(self._file, "r", locking=False))
+                groups = {name: _group_name(name) for name in staged}
+                kept = sorted({*_videos(old)} - {*groups.values()})
+                arrays = {*column_types(self._outputs), "fps", "meta"}
+                videos = {*kept, *groups.values()}
+                packed = [n for n in staged if not _inside_array(groups[n], videos, arrays)]
+                for name in kept:
+                    _copy(old[name], new.require_group(name))
+                for name in packed:
+                    self._pack_one(new.require_group(groups[name]), name)
+            with part.open("r+b") as file:
+                seal = _seal(file)
+                file.seek(0)
+                file.write(seal)
+                file.flush()
+                # The staged files go next: a power cut must not find this one in memory only.
+                os.fsync(file.fileno())
+        remove([self._npz(name) for name in packed])
+        return packed
+
+    def _pack_one(self, group: Any, name: str) -> None:
+        with zipfile.ZipFile(self._npz(name)) as archive:
+            for key, (dtype, shape) in column_types(self._outputs).items():
+                rows, blocks = read_blocks(archive, key)
+                data = group.create_dataset(key, (rows, *shape), dtype)
+                start = 0
+                for block in blocks:
+                    data[start : start + len(block)] = block
+                    start += len(block)
+            fps = np.frombuffer(archive.read("fps.npy")[-8:], "<f8")[0]
+            group.create_dataset("fps", data=fps)
+            group.create_dataset("meta", data=json.dumps(read_meta(archive)))
+
+    def _is_packed(self, job: Job) -> bool:
+        if not self._is_intact():
+            return False
+        with h5py.File(self._file, "r", locking=False) as file:
+            group = file.get(_group_name(job.name))
+            if not isinstance(group, h5py.Group) or "meta" not in _arrays(group):
+                return False
+            meta = json.loads(group["meta"][()])
+            if not same_run(meta, self._fingerprint, source_size(job.path)):
+                return False
+            columns = column_types(self._outputs)
+            return {*columns, "fps", "meta"} == {*_arrays(group)} and all(
+                group[key].dtype == np.dtype(dtype) and group[key].shape[1:] == shape
+                for key, (dtype, shape) in columns.items()
+            )
+
+    def _is_intact(self) -> bool:
+        """Whether ``features.h5`` is byte for byte what vfx wrote; read once for each state of it."""
+        try:
+            with self._file.open("rb") as file:
+                status = os.fstat(file.fileno())
+                state = (status.st_ino, status.st_size, status.st_mtime_ns)
+                if self._checked is None or self._checked[0] != state:
+                    self._checked = (state, _seal(file) == _user_block(file))
+        except OSError:
+            return False
+        return self._checked[1]
+
+    def _is_staged(self, name: str) -> bool:
+        return is_whole(self._npz(name), self._outputs, self._fingerprint)
+
+    def _npz(self, name: str) -> Path:
+        return self._staging / f"{name}.npz"
+
+    def _staged_names(self) -> list[str]:
+        top = os.fspath(self._staging)
+        return sorted(
+            os.path.relpath(os.path.join(folder, file), top).removesuffix(".npz")
+            for folder, _, files in os.walk(top)
+            for file in files
+            if file.endswith(".npz")
+        )
+
+    def _remove_staging(self) -> None:
+        for folder, _, _ in os.walk(self._staging, topdown=False):
+            # Not empty: another process is still at work.
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+def _seal(file: IO[bytes]) -> bytes:
+    """The user block of an HDF5 file: a hash of what follows it."""
+    file.seek(_USER_BLOCK)
+    digest = hashlib.blake2b(digest_size=32)
+    while block := file.read(BLOCK_BYTES):
+        digest.update(block)
+    return f"vfx features blake2b {digest.hexdigest()}\n".encode().ljust(_USER_BLOCK, b"\0")
+
+
+def _user_block(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read(_USER_BLOCK)
+
+
+def _reserve(part: Path, size: int) -> None:
+    """Make an empty HDF5 file with room for ``size`` bytes; the library cuts off what it leaves."""
+    with h5py.File(part, "w", locking=False, userblock_size=_USER_BLOCK):
+        pass
+    if hasattr(os, "posix_fallocate"):
+        with part.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size + (1 << 20))
+
+
+def _group_name(name: str) -> str:
+    """HDF5 names are UTF-8, file names any bytes: what is not text is written as an escape."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _videos(group: Any, above: str = "") -> Iterator[str]:
+    """Names of the groups below ``group`` that hold a video, at any depth."""
+    for key in group:
+        item = group[key]
+        if isinstance(item, h5py.Group):
+            if "meta" in _arrays(item):
+                yield f"{above}{key}"
+            yield from _videos(item, f"{above}{key}/")
+
+
+def _arrays(group: Any) -> list[str]:
+    return [key for key in group if isinstance(group[key], h5py.Dataset)]
+
+
+def _copy(group: Any, target: Any) -> None:
+    for key in _arrays(group):
+        group.copy(key, target)
+
+
+def _inside_array(name: str, videos: set[str], arrays: set[str]) -> bool:
+    """Whether a folder of ``name`` is an array of another video: ``a/rgb/b`` beside ``a``."""
+    parts = name.split("/")
+    return any(parts[i] in arrays and "/".join(parts[:i]) in videos for i in range(1, len(parts)))

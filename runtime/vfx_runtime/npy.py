@@ -1,0 +1,183 @@
+"""What video_features writes: one ``.npy`` or ``.pkl`` file per key, name for name, dtype for dtype.
+
+``<name>_<output>``: float64 ``[rows, dim]``; ``<name>_fps``: one float64; ``<name>_timestamps_ms``:
+float64 ``[rows]``, the presentation time of a window's end, or of a frame. No rows: shape ``[0]``.
+(video_features, section "Saving": github.com/v-iashin/video_features, utils/utils.py.)
+
+These files say neither what made them nor from what. So a set counts as done when all its files
+load and fit the engine's outputs and each other: whoever changes settings or videos must take
+another output folder. A flipped bit inside the values goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfx_engines.spec import Output
+from vfx_runtime.atomic import is_file, new_files, part_path, remove
+from vfx_runtime.claims import Claims
+from vfx_runtime.features import Column, RowSpool
+from vfx_runtime.inputs import Job
+from vfx_runtime.npz import check_array, write_header
+
+_BYTEARRAY8 = b"\x96"  # pickle's opcode before the values of an array and their length
+
+
+class NpyWriter:
+    """Writes ``<output>/<name>_<key>.npy`` or ``.pkl``; see `vfx_runtime.writers.Writer`."""
+
+    def __init__(
+        self,
+        output: Path,
+        outputs: Sequence[Output],
+        claims: Claims,
+        kind: Literal["npy", "pickle"],
+    ) -> None:
+        self._output = output
+        self._claims = claims
+        self._suffix = ".npy" if kind == "npy" else ".pkl"
+        self._outputs = tuple(outputs)
+        # The features get their names last: a partial set is never taken for a whole one.
+        self._keys = ["fps", "timestamps_ms", *(output.name for output in outputs)]
+        self._time_column = 1 if outputs[0].per == "window" else 0
+
+    def paths(self, job: Job) -> list[Path]:
+        """The files of a job."""
+        return [self._output / f"{job.name}_{key}{self._suffix}" for key in self._keys]
+
+    def is_done(self, job: Job) -> bool:
+        """Whether all files are there, load, and agree in their numbers of rows."""
+        paths = self.paths(job)
+        if not all([is_file(path) for path in paths]):
+            return False
+        shapes = [None, (), *(output.shape for output in self._outputs)]
+        check = _npy_rows if self._suffix == ".npy" else _pickle_rows
+        single, *rows = (check(path, shape) for path, shape in zip(paths, shapes, strict=True))
+        return single == 0 and None not in rows and len(set(rows)) == 1
+
+    def prepare(self, job: Job) -> None:
+        """Remove what a killed process left of this job, whose claim the caller holds."""
+        if self._claims.active:
+            remove([part_path(path) for path in self.paths(job)])
+
+    def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
+        """Write the files and return their paths; ``meta`` has no place in this format.
+
+        Raises:
+            OutputError: they cannot be written; nothing is left of them.
+        """
+        paths = self.paths(job)
+        save = _save_npy if self._suffix == ".npy" else _save_pickle
+        with new_files(paths, exclusive=self._claims.active) as parts:
+            for key, part in zip(self._keys, parts, strict=True):
+                with part.open("wb") as file:
+                    if key == "fps":
+                        _save_one(file, fps, self._suffix)
+                    elif key == "timestamps_ms":
+                        save(file, rows.timestamps_ms, self._output, self._time_column)
+                    else:
+                        save(file, rows.outputs[key], self._output, None)
+        return paths
+
+    def finish(self) -> list[Path]:
+        """Nothing is left to do at the end of a run."""
+        return []
+
+
+def _save_one(file: IO[bytes], value: float, suffix: str) -> None:
+    array = np.array(value, np.float64)
+    if suffix == ".npy":
+        np.save(file, array)
+    else:
+        pickle.dump(array, file, protocol=5)
+
+
+def _save_npy(file: IO[bytes], column: Column, _: Path, pick: int | None) -> None:
+    shape = column.shape if pick is None else ()
+    write_header(file, np.dtype("<f8"), (column.rows, *shape) if column.rows else (0,))
+    for block in column.blocks():
+        chosen = block if pick is None else block[:, pick]
+        file.write(np.ascontiguousarray(chosen, "<f8").data)
+
+
+def _save_pickle(file: IO[bytes], column: Column, folder: Path, pick: int | None) -> None:
+    wide = Column("<f8", column.shape if pick is None else (), folder)
+    try:
+        for block in column.blocks():
+            wide.append(block if pick is None else block[:, pick])
+        array: NDArray[np.float64] = wide.array() if column.rows else np.empty(0)
+        # Protocol 5 writes from the (mapped) array itself; 4 would first copy it into bytes.
+        pickle.dump(array, file, protocol=5)
+    finally:
+        wide.close()
+
+
+def _npy_rows(path: Path, shape: tuple[int, ...] | None) -> int | None:
+    """Rows of a float64 ``.npy`` file, None if it does not fit; shape None: one value, 0 rows."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+        size = path.stat().st_size
+    except OSError:
+        return None
+    rows = check_array(head, size, "<f8", shape)
+    if rows is None and shape is not None and check_array(head, size, "<f8", ()) == 0:
+        return 0
+    return rows
+
+
+def _pickle_rows(path: Path, shape: tuple[int, ...] | None) -> int | None:
+    """As `_npy_rows`, for a pickle that `_save_pickle` wrote.
+
+    Compared with what surrounds the values of such an array, and not loaded: a pickle may run any
+    code, and a damaged one has the interpreter do things that no exception tells of.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+            at = start.find(_BYTEARRAY8) + 1
+            count = int.from_bytes(start[at : at + 8], "little") // 8
+            if at == 0 or count * 8 > path.stat().st_size:
+                return None
+            row = math.prod(shape or ())
+            rows = count // row if row and shape is not None else 0
+            found = () if shape is None else (rows, *shape) if rows else (0,)
+            head, tail = _around(found)
+            file.seek(len(head) + math.prod(found) * 8)
+            whole = start.startswith(head) and file.read(len(tail) + 1) == tail
+    except OSError:
+        return None
+    return rows if whole else None
+
+
+def _around(shape: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """What stands before and after the values in the pickle of a float64 array."""
+    pieces = _Pieces()
+    pickle.dump(np.zeros(shape), pieces, protocol=5)
+    # The head holds the opcode once, and zeros hold none.
+    start = pieces.text.index(_BYTEARRAY8) + 9
+    end = start + math.prod(shape) * 8 - pieces.skipped
+    return pieces.text[:start], pieces.text[end:]
+
+
+class _Pieces:
+    """A file that skips the values of a large array: zeros that are never read take no memory."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.skipped = 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if isinstance(data, pickle.PickleBuffer):
+            self.skipped += size
+        else:
+            self.text += data
+        return size

@@ -1,0 +1,261 @@
+"""The default output: one ``.npz`` per video, written in bounded memory, checked byte by byte.
+
+Layout, for ``numpy.load``: one float32 array per engine output, ``frame_range``, ``timestamps_ms``,
+``fps`` and ``meta`` (a JSON string). Members are stored uncompressed and carry no dates: the same
+features give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import stat
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfx_engines.errors import OutputError
+from vfx_engines.spec import Output
+from vfx_runtime.atomic import is_file, new_files, part_path, remove
+from vfx_runtime.claims import Claims
+from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool
+from vfx_runtime.inputs import Job, shown
+
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+# What numpy writes, to the letter. Own, and not numpy's reader: that one evaluates the text as
+# Python, and warns on stderr about what damage can make of it.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(..)\{'descr': '([<|]\w+)', 'fortran_order': False, "
+    rb"'shape': \(([0-9, ]*)\), \} *\n",
+    re.DOTALL,
+)
+_HEAD_BYTES = 512
+
+DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError),
+    *(struct.error, zipfile.BadZipFile),
+)
+"""What reading a damaged archive may raise."""
+
+
+class NpzWriter:
+    """Writes ``<output>/<name>.npz``; see `vfx_runtime.writers.Writer`."""
+
+    def __init__(self, output: Path, outputs: Sequence[Output], fingerprint: str, claims: Claims) -> None:
+        self._output = output
+        self._outputs = tuple(outputs)
+        self._fingerprint = fingerprint
+        self._claims = claims
+
+    def paths(self, job: Job) -> list[Path]:
+        """The file of a job."""
+        return [self._output / f"{job.name}.npz"]
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the file is whole, of this run's settings, and of a source of this size."""
+        (path,) = self.paths(job)
+        return is_file(path) and is_whole(path, self._outputs, self._fingerprint, source_size(job.path))
+
+    def prepare(self, job: Job) -> None:
+        """Remove what a killed process left of this job, whose claim the caller holds."""
+        if self._claims.active:
+            remove([part_path(path) for path in self.paths(job)])
+
+    def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
+        """Write the file and return its path.
+
+        Raises:
+            OutputError: it cannot be written; nothing is left of it.
+        """
+        full = {
+            **meta,
+            "source": {"size": source_size(job.path)},
+            "fingerprint": self._fingerprint,
+        }
+        paths = self.paths(job)
+        with new_files(paths, exclusive=self._claims.active) as (part,), part.open("wb") as file:
+            _write(file, rows, fps, full)
+        return paths
+
+    def finish(self) -> list[Path]:
+        """Nothing is left to do at the end of a run."""
+        return []
+
+
+def read_features(path: str | Path) -> Features:
+    """Read a ``.npz`` file that vfx wrote, whole, into memory.
+
+    Raises:
+        OutputError: no such file, damaged, or not written by vfx.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        frame_range, timestamps = arrays.pop("frame_range"), arrays.pop("timestamps_ms")
+        fps, meta = float(arrays.pop("fps")), json.loads(str(arrays.pop("meta")))
+    except FileNotFoundError:
+        raise OutputError(f"{shown(path)}: no such file") from None
+    except (*DAMAGE, TypeError, AttributeError) as error:
+        text = " ".join(str(error).split())
+        raise OutputError(
+            f"{shown(path)}: not a feature file of vfx, or damaged ({text}); make it again with vfx-run"
+        ) from None
+    return Features(arrays, frame_range, timestamps, fps, meta)
+
+
+def source_size(path: Path) -> int | None:
+    """Bytes of a video file; None for what is missing or no file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def is_whole(path: Path, outputs: Iterable[Output], fingerprint: str, size: int | None = None) -> bool:
+    """Whether ``path`` holds exactly these outputs, undamaged, with equal numbers of rows.
+
+    Args:
+        path: an ``.npz`` file.
+        outputs: of the engine's spec.
+        fingerprint: that ``meta`` must hold.
+        size: of the source, that ``meta`` must hold; None for any.
+    """
+    columns = column_types(outputs)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sorted(archive.namelist()) != sorted(f"{k}.npy" for k in (*columns, "fps", "meta")):
+                return False
+            if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
+                return False
+            if not same_run(read_meta(archive), fingerprint, size):
+                return False
+            # ZipFile checks a member's sum when it has been read to the end.
+            rows = {
+                check_array(*_drain(archive.open(f"{name}.npy")), dtype, shape)
+                for name, (dtype, shape) in columns.items()
+            }
+            fps = check_array(*_drain(archive.open("fps.npy")), "<f8", None)
+    except DAMAGE:
+        return False
+    return len(rows) == 1 and None not in rows and fps == 0
+
+
+def column_types(outputs: Iterable[Output]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name, dtype and shape of a row, of every array that has rows."""
+    return {
+        **{output.name: ("<f4", output.shape) for output in outputs},
+        "frame_range": ("<i8", (2,)),
+        "timestamps_ms": ("<f8", (2,)),
+    }
+
+
+def same_run(meta: object, fingerprint: str, size: int | None) -> bool:
+    """Whether ``meta`` is of this run's settings, and of a source of ``size`` bytes if that is known."""
+    if not isinstance(meta, dict) or meta.get("fingerprint") != fingerprint:
+        return False
+    return size is None or meta.get("source") == {"size": size}
+
+
+def read_meta(archive: zipfile.ZipFile) -> Any:
+    """The parsed ``meta`` of an open archive; raises one of ``DAMAGE``."""
+    data = archive.read("meta.npy")
+    head = _HEADER.match(data)
+    if head is None or not head[2].startswith(b"<U"):
+        raise ValueError("meta is not a text")
+    return json.loads(data[head.end() :].decode("utf-32-le"))
+
+
+def read_blocks(archive: zipfile.ZipFile, name: str) -> tuple[int, Iterator[NDArray[Any]]]:
+    """Rows of an array of a checked archive, and the array in blocks of about ``BLOCK_BYTES``."""
+    with archive.open(f"{name}.npy") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+    row_bytes = max(1, dtype.itemsize * math.prod(shape[1:]))
+
+    def blocks() -> Iterator[NDArray[Any]]:
+        with archive.open(f"{name}.npy") as file:
+            file.seek(start)
+            while data := file.read(max(1, BLOCK_BYTES // row_bytes) * row_bytes):
+                yield np.frombuffer(data, dtype).reshape(-1, *shape[1:])
+
+    return shape[0], blocks()
+
+
+def check_array(head: bytes, size: int, dtype: str, shape: tuple[int, ...] | None) -> int | None:
+    """Rows of an ``.npy`` file of ``size`` bytes that starts with ``head``.
+
+    None if it is not a whole array of this dtype and row shape; shape None stands for a single
+    value, which counts 0 rows.
+    """
+    match = _HEADER.match(head)
+    if match is None or match.end() != 10 + int.from_bytes(match[1], "little"):
+        return None
+    found = tuple(int(number) for number in match[3].split(b",") if number.strip())
+    expected = () if shape is None else (*found[:1], *shape)
+    kind = np.dtype(dtype)
+    if match[2] != dtype.encode() or found != expected:
+        return None
+    if size != match.end() + kind.itemsize * math.prod(found):
+        return None
+    return found[0] if found else 0
+
+
+def write_header(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Start an ``.npy`` file: what follows are the values in C order."""
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+
+
+def _drain(file: IO[bytes]) -> tuple[bytes, int]:
+    """The first bytes of a stream, and its length; reads all of it."""
+    with file:
+        head = file.read(_HEAD_BYTES)
+        size = len(head)
+        while chunk := file.read(BLOCK_BYTES):
+            size += len(chunk)
+    return head, size
+
+
+def _write(file: IO[bytes], rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> None:
+    columns = {
+        **rows.outputs,
+        "frame_range": rows.frame_range,
+        "timestamps_ms": rows.timestamps_ms,
+    }
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, column in columns.items():
+            _write_member(archive, name, column.dtype, (column.rows, *column.shape), column.blocks())
+        for name, value in (
+            ("fps", np.array(fps, "<f8")),
+            ("meta", np.array(json.dumps(meta), "<U")),
+        ):
+            _write_member(archive, name, value.dtype, (), [value])
+
+
+def _write_member(
+    archive: zipfile.ZipFile,
+    name: str,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    blocks: Iterable[NDArray[Any]],
+) -> None:
+    header = io.BytesIO()
+    write_header(header, dtype, shape)
+    info = zipfile.ZipInfo(f"{name}.npy", _DATE)
+    info.create_system = 3  # the same bytes on every system
+    info.external_attr = 0o600 << 16
+    # ZipFile must know before the first byte whether 64-bit lengths are needed.
+    info.file_size = len(header.getvalue()) + dtype.itemsize * math.prod(shape)
+    with archive.open(info, "w") as member:
+        member.write(header.getvalue())
+        for block in blocks:
+            member.write(block.tobytes() if block.ndim == 0 else block.data)

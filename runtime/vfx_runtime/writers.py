@@ -1,0 +1,108 @@
+"""The formats that features are saved in, behind one interface.
+
+How a run uses a writer, for each job: take the job's claim; skip the job if ``is_done``; else
+``prepare``, compute, ``write``; release the claim. At the end, ``finish``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from vfx_engines.errors import UsageError
+from vfx_engines.spec import Output
+from vfx_runtime.claims import Claims
+from vfx_runtime.features import RowSpool
+from vfx_runtime.hdf5 import Hdf5Writer
+from vfx_runtime.inputs import Job
+from vfx_runtime.npy import NpyWriter
+from vfx_runtime.npz import NpzWriter
+
+Format = Literal["npz", "npy", "pickle", "hdf5"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+RESERVED = ("frame_range", "timestamps_ms", "fps", "meta")
+"""Names of what is saved beside the engine's outputs."""
+
+
+class Writer(Protocol):
+    """Saves the features of videos. Safe to use from several threads, for different jobs."""
+
+    def paths(self, job: Job) -> list[Path]:
+        """Where the features of a job are when the run is finished."""
+        ...
+
+    def is_done(self, job: Job) -> bool:
+        """Whether a finished output is there: whole, undamaged, of this run's settings and this video.
+
+        Reads all of it.
+
+        Raises:
+            OutputError: no such file can exist: a name is too long, a folder of it is a file.
+        """
+        ...
+
+    def prepare(self, job: Job) -> None:
+        """Remove what a killed process left of this job, whose claim the caller holds."""
+        ...
+
+    def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
+        """Save the features of a job, all or nothing, and return the files that are now final.
+
+        Args:
+            job: the caller holds its claim.
+            rows: left as they are.
+            fps: frames per second that the windows were laid over.
+            meta: plain JSON: the spec, versions, settings. No clock times or host names: the same
+                run must give the same bytes. The writer adds ``fingerprint`` and ``source``.
+
+        Raises:
+            OutputError: they cannot be written; nothing is left of them.
+        """
+        ...
+
+    def finish(self) -> list[Path]:
+        """End of the run: complete what has to be, and return the files that are now final.
+
+        Raises:
+            OutputError: it cannot be completed; nothing saved is lost.
+        """
+        ...
+
+
+def open_writer(
+    format: str,
+    output: Path,
+    outputs: Sequence[Output],
+    *,
+    fingerprint: str,
+    claims: Claims,
+) -> Writer:
+    """The writer of a format.
+
+    Args:
+        format: one of ``FORMATS``.
+        output: the output folder; see `vfx_runtime.atomic.prepare_output`.
+        outputs: of the engine's spec.
+        fingerprint: of the spec and the run's settings; a finished output with another is redone.
+        claims: of this process on the output folder.
+
+    Raises:
+        UsageError: an unknown format, a package that is missing, or an engine whose outputs have
+            names that cannot be saved.
+    """
+    for name in (item.name for item in outputs):
+        if not name or name in RESERVED or not name.isprintable() or name.strip(". ") != name or "/" in name:
+            raise UsageError(
+                f"the engine has an output called {name!r}, which cannot be a file's or array's "
+                "name here: export it with another name"
+            )
+    match format:
+        case "npz":
+            return NpzWriter(output, outputs, fingerprint, claims)
+        case "npy" | "pickle":
+            return NpyWriter(output, outputs, claims, format)
+        case "hdf5":
+            return Hdf5Writer(output, outputs, fingerprint, claims)
+    raise UsageError(f"format {format!r} is none of {', '.join(FORMATS)}")
