@@ -1,4 +1,4 @@
-"""The models: a row of data and a network each. The runtime never reads this; what it needs is in the spec."""
+"""The models: a row of data and a network each. The runtime reads specs, never this."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vfx_engines.errors import UsageError
 from vfx_engines.spec import Crop, Input, Output, Resize, Sampling, Transform
-from vfx_export.backbones.i3d import I3D
+from vfx_export.backbones.i3d import I3D, pack_i3d
 from vfx_export.fitting import Shapes, key_shapes, rename_i3d
 from vfx_export.labels import kinetics400
 from vfx_export.trace import LowPrecision
@@ -64,7 +64,7 @@ class Model:
 
 
 def catalogue_shapes() -> dict[str, Shapes]:
-    """Key and shape of every tensor that each model's checkpoint holds: what a wrong file is compared with."""
+    """Key and shape of every tensor of each model's checkpoint: what a wrong file is compared with."""
     with torch.device("meta"):
         return {model.name: key_shapes(model.network(False)) for model in CATALOGUE}
 
@@ -104,6 +104,6 @@ CATALOGUE: tuple[Model, ...] = (
         blank=(128, 128, 128),
         feature=Output("rgb", (1024,)),
         labels=kinetics400,
-        low_precision=I3D.pack_stem,
+        low_precision=pack_i3d,
     ),
 )

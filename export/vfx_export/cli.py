@@ -69,7 +69,7 @@ _console = Console(stderr=True, highlight=False)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-export")
 def main(debug: bool, **options: Any) -> None:
-    """Cut a video backbone at its features, and write it as an engine that vfx-run runs.
+    r"""Cut a video backbone at its features, and write it as an engine that vfx-run runs.
 
     The file is compared with the torch module on two inputs before it gets its name; one that
     computes anything else is not written. Its path is printed on stdout.
@@ -193,9 +193,9 @@ def _load_factory(text: str) -> Callable[[], Any]:
 
 def _weights(checkpoint: str | None, download: Any, progress: Progress) -> Path:
     """A local file as it is; a URL, or the published file of a row, through the cache."""
-    from vfx_export.download import cache_folder, fetch
+    from vfx_export.download import cache_folder, fetch, is_url
 
-    if checkpoint is not None and "://" not in checkpoint:
+    if checkpoint is not None and not is_url(checkpoint):
         return Path(checkpoint)
     task = progress.add_task("downloading the weights", total=None)
 

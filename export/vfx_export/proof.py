@@ -73,7 +73,8 @@ def prove(
                 "use --precision fp32, or check the weights"
             )
         for row, target in zip(got, want, strict=True):
-            worst = max(worst, float(np.linalg.norm(row - target) / max(np.linalg.norm(target), 1e-30)))
+            size = max(float(np.linalg.norm(target)), 1e-30)
+            worst = max(worst, float(np.linalg.norm(row - target)) / size)
     if worst > tolerance:
         raise ExportError(
             f"{spec.model}: {spec.precision} differs from torch by {worst:.1e}, at most {tolerance:.0e} is "

@@ -10,7 +10,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import onnx
@@ -115,10 +115,9 @@ def _strip(model: onnx.ModelProto) -> None:
 
 def _check_axes(model: onnx.ModelProto, spec: EngineSpec) -> None:
     named = {axis for axis in spec.input.shape if isinstance(axis, str)}
-    expected: Sequence[tuple[str, tuple[int | str, ...]]] = [
-        (spec.input.name, spec.input.shape),
-        *((output.name, ("batch", *output.shape)) for output in spec.outputs),
-    ]
+    expected: list[tuple[str, tuple[int | str, ...]]] = [(spec.input.name, spec.input.shape)]
+    for output in spec.outputs:
+        expected.append((output.name, ("batch", *output.shape)))
     values = [*model.graph.input, *model.graph.output]
     if [value.name for value in values] != [name for name, _ in expected]:
         raise ExportError(

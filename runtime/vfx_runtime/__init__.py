@@ -1,0 +1,17 @@
+"""The lean runtime: decode, sample, resize, run, write. No torch.
+
+from vfx_runtime import extract
+
+features = extract("a.mp4", "i3d.onnx")
+features.arrays["rgb"]      # float32 [rows, 1024]
+features.timestamps_ms      # float64 [rows, 2]
+
+for done in extract(["clips/", "list.txt"], "i3d.onnx", output="features"):
+    print(done.path, done.error or done.files)
+"""
+
+from vfx_runtime.extracting import Extracted, extract
+from vfx_runtime.features import Features
+from vfx_runtime.npz import read_features
+
+__all__ = ["Extracted", "Features", "extract", "read_features"]

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import av
 import numpy as np
@@ -250,7 +250,7 @@ class PyAvDecoder:
         except VideoError:
             self.close()
             raise
-        end = self._ahead_start if self._ahead is not None else start + self._duration(picture)
+        end = self._ahead_start if self._ahead is not None else self._last_end(picture, start)
         return PyAvFrame(index, start, end, picture, self._to_rgb)
 
     def close(self) -> None:
@@ -364,6 +364,15 @@ class PyAvDecoder:
         while self._pending and self._pending[0] <= picture.pts:
             if heapq.heappop(self._pending) < picture.pts and not first:
                 raise self._damaged("a frame is missing")
+
+    def _last_end(self, picture: VideoFrame, start: Fraction) -> Fraction:
+        """End of the last frame: FFmpeg gives it a full period where the stream ends before."""
+        end = start + self._duration(picture)
+        first, length = self._stream.start_time, self._stream.duration
+        if first is None or not length:
+            return end
+        stream_end = (first + length - self._origin) * self._time_base
+        return min(end, stream_end) if stream_end > start else end
 
     def _duration(self, picture: VideoFrame) -> Fraction:
         if picture.duration > 0:
@@ -532,7 +541,8 @@ _UPRIGHT = _Orientation()
 def _orientation(picture: VideoFrame) -> _Orientation:
     """What the display matrix (ISO/IEC 14496-12, 8.3.2) asks for; slanted ones are left as stored."""
     try:
-        data = [data for data in picture.side_data if data.type is SideDataType.DISPLAYMATRIX]
+        side_data: list[Any] = list(picture.side_data)  # PyAV's annotation says str
+        data = [item for item in side_data if item.type is SideDataType.DISPLAYMATRIX]
     except ValueError:
         # PyAV refuses kinds of side data that it does not know; it then tells the angle alone.
         quarter = round(picture.rotation / 90) % 4

@@ -193,3 +193,9 @@ class I3D(nn.Module):
         if not self.head:
             return (features,)
         return features, self.conv3d_0c_1x1(features)
+
+
+def pack_i3d(module: nn.Module, frames: int) -> None:
+    """`I3D.pack_stem`, as the catalogue calls it."""
+    assert isinstance(module, I3D)
+    module.pack_stem(frames)

@@ -1,0 +1,288 @@
+"""``vfx-run``: from videos to feature files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from vfx_engines.engine import Engine
+from vfx_engines.errors import UsageError, VfxError
+from vfx_engines.opening import BackendName, open_engine, read_spec
+from vfx_engines.spec import Precision
+from vfx_runtime.atomic import new_files, prepare_output
+from vfx_runtime.claims import Claims
+from vfx_runtime.extracting import Extracted, Tail, fingerprint, run_sampling, to_disk
+from vfx_runtime.inputs import Job, find_videos, shown
+from vfx_runtime.pipeline import Pipeline, Stats
+from vfx_runtime.writers import FORMATS, Writer, open_writer
+
+FAILURES_FILE = "failures.jsonl"
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--engine", required=True, type=click.Path(path_type=Path), help="File made by vfx-export.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("features"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Where to write.",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Outputs are named by the path of their video below it.  [default: the folder of each list, the "
+    "folder itself, or the file's own]",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(FORMATS),
+    default="npz",
+    show_default=True,
+    help="npz: one file a video; npy, pickle: video_features' files; hdf5: one file a run.",
+)
+@click.option("--fps", type=float, metavar="RATE", help="Bring videos to this frame rate first.")
+@click.option("--step", type=int, metavar="N", help="Frames from one window to the next.")
+@click.option(
+    "--tail",
+    type=click.Choice(get_args(Tail)),
+    help="A window that reaches over the end: drop it, or fill it with the last frame or with blank ones.  "
+    "[default: what the engine's spec says]",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to run.")
+@click.option(
+    "--backend",
+    type=click.Choice(get_args(BackendName)),
+    help="What executes the graph.  [default: openvino]",
+)
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="[default: the engine's own]")
+@click.option("--batch", type=int, metavar="N", help="Windows per call.  [default: by their size]")
+@click.option("--threads", type=int, metavar="N", help="Cores for the engine.  [default: all]")
+@click.option("--workers", type=int, metavar="N", help="Videos decoded at once.  [default: one per core]")
+@click.option("--show-pred", is_flag=True, help="Print the five likeliest classes of each window.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and leave.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="vfx", prog_name="vfx-run")
+def main(debug: bool, **options: Any) -> None:
+    r"""Extract features from videos.
+
+    INPUT is a video, a folder that is searched for videos, or a list: a .txt file with one path a
+    line, or a .csv file with paths in its first column or in one called video or path. Paths in a
+    list are relative to the list.
+
+    Outputs that are finished are verified and skipped, so a run can be stopped at any moment and
+    started again, and several processes may share one list and one folder. The paths of new files
+    are printed on stdout. Exit code 0: all done; 1: some inputs failed, named at the end and in
+    failures.jsonl; 2: the command itself is wrong.
+
+    \b
+    vfx-run --engine i3d.onnx videos.txt
+    vfx-run --engine i3d.onnx a.mp4 clips/ list.csv --output features --fps 25 --step 32
+    """
+    # A job scheduler's TERM leaves the folder as clean as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        failed = _run(**options)
+    except VfxError as error:
+        if debug:
+            _console.print_exception()
+        click.echo(f"vfx-run: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        click.echo("vfx-run: interrupted; finished outputs are kept, run it again to go on", err=True)
+        sys.exit(130)
+    sys.exit(1 if failed else 0)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(
+    inputs: tuple[str, ...],
+    engine: Path,
+    output: Path,
+    root: Path | None,
+    format_: str,
+    fps: float | None,
+    step: int | None,
+    tail: Tail | None,
+    device: str,
+    backend: BackendName | None,
+    precision: Precision | None,
+    batch: int | None,
+    threads: int | None,
+    workers: int | None,
+    show_pred: bool,
+    dry_run: bool,
+) -> int:
+    """Number of videos that failed."""
+    jobs = find_videos(inputs, root)
+    spec = read_spec(engine)
+    sampling = run_sampling(spec.sampling, fps=fps, step=step, tail=tail)
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: expected 1 or more")
+    if show_pred and not any(item.labels for item in spec.outputs):
+        raise UsageError(f"--show-pred: {engine} has no classifier: export it with --head")
+    if spec.weights.file == "random":
+        click.echo("vfx-run: RANDOM WEIGHTS: the features of this engine mean nothing", err=True)
+    if dry_run:
+        rows = f"windows of {sampling.span} frames every {sampling.step}"
+        click.echo(f"{len(jobs)} videos, {rows}, {spec.model} on {device}; nothing is run", err=True)
+        for job in jobs:
+            click.echo(f"{shown(job.path)} -> {shown(output / job.name)}")
+        return 0
+    prepare_output(output)
+    with (
+        open_engine(
+            engine, device=device, precision=precision, backend=backend, batch=batch, threads=threads
+        ) as loaded,
+        Claims(output) as claims,
+    ):
+        click.echo(f"engine: {engine.name}, {loaded.name}", err=True)
+        if not claims.active:
+            click.echo(f"vfx-run: other processes may do the same videos: {claims.reason}", err=True)
+        mark = fingerprint(loaded, sampling)
+        writer = open_writer(format_, output, spec.outputs, fingerprint=mark, claims=claims)
+        return _extract(
+            jobs,
+            Pipeline(loaded, sampling, workers=workers, spool_folder=output),
+            writer,
+            claims,
+            output,
+            show_pred,
+        )
+
+
+def _extract(
+    jobs: list[Job], pipeline: Pipeline, writer: Writer, claims: Claims, output: Path, show_pred: bool
+) -> int:
+    skipped = written = 0
+    failures: list[Extracted] = []
+    started = time.perf_counter()
+    with _RunProgress(pipeline.stats, len(jobs)) as progress:
+        for done in to_disk(jobs, pipeline, writer, claims, progress.waiting, keep=show_pred):
+            if done.error is not None:
+                failures.append(done)
+                _console.print(f"failed: {done.error}", markup=False)
+            elif done.skipped:
+                skipped += 1
+                progress.skipped += 1
+            else:
+                written += 1
+                for file in done.files:
+                    click.echo(shown(file))
+            if done.features is not None:
+                _print_predictions(done, pipeline.engine)
+    _write_failures(output, failures)
+    seconds = time.perf_counter() - started
+    _print_summary(written, skipped, failures, pipeline.stats, seconds)
+    return len(failures)
+
+
+class _RunProgress(Progress):
+    """One live line: videos, windows per second, time left. Nothing where stderr is no terminal."""
+
+    def __init__(self, stats: Stats, videos: int) -> None:
+        self._stats, self._videos = stats, videos
+        self._since = time.perf_counter()
+        self._note = ""
+        self.skipped = 0
+        super().__init__(
+            SpinnerColumn(),
+            TextColumn("{task.fields[said]}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=_console,
+            transient=True,
+            disable=not _console.is_terminal,
+        )
+        self.add_task("", total=videos, said="")
+
+    def waiting(self, videos: int) -> None:
+        """Say that other processes work on what is left."""
+        self._note = f", waiting for {videos} of another process"
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Brings the line up to date; rich calls it ten times a second."""
+        stats, seconds = self._stats, max(time.perf_counter() - self._since, 1e-3)
+        said = (
+            f"{stats.videos + self.skipped}/{self._videos} videos, {stats.windows} windows, "
+            f"{stats.windows / seconds:.1f} windows/s{self._note}"
+        )
+        for task in self.tasks:
+            task.completed = stats.videos_done + self.skipped
+            task.fields["said"] = said
+        yield from super().get_renderables()
+
+
+def _print_predictions(done: Extracted, engine: Engine) -> None:
+    assert done.features is not None
+    for item in engine.spec.outputs:
+        if item.labels is None:
+            continue
+        for row, logits in enumerate(done.features.arrays[item.name]):
+            start, end = done.features.timestamps_ms[row] / 1000
+            shifted = np.exp(logits - logits.max())
+            chances = shifted / shifted.sum()
+            best = np.argsort(-logits, kind="stable")[:5]
+            top = ", ".join(f"{item.labels[i]} {chances[i]:.3f}" for i in best)
+            _console.print(f"{done.name} {start:.2f}-{end:.2f} s: {top}", markup=False)
+
+
+def _write_failures(output: Path, failures: list[Extracted]) -> None:
+    """One JSON object a line, of this run's failures; no file where there are none."""
+    path = output / FAILURES_FILE
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    lines = [
+        json.dumps({"video": os.fspath(item.path), "name": item.name, "error": str(item.error)})
+        for item in failures
+    ]
+    with new_files([path], exclusive=False) as (part,):
+        part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def _print_summary(
+    written: int, skipped: int, failures: list[Extracted], stats: Stats, seconds: float
+) -> None:
+    table = Table(box=None, show_header=False)
+    table.add_row("videos", f"{written} done, {skipped} were done before, {len(failures)} failed")
+    table.add_row("windows", f"{stats.windows}, {stats.windows / seconds:.2f} per second")
+    table.add_row("frames", f"{stats.frames}, {stats.frames / seconds:.0f} per second")
+    table.add_row("time", f"{seconds:.1f} s")
+    _console.print(table)
+    if failures:
+        _console.print(f"{len(failures)} failed, see {FAILURES_FILE} in the output folder:")
+        for item in failures[:20]:
+            _console.print(f"  {item.error}", markup=False)
+        if len(failures) > 20:
+            _console.print(f"  and {len(failures) - 20} more")

@@ -1,0 +1,312 @@
+"""`extract`: from videos to features, in memory or on disk. The command line is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from vfx_engines.engine import Engine
+from vfx_engines.errors import UsageError, VfxError
+from vfx_engines.opening import open_engine
+from vfx_engines.spec import Precision, Sampling
+from vfx_runtime.atomic import prepare_output
+from vfx_runtime.claims import Claims
+from vfx_runtime.features import Features
+from vfx_runtime.inputs import Job, find_videos
+from vfx_runtime.pipeline import Pipeline, Stats
+from vfx_runtime.writers import Format, Writer, open_writer
+
+Tail = Literal["drop", "repeat", "zeros"]
+StrPath = str | os.PathLike[str]
+
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What became of one video of a run."""
+
+    path: Path
+    """Of the video."""
+    name: str
+    """Of its output, below the output folder, without suffix."""
+    features: Features | None
+    """None for a failure, a video that was done before, and where the run writes to disk."""
+    files: tuple[Path, ...] = ()
+    """What was written, or was there already."""
+    skipped: bool = False
+    """Whether a finished output was there already."""
+    error: VfxError | None = None
+
+
+def run_sampling(
+    own: Sampling, *, fps: float | None = None, step: int | None = None, tail: Tail | None = None
+) -> Sampling:
+    """An engine's sampling with what a run may change of it.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+    if step is not None and step < 1:
+        raise UsageError(f"step {step}: expected 1 or more frames")
+    if fps is not None and not 0 < fps < 10_000:
+        raise UsageError(f"fps {fps:g}: expected a rate between 0 and 10000")
+    return dataclasses.replace(own, fps=fps or own.fps, step=step or own.step, edges=tail or own.edges)
+
+
+def run_meta(engine: Engine, sampling: Sampling) -> dict[str, Any]:
+    """What is saved with every video of a run: the spec, the sampling in force, versions."""
+    return {
+        "spec": json.loads(engine.spec.to_json()),
+        "sampling": dataclasses.asdict(sampling),
+        "engine": engine.name,
+        "vfx_version": version("vfx"),
+    }
+
+
+def fingerprint(engine: Engine, sampling: Sampling) -> str:
+    """Of all that decides a video's features but the video: SHA-256 in hexadecimal."""
+    meta = run_meta(engine, sampling)
+    # Another version of vfx or of a library may differ in the last bits; that is no reason to redo.
+    text = json.dumps([meta["spec"], meta["sampling"], engine.name.rsplit(", ", 1)[-1]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@overload
+def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the first one is meant
+    videos: StrPath,
+    engine: StrPath | Engine,
+    *,
+    output: StrPath | None = ...,
+    fps: float | None = ...,
+    step: int | None = ...,
+    tail: Tail | None = ...,
+    format: Format = ...,
+    device: str = ...,
+    precision: Precision | None = ...,
+) -> Features: ...
+@overload
+def extract(
+    videos: Sequence[StrPath],
+    engine: StrPath | Engine,
+    *,
+    output: StrPath | None = ...,
+    fps: float | None = ...,
+    step: int | None = ...,
+    tail: Tail | None = ...,
+    format: Format = ...,
+    device: str = ...,
+    precision: Precision | None = ...,
+) -> Iterator[Extracted]: ...
+def extract(
+    videos: StrPath | Sequence[StrPath],
+    engine: StrPath | Engine,
+    *,
+    output: StrPath | None = None,
+    fps: float | None = None,
+    step: int | None = None,
+    tail: Tail | None = None,
+    format: Format = "npz",
+    device: str = "cpu",
+    precision: Precision | None = None,
+) -> Features | Iterator[Extracted]:
+    """Extract the features of one video, or of many.
+
+    Args:
+        videos: the path of one video; or a sequence of videos, folders, ``.txt`` and ``.csv`` lists.
+        engine: a file made by vfx-export, or an engine that is open and stays so.
+        output: folder to write to; None returns the features instead. Finished outputs are verified
+            and skipped.
+        fps: bring videos to this frame rate first, by the rule of ffmpeg's fps filter.
+        step: frames from one window to the next, if not the engine's own.
+        tail: what becomes of a window that reaches over the end, if not what the engine's spec says.
+        format: of the files in ``output``: npz, npy, pickle or hdf5.
+        device: where to run.
+        precision: to compute in, if not the file's own.
+
+    Returns:
+        For one path its `Features`. For a sequence an iterator of `Extracted`, in the order in which
+        videos finish; a video that fails is one of them, with its ``error``.
+
+    Raises:
+        VideoError: the one video given cannot be decoded, or is too short for one window.
+        UsageError: nothing to do, or an argument out of range.
+        EngineError: the engine cannot be opened, or failed.
+        OutputError: the output folder cannot be written to.
+    """
+    one = isinstance(videos, str | os.PathLike)
+    found = (
+        [Job(Path(videos), Path(videos).stem)]  # type: ignore[arg-type]
+        if one and output is None
+        else find_videos([os.fspath(videos)] if one else [os.fspath(path) for path in videos])  # type: ignore[arg-type,union-attr]
+    )
+    results = _extract(
+        found, engine, None if output is None else Path(output), fps, step, tail, format, device, precision
+    )
+    if not one:
+        return results
+    if len(found) != 1:
+        raise UsageError(f"{videos!r} stands for {len(found)} videos: give a sequence, such as [{videos!r}]")
+    (result,) = results
+    if result.error is not None:
+        raise result.error
+    if result.features is not None:
+        return result.features
+    from vfx_runtime.npz import read_features
+
+    return read_features(result.files[0])
+
+
+def _extract(
+    jobs: list[Job],
+    engine: StrPath | Engine,
+    output: Path | None,
+    fps: float | None,
+    step: int | None,
+    tail: Tail | None,
+    format: Format,
+    device: str,
+    precision: Precision | None,
+) -> Iterator[Extracted]:
+    with ExitStack() as stack:
+        if not isinstance(engine, Engine):
+            engine = stack.enter_context(open_engine(engine, device=device, precision=precision))
+        sampling = run_sampling(engine.spec.sampling, fps=fps, step=step, tail=tail)
+        if output is None:
+            yield from in_memory(jobs, engine, sampling)
+            return
+        prepare_output(output)
+        claims = stack.enter_context(Claims(output))
+        writer = open_writer(
+            format,
+            output,
+            engine.spec.outputs,
+            fingerprint=fingerprint(engine, sampling),
+            claims=claims,
+        )
+        yield from to_disk(jobs, Pipeline(engine, sampling, spool_folder=output), writer, claims)
+
+
+def in_memory(jobs: Sequence[Job], engine: Engine, sampling: Sampling) -> Iterator[Extracted]:
+    """Run jobs and hand their features over."""
+    meta = run_meta(engine, sampling)
+    for result in Pipeline(engine, sampling).run(jobs, len(jobs)):
+        features = None
+        if result.rows is not None:
+            with result.rows as rows:
+                features = rows.features(result.fps, meta)
+        yield Extracted(result.job.path, result.job.name, features, error=result.error)
+
+
+def to_disk(
+    jobs: Sequence[Job],
+    pipeline: Pipeline,
+    writer: Writer,
+    claims: Claims,
+    waiting: Callable[[int], None] = lambda count: None,
+    *,
+    keep: bool = False,
+) -> Iterator[Extracted]:
+    """Run jobs and write what they give, beside other processes that do the same.
+
+    A video that another process has claimed is left to it, and looked at again at the end: when
+    this returns, each is finished or has failed.
+
+    Args:
+        jobs: what to do.
+        pipeline: its spool folder should be the output folder.
+        writer: of the run's format.
+        claims: on the output folder.
+        waiting: told how many videos are left that other processes work on.
+        keep: give the features of what was written too.
+
+    Raises:
+        EngineError: the engine failed.
+        OutputError: a pack of all outputs cannot be written; single ones are failures of their video.
+    """
+    meta = run_meta(pipeline.engine, pipeline.sampling)
+    left = list(jobs)
+    while left:
+        desk = _Desk(writer, claims)
+        try:
+            for result in pipeline.run(desk.give_out(left), len(left)):
+                files: tuple[Path, ...] = ()
+                features = None
+                error = result.error
+                if result.rows is not None:
+                    with result.rows as rows:
+                        try:
+                            files = tuple(writer.write(result.job, rows, result.fps, meta))
+                            features = rows.features(result.fps, meta) if keep else None
+                        except VfxError as failure:
+                            error = failure
+                desk.take_back(result.job)
+                yield Extracted(result.job.path, result.job.name, features, files, error=error)
+                yield from desk.settled()
+            yield from desk.settled()
+        finally:
+            desk.close()
+        if len(desk.elsewhere) == len(left):
+            waiting(len(left))
+            time.sleep(_POLL_SECONDS)
+        left = desk.elsewhere
+    writer.finish()
+
+
+class _Desk:
+    """Hands jobs out to the pipeline's workers, each claimed before and released after."""
+
+    def __init__(self, writer: Writer, claims: Claims) -> None:
+        self._writer, self._claims = writer, claims
+        self._held: set[str] = set()
+        self._settled: list[Extracted] = []
+        self.elsewhere: list[Job] = []
+        """Jobs that other processes have claimed."""
+
+    def give_out(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """The jobs that are to be done here; workers take them, one at a time."""
+        for job in jobs:
+            if not self._claims.take(job.name):
+                self.elsewhere.append(job)
+                continue
+            self._held.add(job.name)
+            settled: Extracted | None = None
+            try:
+                if self._writer.is_done(job):
+                    files = tuple(self._writer.paths(job))
+                    settled = Extracted(job.path, job.name, None, files, skipped=True)
+                else:
+                    self._writer.prepare(job)
+            except VfxError as error:
+                settled = Extracted(job.path, job.name, None, error=error)
+            if settled is None:
+                yield job
+            else:
+                self.take_back(job)
+                self._settled.append(settled)
+
+    def take_back(self, job: Job) -> None:
+        self._held.discard(job.name)
+        self._claims.release(job.name)
+
+    def settled(self) -> Iterator[Extracted]:
+        """Jobs that needed no work, since the last call."""
+        while self._settled:
+            yield self._settled.pop(0)
+
+    def close(self) -> None:
+        for name in self._held:
+            self._claims.release(name)
+        self._held.clear()
+
+
+__all__ = ["Extracted", "Stats", "extract", "fingerprint", "in_memory", "run_meta", "run_sampling", "to_disk"]

@@ -1,0 +1,495 @@
+"""Videos in, rows of features out, with every stage overlapped and nothing unbounded.
+
+Worker threads decode, resize and gather; the engine's slots are the queue between them and the
+device. A window is gathered straight into its place in a slot, so windows of different videos share
+a batch, and a worker that runs ahead waits for a free slot: memory depends neither on the length of
+a video nor on their number. One thread collects finished slots in the order they were submitted,
+which keeps the rows of each video in order.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfx_engines.engine import Engine, Outputs
+from vfx_engines.errors import VfxError, VideoError
+from vfx_engines.spec import Sampling, Transform
+from vfx_runtime.decode import Decoder, Frame, open_video
+from vfx_runtime.features import RowSpool
+from vfx_runtime.inputs import Job, shown
+from vfx_runtime.resize import plan
+from vfx_runtime.sampling import Held, Window, Windows, resample
+
+Pixels = NDArray[np.uint8]
+
+_AHEAD = 64
+"""Videos that may be begun before the oldest unfinished one is done: bounds what is held of each."""
+
+_SKIP_WORTH = 32
+"""Samples to the next needed one from which asking the decoder to seek can pay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one video: rows, or the reason why there are none."""
+
+    job: Job
+    rows: RowSpool | None
+    """To be closed by whoever takes the result."""
+    fps: float
+    """Frames per second that the windows were laid over; 0 for a failure."""
+    error: VfxError | None
+
+
+@dataclass(slots=True)
+class Stats:
+    """How far a run is; written by its threads, read by anyone."""
+
+    videos: int = 0
+    """Finished, failed ones included."""
+    windows: int = 0
+    frames: int = 0
+    """Decoded."""
+    _fractions: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def videos_done(self) -> float:
+        """Finished videos, and the decoded share of those under way."""
+        return self.videos + sum(list(self._fractions.values()))
+
+
+class Pipeline:
+    """Runs videos through an engine.
+
+    Args:
+        engine: open; its slots are the pipeline's while a run lasts.
+        sampling: the spec's own, or with another step, frame rate or edge rule. The number of frames
+            is the engine's.
+        workers: videos decoded at once; None chooses by cores.
+        spool_folder: where rows that outgrow memory go; None for the system's temporary folder.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sampling: Sampling | None = None,
+        *,
+        workers: int | None = None,
+        spool_folder: Path | None = None,
+    ) -> None:
+        self.engine = engine
+        self.sampling = sampling or engine.spec.sampling
+        self.stats = Stats()
+        self._cores = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+        self._workers = workers or max(1, min(self._cores, 16))
+        self._folder = spool_folder
+
+    def run(self, jobs: Iterable[Job], total: int | None = None) -> Iterator[Result]:
+        """Process videos; results come as videos finish, which is nearly their own order.
+
+        Args:
+            jobs: taken one at a time, as workers become free, in the caller's order.
+            total: their number, where known: fewer videos than cores are decoded by several threads each.
+
+        Raises:
+            EngineError: the engine failed; no video can go on.
+        """
+        workers = min(self._workers, total) if total else self._workers
+        threads = max(1, self._cores // workers) if total and total < self._cores else 1
+        run = _Run(self, jobs, workers, threads)
+        try:
+            yield from run.results()
+        finally:
+            run.stop()
+
+
+@dataclass(slots=True, eq=False)
+class _Video:
+    """A video under way."""
+
+    number: int
+    job: Job
+    rows: RowSpool
+    fps: float = 0.0
+    gathered: int = 0
+    """Windows handed to the engine; final once ``ended``."""
+    collected: int = 0
+    ended: bool = False
+    error: VfxError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A window's place in a slot, and what its row is."""
+
+    video: _Video
+    frame_range: tuple[int, int]
+    timestamps_ms: tuple[float, float]
+
+
+class _Stopped(Exception):
+    """The run is being given up; not an error of any video."""
+
+
+class _Run:
+    """One call of `Pipeline.run`: its threads and what they share."""
+
+    def __init__(self, pipeline: Pipeline, jobs: Iterable[Job], workers: int, threads: int) -> None:
+        self._engine = pipeline.engine
+        self._sampling = pipeline.sampling
+        self._stats = pipeline.stats
+        self._folder = pipeline._folder
+        self._threads = threads
+        self._jobs = iter(jobs)
+        self._jobs_lock = threading.Lock()
+        self._done: queue.Queue[Result | BaseException | None] = queue.Queue(_AHEAD)
+        self._stop = threading.Event()
+
+        self._slots = threading.Condition()
+        """Guards all below."""
+        self._free = deque(range(self._engine.slots))
+        self._filling: int | None = None
+        self._places: list[list[_Place]] = [[] for _ in range(self._engine.slots)]
+        self._copying = [0] * self._engine.slots
+        self._sealed: set[int] = set()
+        self._submitted: deque[int] = deque()
+        self._working = workers
+        self._begun = 0
+        self._open: set[int] = set()
+        """Numbers of the videos begun and not yet finished."""
+
+        self._workers = [
+            threading.Thread(target=self._guard, args=(self._work,), name=f"vfx-decode-{i}", daemon=True)
+            for i in range(workers)
+        ]
+        self._collector = threading.Thread(
+            target=self._guard, args=(self._collect,), name="vfx-collect", daemon=True
+        )
+
+    def results(self) -> Iterator[Result]:
+        for thread in (*self._workers, self._collector):
+            thread.start()
+        while (item := self._done.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def stop(self) -> None:
+        """End all threads, whatever they wait for, and leave the engine with every slot free."""
+        self._stop.set()
+        with self._slots:
+            self._slots.notify_all()
+        threads = [thread for thread in (*self._workers, self._collector) if thread.ident is not None]
+        while any(thread.is_alive() for thread in threads):
+            try:
+                item = self._done.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            if isinstance(item, Result) and item.rows is not None:
+                item.rows.close()
+        while self._submitted:
+            self._engine.collect(self._submitted.popleft())
+
+    def _guard(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Result | BaseException | None) -> None:
+        while not self._stop.is_set():
+            try:
+                self._done.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+        if isinstance(item, Result) and item.rows is not None:
+            item.rows.close()
+
+    # Workers
+
+    def _work(self) -> None:
+        try:
+            while (video := self._next_video()) is not None:
+                try:
+                    self._process(video)
+                except VfxError as error:
+                    video.error = error
+                except _Stopped:
+                    raise
+                except Exception as error:  # a defect of ours or a library's: it costs one video, not the run
+                    frame = traceback.extract_tb(error.__traceback__)[-1]
+                    video.error = VideoError(
+                        f"{shown(video.job.path)}: internal error, please report it: "
+                        f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+                    )
+                with self._slots:
+                    video.ended = True
+                    finished = self._finished(video)
+                if finished:
+                    self._finish(video)
+        finally:
+            with self._slots:
+                self._working -= 1
+                if not self._working:
+                    self._seal()
+                self._slots.notify_all()
+
+    def _next_video(self) -> _Video | None:
+        with self._slots:
+            if self._far_ahead():
+                # What the oldest video waits for may lie in the slot that is being filled.
+                self._seal()
+            while self._far_ahead():
+                self._wait()
+        with self._jobs_lock:
+            job = None if self._stop.is_set() else next(self._jobs, None)
+            if job is None:
+                return None
+            with self._slots:
+                video = _Video(self._begun, job, RowSpool(self._engine.spec.outputs, self._folder))
+                self._open.add(video.number)
+                self._begun += 1
+                return video
+
+    def _far_ahead(self) -> bool:
+        return bool(self._open) and self._begun - min(self._open) >= _AHEAD
+
+    def _process(self, video: _Video) -> None:
+        with closing(open_video(video.job.path, self._threads)) as decoder:
+            video.fps = self._sampling.fps or decoder.info.fps
+            frames = _Counted(decoder, self._stats, video.number, self._stop)
+            try:
+                for window, samples in windows(frames, self._sampling, self._engine.spec.transform):
+                    self._gather(video, window, samples)
+            finally:
+                self._stats._fractions.pop(video.number, None)
+        if not video.gathered:
+            raise _too_short(video.job, self._engine, self._sampling, frames.count)
+
+    def _gather(self, video: _Video, window: Window, samples: dict[int, _Sample]) -> None:
+        first, last = samples[window.first], samples[window.last]
+        place = _Place(
+            video,
+            (first.frame, last.frame + 1),
+            (float(first.start * 1000), float(last.end * 1000)),
+        )
+        slot, row = self._reserve(place)
+        try:
+            target = self._engine_row(slot, row)
+            for i, number in enumerate(window.samples):
+                target[i] = self._engine.spec.input.blank if number < 0 else samples[number].pixels
+        finally:
+            self._commit(slot)
+
+    def _engine_row(self, slot: int, row: int) -> Pixels:
+        return self._engine.buffer(slot)[row]  # type: ignore[no-any-return]  # an array of the spec's dtype
+
+    # Slots
+
+    def _wait(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        self._slots.wait(1)
+
+    def _reserve(self, place: _Place) -> tuple[int, int]:
+        with self._slots:
+            while self._filling is None:
+                if self._free:
+                    self._filling = self._free.popleft()
+                else:
+                    self._wait()
+            slot = self._filling
+            row = len(self._places[slot])
+            self._places[slot].append(place)
+            self._copying[slot] += 1
+            place.video.gathered += 1
+            if row + 1 == self._engine.batch:
+                self._seal()
+            return slot, row
+
+    def _commit(self, slot: int) -> None:
+        with self._slots:
+            self._copying[slot] -= 1
+            self._submit_if_ready(slot)
+
+    def _seal(self) -> None:
+        """No more windows for the slot that is being filled."""
+        if self._filling is not None:
+            slot, self._filling = self._filling, None
+            self._sealed.add(slot)
+            self._submit_if_ready(slot)
+
+    def _submit_if_ready(self, slot: int) -> None:
+        if slot in self._sealed and not self._copying[slot]:
+            self._sealed.remove(slot)
+            self._engine.submit(slot, len(self._places[slot]))
+            self._submitted.append(slot)
+            self._slots.notify_all()
+
+    # Collecting
+
+    def _collect(self) -> None:
+        while (slot := self._next_submitted()) is not None:
+            outputs = self._engine.collect(slot)
+            with self._slots:
+                self._submitted.popleft()
+                places, self._places[slot] = self._places[slot], []
+                self._free.append(slot)
+                self._slots.notify_all()
+            self._stats.windows += len(places)
+            self._hand_out(places, outputs)
+        self._put(None)
+
+    def _next_submitted(self) -> int | None:
+        with self._slots:
+            while not self._submitted:
+                # Failed videos need no row to be finished, so only slots and workers count.
+                if not self._working and self._filling is None and not self._sealed:
+                    return None
+                self._wait()
+            return self._submitted[0]
+
+    def _hand_out(self, places: list[_Place], outputs: Outputs) -> None:
+        start = 0
+        while start < len(places):
+            video, end = places[start].video, start + 1
+            while end < len(places) and places[end].video is video:
+                end += 1
+            own = places[start:end]
+            try:
+                if video.error is None:
+                    video.rows.append(
+                        {name: array[start:end] for name, array in outputs.items()},
+                        np.array([place.frame_range for place in own], np.int64),
+                        np.array([place.timestamps_ms for place in own], np.float64),
+                    )
+            except VfxError as error:
+                video.error = error
+            with self._slots:
+                video.collected += len(own)
+                finished = self._finished(video)
+            if finished:
+                self._finish(video)
+            start = end
+
+    def _finished(self, video: _Video) -> bool:
+        """Whether this was the last that was missing; true once per video."""
+        if video.ended and video.collected == video.gathered and video.number in self._open:
+            self._open.remove(video.number)
+            self._slots.notify_all()
+            return True
+        return False
+
+    def _finish(self, video: _Video) -> None:
+        self._stats.videos += 1
+        if video.error is not None:
+            video.rows.close()
+            self._put(Result(video.job, None, 0.0, video.error))
+        else:
+            self._put(Result(video.job, video.rows, video.fps, None))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sample:
+    """A resized frame as the windows see it."""
+
+    pixels: Pixels
+    frame: int
+    """Number of the source frame."""
+    start: Fraction
+    end: Fraction
+
+
+def windows(
+    frames: Iterable[Frame], sampling: Sampling, transform: Transform
+) -> Iterator[tuple[Window, dict[int, _Sample]]]:
+    """The windows of a video, each with the samples that it is made of.
+
+    A frame is resized once, however many windows use it, and not even converted if none does. What
+    is kept never exceeds a window's span.
+    """
+    planner = Windows(sampling)
+    kept: dict[int, _Sample] = {}
+    skip_to = getattr(frames, "skip_to", None) if sampling.fps is None else None
+    for held, is_last in _last_marked(resample(frames, sampling.fps)):
+        pixels = None
+        for i in range(held.count):
+            number = held.first + i
+            if planner.needs(number, last=is_last and i == held.count - 1):
+                if pixels is None:
+                    pixels = _resized(held, transform)
+                start = held.start + i * held.length
+                kept[number] = _Sample(pixels, held.frame.index, start, start + held.length)
+            window = planner.add(number)
+            if window is not None:
+                yield window, kept
+            for old in [n for n in kept if n < planner.floor]:
+                del kept[old]
+        if skip_to is not None and planner.floor > number + _SKIP_WORTH:
+            skip_to(planner.floor)
+    for window in planner.finish():
+        yield window, kept
+
+
+def _resized(held: Held[Frame], transform: Transform) -> Pixels:
+    rgb = held.frame.rgb()
+    frame_plan = plan(transform, *rgb.shape[:2])
+    out = np.empty((frame_plan.out_height, frame_plan.out_width, 3), np.uint8)
+    frame_plan.apply(rgb, out)
+    return out
+
+
+def _last_marked(items: Iterator[Held[Frame]]) -> Iterator[tuple[Held[Frame], bool]]:
+    held = next(items, None)
+    while held is not None:
+        following = next(items, None)
+        yield held, following is None
+        held = following
+
+
+class _Counted:
+    """The frames of a decoder, counted; ends early when the run is given up."""
+
+    def __init__(self, decoder: Decoder, stats: Stats, number: int, stop: threading.Event) -> None:
+        self._decoder, self._stats, self._number, self._stop = decoder, stats, number, stop
+        self._expected = decoder.info.frames or 0
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in self._decoder:
+            if self._stop.is_set():
+                raise _Stopped
+            self.count += 1
+            self._stats.frames += 1
+            if self._expected:
+                self._stats._fractions[self._number] = min(1.0, frame.index / self._expected)
+            yield frame
+
+
+def _too_short(job: Job, engine: Engine, sampling: Sampling, frames: int) -> VideoError:
+    needed = f"{sampling.span + sampling.lead} frames"
+    if sampling.lead:
+        needed += f" ({sampling.span} and {sampling.lead} that must follow)"
+    if sampling.fps:
+        needed += f" at {sampling.fps:g} fps"
+    return VideoError(
+        f"{shown(job.path)}: {frames} frames, a window of {engine.spec.model} needs {needed}: use "
+        "--tail repeat to fill it up, or an engine exported with fewer --frames"
+    )
