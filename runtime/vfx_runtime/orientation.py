@@ -1,0 +1,64 @@
+"""How a stored picture is turned for display."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.frame import VideoFrame
+
+from vfx_runtime.decode import Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How a stored picture is turned for display: transposed first, then mirrored."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @property
+    def rotation(self) -> int:
+        """Degrees counter-clockwise, leaving a mirroring aside."""
+        if self.transpose:
+            return 90 if self.flip_y else 270
+        return 180 if self.flip_y else 0
+
+
+UPRIGHT = Orientation()
+
+
+def orientation(picture: VideoFrame) -> Orientation:
+    """What the display matrix (ISO/IEC 14496-12, 8.3.2) asks for; slanted ones are left as stored."""
+    try:
+        side_data: list[Any] = list(picture.side_data)  # PyAV's annotation says str
+        data = [item for item in side_data if item.type is SideDataType.DISPLAYMATRIX]
+    except ValueError:
+        # PyAV refuses kinds of side data that it does not know; it then tells the angle alone.
+        quarter = round(picture.rotation / 90) % 4
+        return Orientation(quarter % 2 == 1, quarter in (2, 3), quarter in (1, 2))
+    if not data:
+        return UPRIGHT
+    matrix = np.frombuffer(bytes(data[0]), np.int32)
+    a, b, c, d = (int(matrix[at]) for at in (0, 1, 3, 4))
+    if abs(a) + abs(d) > 50 * (abs(b) + abs(c)):
+        return Orientation(False, a < 0, d < 0)
+    if abs(b) + abs(c) > 50 * (abs(a) + abs(d)):
+        return Orientation(True, c < 0, b < 0)
+    return UPRIGHT
+
+
+def displayed(image: Pixels, turn: Orientation) -> Pixels:
+    """`image`, uint8 [height, width, 3], as it is to be seen; rows of a turned one are contiguous."""
+    if turn == UPRIGHT:
+        return image
+    if turn.transpose:
+        image = image.transpose(1, 0, 2)
+    if turn.flip_x:
+        image = image[:, ::-1]
+    if turn.flip_y:
+        image = image[::-1]
+    return np.ascontiguousarray(image)

@@ -1,0 +1,318 @@
+"""Frames of a video file, in presentation order, with their true times.
+
+PyAV decodes: one thread and one conversion context per video take the least CPU time of all that
+was measured (benchmarks/decoders.py). A GPU decoder meets the same `Decoder` protocol.
+
+No rows rather than wrong rows: a frame that the decoder had to guess, a frame that went missing and
+a file that is shorter than it says end the video with one `VideoError`. Damage that leaves a valid
+bitstream cannot be seen by any decoder: H.264, MPEG-2, MPEG-4 and AV1 notice nearly all random
+damage, HEVC and Motion JPEG about half, VP9, GIF and FFV1 hardly any.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from vfx_engines.errors import VideoError
+from vfx_runtime.decode import Pixels, VideoInfo
+from vfx_runtime.orientation import displayed, orientation
+from vfx_runtime.video_file import (
+    MAX_PIXELS,
+    Timeline,
+    announced_size,
+    open_container,
+    read_timeline,
+    regular_file_size,
+    video_stream,
+)
+
+# These decoders drop a broken slice and say nothing, unless they are told to give up. For the others
+# the flags on the frame say more, and giving up would refuse harmless oddities.
+_EXPLODE = frozenset({"hevc", "mjpeg"})
+
+# One packet, one frame: a packet whose time no frame bears was lost in the decoder.
+_FRAME_PER_PACKET = frozenset({"av1", "h264", "hevc", "vp9"})
+
+
+class PyAvFrame:
+    """A `Frame` in the decoder's own pixel format."""
+
+    __slots__ = ("_picture", "_to_rgb", "end", "index", "start")
+
+    def __init__(
+        self,
+        index: int,
+        start: Fraction,
+        end: Fraction,
+        picture: VideoFrame,
+        to_rgb: Callable[[VideoFrame], Pixels],
+    ) -> None:
+        self.index = index
+        self.start = start
+        self.end = end
+        self._picture = picture
+        self._to_rgb = to_rgb
+
+    def rgb(self) -> Pixels:
+        """Convert the frame: uint8 [height, width, 3], see `Frame.rgb`."""
+        return self._to_rgb(self._picture)
+
+
+class PyAvDecoder:
+    """A `Decoder` on the CPU through PyAV. It reads one frame ahead, so that `end` is known."""
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+        self._path = os.fspath(path)
+        self._name = self._path if self._path.isprintable() else ascii(self._path)
+        self._threads = threads
+        self._size = regular_file_size(self._path, self._name)
+        self._reformatter = VideoReformatter()
+        self._timeline: Timeline | None = None
+        self._may_seek = True
+        self._start_reading()
+        if self._ahead is None:
+            self.close()
+            raise VideoError(f"{self._name}: no frame could be decoded; re-encode it")
+        self.info = self._describe(self._ahead)
+
+    def _start_reading(self) -> None:
+        """Open the file and decode its first frame into `_ahead`."""
+        self._container = open_container(self._path, self._name)
+        try:
+            self._stream = video_stream(self._container, self._name)
+            self._codec = self._stream.codec_context.codec.canonical_name
+            context = self._stream.codec_context
+            context.thread_count = self._threads
+            context.thread_type = "AUTO" if self._threads > 1 else "NONE"
+            context.options = {"max_pixels": str(MAX_PIXELS)}
+            if self._codec in _EXPLODE:
+                context.options = {**context.options, "err_detect": "explode"}
+            self._check_length()
+            self._time_base = self._stream.time_base or Fraction(1, 1_000_000)
+            # The ffmpeg tool subtracts the container's start, rounded to the stream's ticks.
+            origin = Fraction(self._container.start_time or 0, 1_000_000) / self._time_base
+            self._origin = (origin + Fraction(1, 2)) // 1
+            self._packets = self._container.demux(self._stream)
+            self._decoded: deque[VideoFrame] = deque()
+            self._pending: list[int] = []
+            self._frame_per_packet = self._codec in _FRAME_PER_PACKET
+            self._first_pts: int | None = None
+            self._index = -1
+            self._ahead: VideoFrame | None = None
+            self._ahead_start = Fraction(0)
+            self._read_ahead()
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[PyAvFrame]:
+        """The decoder itself."""
+        return self
+
+    def __next__(self) -> PyAvFrame:
+        """The next frame, see `Decoder`."""
+        picture, start, index = self._ahead, self._ahead_start, self._index
+        if picture is None:
+            raise StopIteration
+        try:
+            self._read_ahead()
+        except VideoError:
+            self.close()
+            raise
+        end = self._ahead_start if self._ahead is not None else self._last_end(picture, start)
+        return PyAvFrame(index, start, end, picture, self._to_rgb)
+
+    def close(self) -> None:
+        """Release the file. Frames already given remain valid."""
+        self._ahead = None
+        self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def skip_to(self, index: int) -> None:
+        """Seek to the last keyframe not after frame `index`, if that lies ahead; see `Decoder`."""
+        if self._ahead is None or not self._may_seek or index <= self._index:
+            return
+        if self._timeline is None:
+            self._timeline = read_timeline(self._path, self._name, self._codec)
+        key = self._timeline.keyframe_before(index)
+        if key is None or key <= self._index:
+            return
+        if self._ahead.pts != self._timeline.pts[self._index]:
+            self._may_seek = False
+            return
+        here = self._index
+        if not self._seek(key):
+            self._decode_again(here)
+
+    def _seek(self, key: int) -> bool:
+        """Continue at frame number `key`; False where the file does not get there."""
+        assert self._timeline is not None
+        wanted = self._timeline.pts[key]
+        try:
+            self._container.seek(wanted, stream=self._stream)
+            self._packets = self._container.demux(self._stream)
+            self._decoded.clear()
+            self._pending.clear()
+            self._first_pts = wanted
+            self._index, self._ahead = key - 1, None
+            self._read_ahead()
+        except (av.FFmpegError, VideoError):
+            return False
+        return self._ahead is not None and self._ahead.pts == wanted
+
+    def _decode_again(self, index: int) -> None:
+        """Come back to frame `index` by decoding from the start, and do not try to seek again."""
+        self._may_seek = False
+        self._container.close()
+        self._start_reading()
+        while self._index < index and self._ahead is not None:
+            self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """Put the next frame into `_ahead`, with its number and start; None at the end."""
+        last, last_start = self._ahead, self._ahead_start
+        try:
+            picture = self._next_picture()
+        except av.FFmpegError as error:
+            raise self._damaged(f"FFmpeg says: {error.strerror}") from None
+        self._ahead = picture
+        if picture is None:
+            self._check_length()
+            return
+        self._index += 1
+        if picture.is_corrupt:
+            raise self._damaged("a frame is broken")
+        if picture.pts is not None:
+            self._ahead_start = (picture.pts - self._origin) * self._time_base
+        # Times that are missing or run backwards (joined recordings) go on from frame to frame.
+        if last is not None and (picture.pts is None or self._ahead_start <= last_start):
+            self._ahead_start = last_start + self._duration(last)
+
+    def _next_picture(self) -> VideoFrame | None:
+        while not self._decoded:
+            packet = next(self._packets, None)
+            if packet is None:
+                if self._pending and self._first_pts is not None:
+                    raise self._damaged("the last frames are missing")
+                return None
+            if packet.is_corrupt:
+                raise self._damaged("a packet is broken")
+            if (
+                self._frame_per_packet
+                and packet.pts is not None
+                and (self._first_pts is None or packet.pts >= self._first_pts)
+                and packet.size
+                and not packet.is_discard
+            ):
+                heapq.heappush(self._pending, packet.pts)
+            for picture in packet.decode():
+                # Pictures before the first whole one lean on frames that are not there.
+                if self._first_pts is None or picture.pts is None or picture.pts >= self._first_pts:
+                    self._decoded.append(picture)
+        picture = self._decoded.popleft()
+        self._match(picture)
+        return picture
+
+    def _match(self, picture: VideoFrame) -> None:
+        """Take a picture's packet off the pending ones: frames come in order, so earlier ones are lost."""
+        if picture.interlaced_frame:
+            # Each field may have been a packet.
+            self._frame_per_packet = False
+        if picture.pts is None or not self._frame_per_packet:
+            self._pending.clear()
+            return
+        first = self._first_pts is None
+        if first:
+            self._first_pts = picture.pts
+        while self._pending and self._pending[0] <= picture.pts:
+            if heapq.heappop(self._pending) < picture.pts and not first:
+                raise self._damaged("a frame is missing")
+
+    def _last_end(self, picture: VideoFrame, start: Fraction) -> Fraction:
+        """End of the last frame: FFmpeg gives it a full period where the stream ends before."""
+        end = start + self._duration(picture)
+        first, length = self._stream.start_time, self._stream.duration
+        if first is None or not length:
+            return end
+        stream_end = (first + length - self._origin) * self._time_base
+        return min(end, stream_end) if stream_end > start else end
+
+    def _duration(self, picture: VideoFrame) -> Fraction:
+        if picture.duration > 0:
+            return picture.duration * self._time_base
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        return 1 / rate if rate else self._time_base
+
+    def _to_rgb(self, picture: VideoFrame) -> Pixels:
+        try:
+            # As OpenCV does it; the filter matters to chroma where the height is odd. threads=0, the
+            # default, would start threads for each frame.
+            converted = self._reformatter.reformat(
+                picture, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+            )
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError(
+                f"{self._name}: cannot convert {picture.format.name} to RGB ({error}); re-encode it"
+            ) from None
+        plane = converted.planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(converted.height, plane.line_size)
+        image = rows[:, : converted.width * 3].reshape(converted.height, converted.width, 3)
+        return displayed(image, orientation(picture))
+
+    def _describe(self, picture: VideoFrame) -> VideoInfo:
+        stream, container = self._stream, self._container
+        seconds = None
+        if stream.duration is not None:
+            seconds = float(stream.duration * self._time_base)
+        elif container.duration is not None:
+            seconds = container.duration / 1_000_000
+        rate = stream.average_rate or stream.guessed_rate
+        fps = float(rate) if rate else 0.0
+        frames = stream.frames or (round(seconds * fps) if seconds and fps else None)
+        turn = orientation(picture)
+        width, height = picture.width, picture.height
+        if turn.transpose:
+            width, height = height, width
+        return VideoInfo(width, height, fps, frames, seconds, self._codec, turn.rotation)
+
+    def _check_length(self) -> None:
+        """The file holds all the bytes that its own index and header announce."""
+        announced = announced_size(self._path)
+        if len(self._stream.index_entries):
+            last = self._stream.index_entries[-1]
+            announced = max(announced, last.pos + last.size)
+        if announced > self._size:
+            raise VideoError(
+                f"{self._name}: truncated: it announces {announced} bytes and has {self._size}; "
+                "copy or download it again"
+            )
+
+    def _damaged(self, what: str) -> VideoError:
+        if self._index < 0:
+            where = "damaged at its first frame"
+        else:
+            where = f"damaged at or after frame {self._index} ({float(self._ahead_start):.2f} s)"
+        return VideoError(
+            f"{self._name}: {where}: {what}; get a whole copy, or re-encode it to accept the damage"
+        )

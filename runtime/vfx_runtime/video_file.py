@@ -1,0 +1,171 @@
+"""A video file on disk: opened safely, its video stream, and the times of its packets.
+
+Only the named local file is ever read: never a URL, and never a second file that a playlist or a
+session description inside the first one names.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from vfx_engines.errors import VideoError
+
+MAX_PIXELS = 2**26
+"""Largest picture that is decoded (8192 x 8192): a header can ask for any amount of memory."""
+
+# Demuxers that read one file and no other. HLS, DASH, concat, SDP, image sequences and their like
+# would follow names inside the file; tty would decode any text as a film.
+_FORMATS = (
+    "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,gif,apng,mxf,nut,rm,wtv,dv,ivf,obu,av1,gxf,"
+    "h264,hevc,vvc,m4v,mpegvideo,mjpeg,vc1,yuv4mpegpipe"
+)
+
+# After a seek to a keyframe these decode to the same pixels. (GIF marks frames as keys that are not.)
+_SEEKABLE = frozenset({"av1", "h264", "hevc", "mpeg2video", "mpeg4", "vp8", "vp9"})
+
+
+def regular_file_size(path: str, name: str) -> int:
+    """Bytes of the file at `path`, which messages call `name`.
+
+    Raises:
+        VideoError: it is missing, empty, a folder, or no regular file.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise VideoError(f"{name}: {reason}; check the path") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoError(f"{name}: is a folder, expected a video file")
+    if not stat.S_ISREG(status.st_mode):
+        # Opening a named pipe waits for a writer, for ever.
+        raise VideoError(f"{name}: is not a regular file; save the video to a file first")
+    if status.st_size == 0:
+        raise VideoError(f"{name}: is empty (0 bytes); copy or download it again")
+    return status.st_size
+
+
+def open_container(path: str, name: str) -> InputContainer:
+    """Open the container without regard to what else it names.
+
+    Raises:
+        VideoError: it cannot be read, or is of no kind that holds a video in one file.
+    """
+    try:
+        return av.open(
+            f"file:{path}",
+            options={"max_pixels": str(MAX_PIXELS)},
+            container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
+            metadata_errors="replace",
+        )
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, OSError):
+            raise VideoError(f"{name}: cannot be read: {error.strerror}") from None
+        if _head(path)[4:8] == b"ftyp":
+            raise VideoError(
+                f"{name}: an MP4 file without a readable index (moov): truncated or damaged; "
+                "copy or download it again"
+            ) from None
+        raise VideoError(
+            f"{name}: not a video file of a kind that vfx reads, or damaged at its start; "
+            "expected MP4, Matroska, WebM, AVI, MPEG, GIF or their like"
+        ) from None
+
+
+def video_stream(container: InputContainer, name: str) -> VideoStream:
+    """The stream that players show; the cover of an audio file is none.
+
+    Raises:
+        VideoError: there is none, or no decoder for it.
+    """
+    covers = Disposition.attached_pic | Disposition.timed_thumbnails
+    videos = [stream for stream in container.streams.video if not stream.disposition & covers]
+    if not videos:
+        found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise VideoError(f"{name}: no video stream, found {found}; expected a video")
+    best = container.streams.best("video")
+    stream = best if best in videos else videos[0]
+    assert isinstance(stream, VideoStream)
+    if stream.codec_context is None:
+        raise VideoError(f"{name}: no decoder for its video codec; re-encode it, to H.264 say")
+    return stream
+
+
+def _head(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(64)
+
+
+def announced_size(path: str) -> int:
+    """Bytes that a RIFF or EBML (Matroska) header says the file has; 0 where it does not say.
+
+    FFmpeg reads such a file to its early end as if nothing were missing.
+    """
+    head = _head(path)
+    if head[:4] == b"RIFF":
+        size = int.from_bytes(head[4:8], "little")
+        return size if size < 0xFFFFFFFF else 0
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        header, at = _ebml_size(head, 4)
+        segment = at + (header or 0)
+        if head[segment : segment + 4] == b"\x18\x53\x80\x67":
+            size_of_segment, at = _ebml_size(head, segment + 4)
+            return at + size_of_segment if size_of_segment is not None else 0
+    return 0
+
+
+def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
+    """The variable-length size at `at` (RFC 8794, 4), None for unknown, and where it ends."""
+    if at >= len(data) or data[at] == 0:
+        return None, at
+    length = 9 - data[at].bit_length()
+    mask = (1 << 7 * length) - 1
+    value = int.from_bytes(data[at : at + length], "big") & mask
+    return (None if value == mask else value), at + length
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Presentation times (in ticks) of all frames, and the numbers of the keyframes, both sorted."""
+
+    pts: list[int]
+    keys: list[int]
+
+    def keyframe_before(self, index: int) -> int | None:
+        """Number of the last keyframe not after frame `index`."""
+        if index >= len(self.pts):
+            return None
+        at = bisect_right(self.keys, index)
+        return self.keys[at - 1] if at else None
+
+
+def read_timeline(path: str, name: str, codec: str) -> Timeline:
+    """Read all packets, decode none; empty where frames cannot be numbered so."""
+    if codec not in _SEEKABLE:
+        return Timeline([], [])
+    times, keys = [], set()
+    try:
+        with open_container(path, name) as container:
+            for packet in container.demux(video_stream(container, name)):
+                if packet.size == 0 or packet.is_discard:
+                    continue
+                if packet.pts is None:
+                    return Timeline([], [])
+                times.append(packet.pts)
+                if packet.is_keyframe:
+                    keys.add(packet.pts)
+    except av.FFmpegError:
+        return Timeline([], [])
+    times.sort()
+    if len(set(times)) < len(times):
+        return Timeline([], [])
+    return Timeline(times, [number for number, pts in enumerate(times) if pts in keys])

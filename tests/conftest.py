@@ -1,0 +1,51 @@
+"""What all tests share: the marks that a machine may lack, and engines that are exported once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REQUIRED = set(os.environ.get("VFX_REQUIRE", "").split(",")) - {""}
+
+
+@pytest.fixture(scope="session")
+def i3d_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kit's I3D checkpoint, weight seed 0, as the world publishes one."""
+    torch = pytest.importorskip("torch")
+    from parity_kit import kit
+
+    path = tmp_path_factory.mktemp("checkpoint") / "i3d_rgb.pt"
+    state = kit("i3d_rgb").checkpoint()
+    torch.save({key: torch.from_numpy(value.copy()) for key, value in state.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def i3d_engines(tmp_path_factory: pytest.TempPathFactory, i3d_checkpoint: Path) -> I3DEngines:
+    """Exports of I3D, each made when it is first asked for."""
+    return I3DEngines(tmp_path_factory.mktemp("engines"), i3d_checkpoint)
+
+
+class I3DEngines:
+    """`engines(precision, frames)` is the path of that export, with the head."""
+
+    def __init__(self, folder: Path, checkpoint: Path) -> None:
+        self._folder, self._checkpoint = folder, checkpoint
+
+    def __call__(self, precision: str, frames: int) -> Path:
+        from vfx_export.catalogue import find
+        from vfx_export.exporting import export_model
+
+        path = self._folder / f"i3d_{precision}_{frames}.onnx"
+        if not path.exists():
+            export_model(
+                find("i3d"),
+                path,
+                checkpoint=self._checkpoint,
+                precision=precision,  # type: ignore[arg-type]
+                frames=frames,
+                head=True,
+            )
+        return path
