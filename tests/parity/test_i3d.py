@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from parity_kit import e2e, kit, video
 from tolerances import END_TO_END, LOSSY_REENCODING, PARITY, TIMESTAMP_MS
-
 from vfx_engines import open_engine
 from vfx_runtime import Features, extract
 
