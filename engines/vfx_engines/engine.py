@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfx_engines.errors import InputError
-from vfx_engines.spec import EngineSpec
+from vfx_engines.spec import EngineSpec, Precision
 
 Array = NDArray[Any]
 Outputs = dict[str, Array]
@@ -31,6 +31,10 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """Library, version, device and precision: ``OpenVINO 2026.4, CPU, bf16``."""
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in, which a machine may make another than was asked for; ``name`` says why."""
 
     @property
     def buffers(self) -> Sequence[Array]:
@@ -78,6 +82,11 @@ class Engine:
     def name(self) -> str:
         """What runs: library, version, device, precision."""
         return self._backend.name
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in."""
+        return self._backend.precision
 
     @property
     def slots(self) -> int:

@@ -77,7 +77,7 @@ def fingerprint(engine: Engine, sampling: Sampling) -> str:
     """Of all that decides a video's features but the video: SHA-256 in hexadecimal."""
     meta = run_meta(engine, sampling)
     # Another version of vfx or of a library may differ in the last bits; that is no reason to redo.
-    text = json.dumps([meta["spec"], meta["sampling"], engine.name.rsplit(", ", 1)[-1]], sort_keys=True)
+    text = json.dumps([meta["spec"], meta["sampling"], engine.precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

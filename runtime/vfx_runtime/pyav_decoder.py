@@ -23,6 +23,7 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 
 from vfx_engines.errors import VideoError
 from vfx_runtime.decode import Pixels, VideoInfo
@@ -108,6 +109,8 @@ class PyAvDecoder:
             self._pending: list[int] = []
             self._frame_per_packet = self._codec in _FRAME_PER_PACKET
             self._first_pts: int | None = None
+            self._last_dts: int | None = None
+            self._sought: int | None = None
             self._index = -1
             self._ahead: VideoFrame | None = None
             self._ahead_start = Fraction(0)
@@ -174,7 +177,8 @@ class PyAvDecoder:
             self._packets = self._container.demux(self._stream)
             self._decoded.clear()
             self._pending.clear()
-            self._first_pts = wanted
+            self._first_pts = self._sought = wanted
+            self._last_dts = None
             self._index, self._ahead = key - 1, None
             self._read_ahead()
         except (av.FFmpegError, VideoError):
@@ -213,26 +217,31 @@ class PyAvDecoder:
         while not self._decoded:
             packet = next(self._packets, None)
             if packet is None:
-                if self._pending and self._first_pts is not None:
+                if self._pending and self._frame_per_packet and self._first_pts is not None:
                     raise self._damaged("the last frames are missing")
                 return None
             if packet.is_corrupt:
                 raise self._damaged("a packet is broken")
-            if (
-                self._frame_per_packet
-                and packet.pts is not None
-                and (self._first_pts is None or packet.pts >= self._first_pts)
-                and packet.size
-                and not packet.is_discard
-            ):
-                heapq.heappush(self._pending, packet.pts)
+            self._expect(packet)
             for picture in packet.decode():
-                # Pictures before the first whole one lean on frames that are not there.
-                if self._first_pts is None or picture.pts is None or picture.pts >= self._first_pts:
+                # Pictures before the keyframe that was sought lean on frames that are not there.
+                if self._sought is None or picture.pts is None or picture.pts >= self._sought:
                     self._decoded.append(picture)
         picture = self._decoded.popleft()
         self._match(picture)
         return picture
+
+    def _expect(self, packet: av.Packet[VideoStream]) -> None:
+        """Put the packet's time among the pending ones, if a frame must come of it."""
+        if packet.dts is not None:
+            if self._last_dts is not None and packet.dts < self._last_dts:
+                # Times start anew here (joined recordings), so they do not tell frames apart.
+                self._frame_per_packet = False
+            self._last_dts = packet.dts
+        if not self._frame_per_packet or packet.pts is None or not packet.size or packet.is_discard:
+            return
+        if self._first_pts is None or packet.pts >= self._first_pts:
+            heapq.heappush(self._pending, packet.pts)
 
     def _match(self, picture: VideoFrame) -> None:
         """Take a picture's packet off the pending ones: frames come in order, so earlier ones are lost."""

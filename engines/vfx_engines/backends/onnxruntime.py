@@ -49,6 +49,7 @@ class OnnxRuntimeBackend:
         except Exception as error:  # its exceptions share no base class but this one
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EngineError(f"{path}: ONNX Runtime cannot load it: {line}") from None
+        self.precision: Precision = "fp32" if precision == "bf16" else precision
         said = "fp32, ONNX Runtime has no bf16 on CPUs" if precision == "bf16" else precision
         version = ".".join(onnxruntime.__version__.split(".")[:2])
         self.name = f"ONNX Runtime {version}, CPU, {said}"

@@ -58,6 +58,7 @@ class OpenVinoBackend:
             raise EngineError(f"{path}: OpenVINO cannot compile it: {_first_line(error)}") from None
         version = ".".join(ov.__version__.split("-")[0].split(".")[:2])
         said = "fp32, this CPU has no bf16" if lowered else precision
+        self.precision: Precision = "fp32" if lowered else precision
         self.name = f"OpenVINO {version}, CPU, {said}"
         self._requests = [self._model.create_infer_request() for _ in range(streams + 1)]
         self.buffers = [np.zeros(shape, spec.input.dtype) for _ in self._requests]
