@@ -427,11 +427,17 @@ def windows(
     """
     planner = Windows(sampling)
     kept: dict[int, _Sample] = {}
-    skip_to = getattr(frames, "skip_to", None) if sampling.fps is None else None
+    number = -1
+    # Where windows lie far apart the decoder may seek; frames that fill up edges are known at the end only.
+    may_skip = sampling.fps is None and sampling.edges == "drop"
+    seekable = frames if may_skip and isinstance(frames, _Counted) else None
     for held, is_last in _last_marked(resample(frames, sampling.fps)):
         pixels = None
+        first = held.first if sampling.fps else held.frame.index
+        if first > number + 1:
+            planner.skip(first)
         for i in range(held.count):
-            number = held.first + i
+            number = first + i
             if planner.needs(number, last=is_last and i == held.count - 1):
                 if pixels is None:
                     pixels = _resized(held, transform)
@@ -442,8 +448,8 @@ def windows(
                 yield window, kept
             for old in [n for n in kept if n < planner.floor]:
                 del kept[old]
-        if skip_to is not None and planner.floor > number + _SKIP_WORTH:
-            skip_to(planner.floor)
+        if seekable is not None and planner.floor > number + _SKIP_WORTH:
+            seekable.skip_to(planner.floor)
     for window in planner.finish():
         yield window, kept
 
@@ -471,6 +477,9 @@ class _Counted:
         self._decoder, self._stats, self._number, self._stop = decoder, stats, number, stop
         self._expected = decoder.info.frames or 0
         self.count = 0
+
+    def skip_to(self, index: int) -> None:
+        self._decoder.skip_to(index)
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in self._decoder:

@@ -189,6 +189,16 @@ class Windows:
         self._next += 1
         return self._window(self._next - 1)
 
+    def skip(self, sample: int) -> None:
+        """Go on at a sample further on: nothing needs those between, so they were not even decoded.
+
+        Raises:
+            ValueError: a window needs one of them, or the end is needed to fill windows up.
+        """
+        if sample > self.floor or self._sampling.edges != "drop":
+            raise ValueError(f"sample {sample} skips some that are needed from {self.floor} on")
+        self._seen = max(self._seen, sample)
+
     def finish(self) -> Iterator[Window]:
         """Announce the end; the windows that it completes."""
         end = self._first + self.count(self._seen)
