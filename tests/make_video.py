@@ -76,6 +76,7 @@ def make_video(
     times: Sequence[Fraction] | None = None,
     pix_fmt: str | None = None,
     rotation: int = 0,
+    mirrored: bool = False,
     audio: bool = False,
     gop: int = 12,
     options: Mapping[str, str] | None = None,
@@ -95,6 +96,7 @@ def make_video(
         pix_fmt: Instead of the codec's usual pixel format, such as ``yuv420p10le``.
         rotation: 0, 90, 180 or 270: pixels are stored turned, and a display matrix turns them back
             (as `av.VideoFrame.rotation` counts: counter-clockwise).
+        mirrored: The display matrix also swaps left and right, and the stored pixels undo it.
         audio: Add a tone as long as the video (one second where there is none).
         gop: Frames from one keyframe to the next.
         options: More options of the encoder.
@@ -122,8 +124,8 @@ def make_video(
                 video.codec_context.time_base = Fraction(1, 90000)
             if colour is not None:
                 video.codec_context.colorspace, video.codec_context.color_range = colour
-            if rotation:
-                video.set_display_rotation(rotation)
+            if rotation or mirrored:
+                video.set_display_rotation(rotation, hflip=mirrored)
         if audio:
             stream = out.add_stream(_AUDIO.get(path.suffix, "aac"), rate=16000)
             assert isinstance(stream, av.AudioStream)
@@ -131,7 +133,8 @@ def make_video(
             sound.layout = "mono"
         if video is not None:
             for number in range(frames):
-                turned = np.rot90(picture(number, width, height), -rotation // 90)
+                seen = picture(number, width, height)
+                turned = np.rot90(seen[:, ::-1] if mirrored else seen, -rotation // 90)
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
                 if colour is not None:
                     frame = frame.reformat(

@@ -42,6 +42,10 @@ from vfx_runtime.video_file import (
 # the flags on the frame say more, and giving up would refuse harmless oddities.
 _EXPLODE = frozenset({"hevc", "mjpeg"})
 
+# These notice a broken packet themselves. For the others the container's word counts, though it may
+# only mean that recordings were joined.
+_VIGILANT = frozenset({"av1", "h264", "mpeg1video", "mpeg2video", "mpeg4"})
+
 # One packet, one frame: a packet whose time no frame bears was lost in the decoder.
 _FRAME_PER_PACKET = frozenset({"av1", "h264", "hevc", "vp9"})
 
@@ -220,7 +224,7 @@ class PyAvDecoder:
                 if self._pending and self._frame_per_packet and self._first_pts is not None:
                     raise self._damaged("the last frames are missing")
                 return None
-            if packet.is_corrupt:
+            if packet.is_corrupt and self._codec not in _VIGILANT:
                 raise self._damaged("a packet is broken")
             self._expect(packet)
             for picture in packet.decode():
