@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -144,7 +144,6 @@ class _Place:
 class _Stopped(Exception):
     """The run is being given up; not an error of any video."""
 
-
 class _Run:
     """One call of `Pipeline.run`: its threads and what they share."""
 
@@ -167,6 +166,7 @@ class _Run:
         self._copying = [0] * self._engine.slots
         self._sealed: set[int] = set()
         self._submitted: deque[int] = deque()
+        self._engine_failure: Exception | None = None
         self._working = workers
         self._begun = 0
         self._open: set[int] = set()
@@ -202,7 +202,9 @@ class _Run:
             if isinstance(item, Result) and item.rows is not None:
                 item.rows.close()
         while self._submitted:
-            self._engine.collect(self._submitted.popleft())
+            # An engine that failed has said so already.
+            with suppress(VfxError):
+                self._engine.collect(self._submitted.popleft())
 
     def _guard(self, body: Callable[[], None]) -> None:
         try:
@@ -279,7 +281,9 @@ class _Run:
                 for window, samples in windows(frames, self._sampling, self._engine.spec.transform):
                     self._gather(video, window, samples)
             finally:
-                self._stats._fractions.pop(video.number, None)
+                with self._slots:
+                    self._stats.frames += frames.count
+                    self._stats._fractions.pop(video.number, None)
         if not video.gathered:
             raise _too_short(video.job, self._engine, self._sampling, frames.count)
 
@@ -339,7 +343,13 @@ class _Run:
     def _submit_if_ready(self, slot: int) -> None:
         if slot in self._sealed and not self._copying[slot]:
             self._sealed.remove(slot)
-            self._engine.submit(slot, len(self._places[slot]))
+            try:
+                self._engine.submit(slot, len(self._places[slot]))
+            except Exception as error:
+                # Not an error of the video that happened to fill the slot: the collector ends the run.
+                self._engine_failure = error
+                self._slots.notify_all()
+                raise _Stopped from error
             self._submitted.append(slot)
             self._slots.notify_all()
 
@@ -349,22 +359,25 @@ class _Run:
         while (slot := self._next_submitted()) is not None:
             outputs = self._engine.collect(slot)
             with self._slots:
-                self._submitted.popleft()
                 places, self._places[slot] = self._places[slot], []
                 self._free.append(slot)
                 self._slots.notify_all()
             self._stats.windows += len(places)
             self._hand_out(places, outputs)
+        for worker in self._workers:
+            worker.join()  # what ended it comes before the end
         self._put(None)
 
     def _next_submitted(self) -> int | None:
         with self._slots:
             while not self._submitted:
+                if self._engine_failure is not None:
+                    raise self._engine_failure
                 # Failed videos need no row to be finished, so only slots and workers count.
                 if not self._working and self._filling is None and not self._sealed:
                     return None
                 self._wait()
-            return self._submitted[0]
+            return self._submitted.popleft()
 
     def _hand_out(self, places: list[_Place], outputs: Outputs) -> None:
         start = 0
@@ -398,7 +411,8 @@ class _Run:
         return False
 
     def _finish(self, video: _Video) -> None:
-        self._stats.videos += 1
+        with self._slots:
+            self._stats.videos += 1
         if video.error is not None:
             video.rows.close()
             self._put(Result(video.job, None, 0.0, video.error))
@@ -486,7 +500,6 @@ class _Counted:
             if self._stop.is_set():
                 raise _Stopped
             self.count += 1
-            self._stats.frames += 1
             if self._expected:
                 self._stats._fractions[self._number] = min(1.0, frame.index / self._expected)
             yield frame
