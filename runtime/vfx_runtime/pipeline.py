@@ -144,6 +144,7 @@ class _Place:
 class _Stopped(Exception):
     """The run is being given up; not an error of any video."""
 
+
 class _Run:
     """One call of `Pipeline.run`: its threads and what they share."""
 

@@ -12,7 +12,7 @@ from vfx_engines.engine import Array
 from vfx_engines.errors import EngineError
 from vfx_engines.spec import EngineSpec, Precision
 
-_HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
+HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
 """FP16 is the storage of its tensors: on a CPU they are computed in float32."""
 
 
@@ -47,7 +47,7 @@ class OpenVinoBackend:
                 model,
                 "CPU",
                 {
-                    "INFERENCE_PRECISION_HINT": "f32" if lowered else _HINTS[precision],
+                    "INFERENCE_PRECISION_HINT": "f32" if lowered else HINTS[precision],
                     "NUM_STREAMS": streams,
                     "INFERENCE_NUM_THREADS": threads,
                     # Decoding shares the cores: threads tied to one would queue behind it.

@@ -1,0 +1,262 @@
+"""``vfx-bench``: how fast an engine and its stages are here, and how far from the limit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich.console import Console
+
+from vfx_engines.errors import UsageError, VfxError
+from vfx_engines.opening import BackendName, open_engine
+from vfx_engines.spec import EngineSpec, Precision
+from vfx_runtime.chart import check_chart
+from vfx_runtime.extracting import Tail, run_sampling
+from vfx_runtime.inputs import find_videos
+from vfx_runtime.measuring import (
+    Cost,
+    keep_frames,
+    make_video,
+    measure_decode,
+    measure_end_to_end,
+    measure_engine,
+    measure_resize,
+)
+from vfx_runtime.report import Report, draw, summary, table
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("videos", nargs=-1, metavar="[VIDEO]...")
+@click.option("--engine", required=True, type=click.Path(path_type=Path), help="File made by vfx-export.")
+@click.option(
+    "--batch",
+    "batches",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="Windows per call to measure the engine with; may be given several times.  "
+    "[default: what vfx-run takes, and twice and four times that]",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to run.")
+@click.option(
+    "--backend",
+    type=click.Choice(get_args(BackendName)),
+    help="What executes the graph.  [default: openvino]",
+)
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="[default: the engine's own]")
+@click.option("--fps", type=float, metavar="RATE", help="Bring videos to this frame rate first.")
+@click.option("--step", type=int, metavar="N", help="Frames from one window to the next.")
+@click.option(
+    "--tail", type=click.Choice(get_args(Tail)), help="As vfx-run takes it.  [default: what the spec says]"
+)
+@click.option(
+    "--seconds", type=float, default=3.0, show_default=True, help="Time for each stage in each round."
+)
+@click.option("--rounds", type=int, default=3, show_default=True, help="Of all stages; medians are shown.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that was measured as JSON.")
+@click.option("--chart", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw it.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="vfx", prog_name="vfx-bench")
+def main(debug: bool, as_json: bool, chart: Path | None, **options: Any) -> None:
+    r"""Measure an engine alone, decoding, resizing, and all of it end to end.
+
+    VIDEO is what vfx-run takes: videos, folders or lists; without any, one of 320x240 is made. Each
+    stage runs alone on all cores, in rounds, so that what else the machine does hits all of them.
+    The limit is what the stages' own CPU-seconds allow; the peak is that of the matrix units, measured
+    here with plain matrix products.
+
+    \b
+    vfx-bench --engine i3d.onnx
+    vfx-bench --engine i3d.onnx clips/ --rounds 5 --json > bench.json
+    """
+    try:
+        if chart is not None:
+            check_chart(chart)
+        report = _measure(**options)
+        if chart is not None:
+            draw(report, chart)
+            click.echo(f"vfx-bench: wrote {chart}", err=True)
+    except VfxError as error:
+        if debug:
+            _console.print_exception()
+        click.echo(f"vfx-bench: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        click.echo("vfx-bench: interrupted", err=True)
+        sys.exit(130)
+    if as_json:
+        click.echo(json.dumps(report.plain(), indent=1))
+    else:
+        Console(highlight=False).print(table(report))
+        Console(highlight=False, soft_wrap=True).print(summary(report))
+
+
+def _measure(
+    videos: tuple[str, ...],
+    engine: Path,
+    batches: tuple[int, ...],
+    device: str,
+    backend: BackendName | None,
+    precision: Precision | None,
+    fps: float | None,
+    step: int | None,
+    tail: Tail | None,
+    seconds: float,
+    rounds: int,
+) -> Report:
+    if rounds < 1 or not 0 < seconds < 3600:
+        raise UsageError(f"--rounds {rounds} --seconds {seconds:g}: expected at least 1, and 0 to 3600")
+    with tempfile.TemporaryDirectory(prefix="vfx-bench-") as scratch:
+        folder = Path(scratch)
+        if videos:
+            paths = [job.path for job in find_videos(videos)]
+        else:
+            _say("no VIDEO given: making one of 320x240 pixels, 20 s")
+            paths = [make_video(folder / "made.mp4")]
+        return measure(
+            engine,
+            paths,
+            folder,
+            batches=batches,
+            device=device,
+            backend=backend,
+            precision=precision,
+            fps=fps,
+            step=step,
+            tail=tail,
+            seconds=seconds,
+            rounds=rounds,
+            say=_say,
+        )
+
+
+def measure(
+    file: Path,
+    videos: Sequence[Path],
+    folder: Path,
+    *,
+    batches: Sequence[int] = (),
+    device: str = "cpu",
+    backend: BackendName | None = None,
+    precision: Precision | None = None,
+    fps: float | None = None,
+    step: int | None = None,
+    tail: Tail | None = None,
+    seconds: float = 3.0,
+    rounds: int = 3,
+    say: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Measure all stages of an engine on some videos, round after round.
+
+    Args:
+        file: the engine.
+        videos: decoded, resized, and run end to end.
+        folder: an empty one for scratch files.
+        batches: windows per call to measure the engine with, beside the usual one; empty takes twice and
+            four times that.
+        device: see `vfx_engines.open_engine`, like ``backend`` and ``precision``.
+        backend: what executes the graph.
+        precision: to compute in.
+        fps: of the run, like ``step``.
+        step: frames from one window to the next.
+        tail: what becomes of a window that reaches over the end.
+        seconds: for each stage in each round.
+        rounds: of all stages.
+        say: told what is being measured.
+
+    Raises:
+        VfxError: the engine cannot be opened, or a video fails.
+    """
+    machine = _machine()
+    workers = max(1, min(machine["cores"], 16))
+
+    def opened(batch: int | None) -> Any:
+        return open_engine(file, device=device, backend=backend, precision=precision, batch=batch)
+
+    from vfx_engines.peak import matrix_peak  # OpenVINO: 0.3 s, not paid for --help
+
+    with opened(None) as engine:
+        spec: EngineSpec = engine.spec
+        usual, name, computed = engine.batch, engine.name, engine.precision
+        sampling = run_sampling(spec.sampling, fps=fps, step=step, tail=tail)
+        say(f"engine: {file}, {name}")
+        # One turn beforehand: it warms everything up, and says how long a turn takes.
+        turn = measure_end_to_end(engine, sampling, videos, 1, _fresh(folder, "turn"))
+    turns = max(1, math.ceil(seconds / turn.seconds))
+    frames = keep_frames(videos)
+    costs: list[list[Cost]] = []
+    peak = 0.0
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
+        peak = max(peak, matrix_peak(computed, machine["cores"], min(seconds, 1.0)))
+        measured = [
+            measure_decode(videos, seconds, workers),
+            measure_resize(frames, spec.transform, seconds, workers),
+        ]
+        for batch in sorted({usual, *(batches or (usual * 2, usual * 4))}):
+            with opened(batch) as engine:
+                measured.append(measure_engine(engine, seconds))
+                if batch == usual:
+                    into = _fresh(folder, f"round{number}")
+                    measured.append(measure_end_to_end(engine, sampling, videos, turns, into))
+        costs.append(measured)
+    return Report(
+        engine={
+            "file": file.name,
+            "model": spec.model,
+            "frames": spec.sampling.frames,
+            "step": sampling.step,
+            "runs": name,
+            "precision": computed,
+            "macs": spec.macs,
+        },
+        machine=machine,
+        videos={"count": len(videos), "size": f"{turn.frames} frames, {turn.windows} windows"},
+        peak=peak,
+        rounds=costs,
+        batch=usual,
+    )
+
+
+def _fresh(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.mkdir()
+    return path
+
+
+def _machine() -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "load_before": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("vfx", "openvino", "av", "numba", "numpy")},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _say(text: str) -> None:
+    click.echo(f"vfx-bench: {text}", err=True)

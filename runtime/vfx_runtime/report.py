@@ -1,0 +1,166 @@
+"""What vfx-bench found: medians, the limit, and how they are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vfx_runtime.chart import draw_stages
+from vfx_runtime.measuring import Cost, cpu_limit
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that was measured."""
+
+    engine: dict[str, Any]
+    """File, model, precision, what ran it, multiply-adds of a window."""
+    machine: dict[str, Any]
+    videos: dict[str, Any]
+    peak: float | None
+    """Multiply-adds per second of the matrix units in the engine's precision."""
+    rounds: list[list[Cost]]
+    batch: int
+    """Windows per call end to end."""
+
+    def costs(self, stage: str, batch: int | None = None) -> list[Cost]:
+        """A stage's measurements, one per round."""
+        return [
+            cost
+            for costs in self.rounds
+            for cost in costs
+            if cost.stage == stage and batch in (None, cost.batch)
+        ]
+
+    def rate(self, stage: str, batch: int | None = None) -> float:
+        """Windows per second; for a stage that knows frames only, what they would make."""
+        per_window = self.frames_per_window
+        return statistics.median(
+            cost.windows_per_second if cost.windows else cost.frames_per_second / per_window
+            for cost in self.costs(stage, batch)
+        )
+
+    def cpu(self, stage: str, batch: int | None = None) -> float:
+        """CPU-seconds per window."""
+        per_window = self.frames_per_window
+        return statistics.median(
+            cost.cpu_per_window if cost.windows else cost.cpu_per_frame * per_window
+            for cost in self.costs(stage, batch)
+        )
+
+    @property
+    def batches(self) -> list[int]:
+        """That the engine was measured with."""
+        return sorted({cost.batch for cost in self.costs("engine") if cost.batch is not None})
+
+    @property
+    def frames_per_window(self) -> float:
+        """Source frames that are decoded for each window end to end."""
+        return statistics.median(cost.frames / cost.windows for cost in self.costs("end to end"))
+
+    @property
+    def limits(self) -> list[float]:
+        """Windows per second that the stages allow, by the measurements of each round."""
+        stages = zip(
+            self.costs("engine", self.batch), self.costs("decode"), self.costs("resize"), strict=True
+        )
+        per_window, cores = self.frames_per_window, self.machine["cores"]
+        return [cpu_limit(*stage, frames_per_window=per_window, cores=cores) for stage in stages]
+
+    @property
+    def shares(self) -> list[float]:
+        """End to end, in parts of the limit, round by round."""
+        ends = self.costs("end to end")
+        return [end.windows_per_second / limit for end, limit in zip(ends, self.limits, strict=True)]
+
+    def share_of_peak(self, windows_per_second: float) -> float | None:
+        """Of the matrix units, by the multiply-adds of the network as published."""
+        macs = self.engine["macs"]
+        return windows_per_second * macs / self.peak if macs and self.peak else None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, with what follows from the measurements first."""
+        engine_rates = {batch: self.rate("engine", batch) for batch in self.batches}
+        return {
+            "end_to_end_windows_per_second": self.rate("end to end"),
+            "limit_windows_per_second": statistics.median(self.limits),
+            "share_of_limit": statistics.median(self.shares),
+            "shares_of_limit": self.shares,
+            "engine_windows_per_second": engine_rates,
+            "peak_macs_per_second": self.peak,
+            "share_of_peak": self.share_of_peak(max(engine_rates.values())),
+            "frames_per_window": self.frames_per_window,
+            "engine": self.engine,
+            "machine": self.machine,
+            "videos": self.videos,
+            "rounds": [[dataclasses.asdict(cost) for cost in costs] for costs in self.rounds],
+        }
+
+
+def table(report: Report) -> Table:
+    """A row for each stage."""
+    table = Table(box=None)
+    for column in ("stage", "windows/s", "frames/s", "CPU-s/window", "of the peak", "peak MiB"):
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+
+    def row(label: str, stage: str, batch: int | None = None) -> None:
+        costs = report.costs(stage, batch)
+        rate, share = report.rate(stage, batch), None
+        if stage not in ("decode", "resize"):
+            share = report.share_of_peak(rate)
+        table.add_row(
+            label,
+            f"{rate:.2f}",
+            f"{rate * report.frames_per_window:.0f}",
+            f"{report.cpu(stage, batch):.4f}",
+            "" if share is None else f"{share:.0%}",
+            f"{max(cost.peak_bytes for cost in costs) / 2**20:.0f}",
+        )
+
+    row("decode alone", "decode")
+    row("resize alone", "resize")
+    for batch in report.batches:
+        row(f"engine alone, batch {batch}", "engine", batch)
+    row(f"end to end, batch {report.batch}", "end to end")
+    return table
+
+
+def summary(report: Report) -> str:
+    """How far from the limit, and what to think of the figures."""
+    shares = report.shares
+    lines = [
+        f"end to end is {statistics.median(shares):.2f} of the limit of "
+        f"{statistics.median(report.limits):.2f} windows/s that the stages' CPU-seconds set on "
+        f"{report.machine['cores']} cores ({min(shares):.2f} to {max(shares):.2f} in {len(shares)} rounds)"
+    ]
+    if report.peak:
+        lines.append(
+            f"peak of the matrix units in {report.engine['precision']}: {report.peak / 1e9:.0f} GMAC/s"
+        )
+    if report.machine["load_before"] > 0.5:
+        lines.append(
+            f"the machine was busy before (load {report.machine['load_before']}): figures are too low"
+        )
+    return "\n".join(lines)
+
+
+def draw(report: Report, path: Path) -> None:
+    """Write a PNG: windows per second of each stage, and what the CPU-seconds of a window go to.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    rates = {stage: report.rate(stage) for stage in ("decode", "resize")}
+    rates |= {f"engine, batch {batch}": report.rate("engine", batch) for batch in report.batches}
+    rates["end to end"] = report.rate("end to end")
+    cpu = {stage: report.cpu(stage) for stage in ("decode", "resize")}
+    cpu["engine"] = report.cpu("engine", report.batch)
+    whole = statistics.median(cost.cpu_seconds / cost.windows for cost in report.costs("end to end"))
+    cpu["all else"] = max(0.0, whole - sum(cpu.values()))
+    title = f"{report.engine['model']}, {report.engine['runs']}, {report.machine['cores']} cores"
+    draw_stages(path, title, rates, statistics.median(report.limits), cpu)

@@ -1,0 +1,131 @@
+"""vfx-bench: that it measures every stage and says it in full. What it measures is no test's business."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from make_video import make_video
+from tiny import tiny_engine
+from vfx_runtime.bench import main
+from vfx_runtime.measuring import Cost, cpu_limit
+from vfx_runtime.report import Report
+
+QUICK = ["--seconds", "0.05", "--rounds", "2"]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_engine(tmp_path_factory.mktemp("engine") / "tiny.onnx")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_video(tmp_path_factory.mktemp("video") / "a.mp4", frames=41)
+
+
+def bench(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_json_holds_every_stage_of_every_round(engine: Path, video: Path) -> None:
+    result = bench("--engine", engine, video, *QUICK, "--batch", 3, "--batch", 5, "--json")
+
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    usual = found["rounds"][0][-1]["batch"] if found["rounds"][0][-1]["stage"] == "end to end" else None
+    assert len(found["rounds"]) == 2
+    for costs in found["rounds"]:
+        assert [cost["stage"] for cost in costs].count("engine") == 3
+        assert {cost["stage"] for cost in costs} == {"decode", "resize", "engine", "end to end"}
+        assert {3, 5} < {cost["batch"] for cost in costs if cost["stage"] == "engine"}
+        assert all(cost["seconds"] > 0 and cost["peak_bytes"] > 2**20 for cost in costs)
+        (ends,) = [cost for cost in costs if cost["stage"] == "end to end"]
+        assert (ends["frames"] % 41, ends["windows"] % 10) == (0, 0)
+        assert usual in (None, ends["batch"])
+    assert found["frames_per_window"] == pytest.approx(4.1)
+    assert found["engine"]["model"] == "tiny"
+    assert found["videos"] == {"count": 1, "size": "41 frames, 10 windows"}
+    assert len(found["shares_of_limit"]) == 2
+
+
+def test_table_and_chart(engine: Path, video: Path, tmp_path: Path) -> None:
+    chart = tmp_path / "chart.png"
+    result = bench("--engine", engine, video, *QUICK, "--chart", chart)
+
+    assert result.exit_code == 0, result.output
+    for said in ("decode alone", "resize alone", "engine alone, batch", "end to end, batch", "of the limit"):
+        assert said in result.stdout
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_video_one_is_made(engine: Path) -> None:
+    result = bench("--engine", engine, *QUICK, "--json")
+
+    assert result.exit_code == 0, result.output
+    assert "no VIDEO given" in result.stderr
+    assert json.loads(result.stdout)["videos"]["size"] == "500 frames, 125 windows"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--rounds", "0"], 2, "--rounds 0"),
+        (["--seconds", "-1"], 2, "--seconds -1"),
+        (["--batch", "0"], 2, "batch 0"),
+        (["--device", "abacus"], 2, "abacus"),
+        (["missing.mp4"], 1, "missing.mp4"),
+        (["--chart", "/nowhere/chart.png"], 2, "/nowhere/chart.png"),
+        (["--chart", "chart.jpg"], 2, "chart.jpg"),
+    ],
+)
+def test_errors_are_one_line(engine: Path, video: Path, arguments: list[str], code: int, said: str) -> None:
+    videos = [] if "missing.mp4" in arguments else [video]
+    result = bench("--engine", engine, *QUICK, *videos, *arguments)
+
+    assert result.exit_code == code, result.output
+    (line,) = [line for line in result.stderr.splitlines() if said in line]
+    assert line.startswith("vfx-bench: ")
+
+
+def test_a_short_video_is_named(engine: Path, tmp_path: Path) -> None:
+    short = make_video(tmp_path / "short.mp4", frames=2)
+    result = bench("--engine", engine, *QUICK, short)
+
+    assert result.exit_code == 1
+    assert "short.mp4: 2 frames" in result.stderr
+    assert bench("--engine", engine, *QUICK, short, "--tail", "repeat").exit_code == 0
+
+
+def cost(stage: str, *, windows: int = 0, frames: int = 0, seconds: float = 1, cpu: float = 1) -> Cost:
+    return Cost(stage, windows, frames, seconds, cpu, 1, 1 if windows else None)
+
+
+def test_the_limit_is_what_the_stages_cpu_seconds_allow() -> None:
+    engine, decode = cost("engine", windows=10, cpu=2), cost("decode", frames=100, cpu=0.5)
+    resize = cost("resize", frames=200, cpu=0.2)
+
+    # 0.2 for the engine, 20 x (0.005 + 0.001) for the frames: 0.32 CPU-seconds on 2 cores.
+    assert cpu_limit(engine, decode, resize, 20, 2) == pytest.approx(2 / 0.32)
+
+
+def test_a_report_holds_each_round_against_its_own_limit() -> None:
+    def measured(slow: float) -> list[Cost]:
+        return [
+            cost("engine", windows=10, cpu=2 * slow),
+            cost("decode", frames=100, cpu=0.5 * slow),
+            cost("resize", frames=200, cpu=0.2 * slow),
+            cost("end to end", windows=5, frames=100, cpu=2, seconds=slow),
+        ]
+
+    machine = {"cores": 2, "load_before": 0.0}
+    report = Report({"macs": 100, "precision": "fp32"}, machine, {}, 2000.0, [measured(1), measured(3)], 1)
+
+    assert report.shares == pytest.approx([5 * 0.32 / 2] * 2)
+    assert report.frames_per_window == 20
+    assert report.rate("decode") == pytest.approx(100 / 20)
+    assert report.cpu("engine") == pytest.approx((0.2 + 0.6) / 2)
+    assert report.share_of_peak(10) == pytest.approx(0.5)
