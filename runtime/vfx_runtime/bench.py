@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +22,7 @@ from vfx_runtime.inputs import find_videos
 from vfx_runtime.measuring import (
     Cost,
     keep_frames,
+    machine_facts,
     make_video,
     measure_decode,
     measure_end_to_end,
@@ -179,7 +176,7 @@ def measure(
     Raises:
         VfxError: the engine cannot be opened, or a video fails.
     """
-    machine = _machine()
+    machine = machine_facts()
     workers = max(1, min(machine["cores"], 16))
 
     def opened(batch: int | None) -> Any:
@@ -234,28 +231,6 @@ def _fresh(folder: Path, name: str) -> Path:
     path = folder / name
     path.mkdir()
     return path
-
-
-def _machine() -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": _cpu_name(),
-        "cores": cores,
-        "load_before": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("vfx", "openvino", "av", "numba", "numpy")},
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,81 @@
+"""What the benchmarks work on, made when it is first asked for and kept in ``.bench/``, and their results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from vfx_engines.spec import Precision
+from vfx_runtime.measuring import machine_facts
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / ".bench"
+RESULTS = ROOT / "benchmarks" / "results"
+SHARED_VIDEOS = ROOT.parent / "shared" / "videos"
+
+
+def engine(precision: Precision, frames: int = 64) -> Path:
+    """I3D with random weights of seed 0: what a network computes does not change how long it takes."""
+    path = FOLDER / f"i3d_{precision}_{frames}.onnx"
+    if not path.exists():
+        from vfx_export import export_model, find
+
+        export_model(find("i3d"), path, checkpoint=None, precision=precision, frames=frames)
+    return path
+
+
+def real_videos(given: Sequence[Path] = ()) -> list[Path]:
+    """The videos given, or the two whole ones of the shared kit (320x240 and 480x360, H.264).
+
+    Raises:
+        SystemExit: there are none.
+    """
+    videos = list(given) or sorted(SHARED_VIDEOS.glob("v_???????????.mp4"))
+    if not videos:
+        raise SystemExit(f"no videos in {SHARED_VIDEOS}: name some on the command line")
+    return videos
+
+
+def looped(source: Path, seconds: float) -> Path:
+    """A video of about so many seconds: the packets of ``source`` over and over, not encoded again."""
+    path = FOLDER / f"{source.stem}_{seconds:g}s.mp4"
+    if path.exists():
+        return path
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part.mp4")
+    with av.open(str(source)) as container, av.open(str(part), "w") as out:
+        stream = container.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        base = stream.time_base
+        assert base is not None
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        # Whole frames: a stream's duration may end within its last one.
+        period = round(1 / (Fraction(stream.average_rate or 25) * base))
+        first = min(packet.pts or 0 for packet in packets)
+        length = max(packet.pts or 0 for packet in packets) - first + period
+        contents = [(bytes(p), (p.pts or 0) - first, (p.dts or 0) - first, p.is_keyframe) for p in packets]
+        for turn in range(max(1, round(seconds / float(length * base)))):
+            for data, pts, dts, key in contents:
+                packet = av.Packet(data)
+                packet.pts, packet.dts, packet.duration = (
+                    pts + turn * length,
+                    dts + turn * length,
+                    period,
+                )
+                packet.time_base, packet.stream, packet.is_keyframe = base, copy, key
+                out.mux(packet)
+    part.rename(path)
+    return path
+
+
+def save(name: str, found: dict[str, Any]) -> Path:
+    """Write ``benchmarks/results/<name>.json``: what was found, on what machine, with what versions."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine_facts(), **found}, indent=1) + "\n", "utf-8")
+    return path
