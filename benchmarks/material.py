@@ -23,7 +23,8 @@ def engine(precision: Precision, frames: int = 64) -> Path:
     """I3D with random weights of seed 0: what a network computes does not change how long it takes."""
     path = FOLDER / f"i3d_{precision}_{frames}.onnx"
     if not path.exists():
-        from vfx_export import export_model, find
+        from vfx_export.catalogue import find
+        from vfx_export.exporting import export_model
 
         export_model(find("i3d"), path, checkpoint=None, precision=precision, frames=frames)
     return path

@@ -21,6 +21,7 @@ from vfx_runtime.extracting import Tail, run_sampling
 from vfx_runtime.inputs import find_videos
 from vfx_runtime.measuring import (
     Cost,
+    Others,
     keep_frames,
     machine_facts,
     make_video,
@@ -176,7 +177,7 @@ def measure(
     Raises:
         VfxError: the engine cannot be opened, or a video fails.
     """
-    machine = machine_facts()
+    machine, others = machine_facts(), Others()
     workers = max(1, min(machine["cores"], 16))
 
     def opened(batch: int | None) -> Any:
@@ -220,6 +221,7 @@ def measure(
             "macs": spec.macs,
         },
         machine=machine,
+        others=others.share,
         videos={"count": len(videos), "size": f"{turn.frames} frames, {turn.windows} windows"},
         peak=peak,
         rounds=costs,

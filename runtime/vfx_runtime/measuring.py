@@ -225,17 +225,43 @@ def make_video(path: Path, seconds: int = 20) -> Path:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a figure is worth nothing without: date, processor, cores, load, versions."""
+    """What a figure is worth nothing without: date, processor, cores, versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpu": _cpu_name(),
         "cores": cores,
-        "load_before": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         **{package: version(package) for package in ("vfx", "openvino", "av", "numba", "numpy")},
     }
+
+
+class Others:
+    """Watches how much of the machine other processes, or other machines on the same host, take."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter(), _busy_seconds(), time.process_time()
+
+    @property
+    def share(self) -> float | None:
+        """Part of all cores' time since this was made; None where the system does not tell."""
+        wall, busy, own = self._started
+        now = _busy_seconds()
+        if busy is None or now is None:
+            return None
+        elapsed = (time.perf_counter() - wall) * (os.cpu_count() or 1)
+        return max(0.0, (now - busy - (time.process_time() - own)) / elapsed)
+
+
+def _busy_seconds() -> float | None:
+    """Of all processors together, since the system started, time stolen by other guests included."""
+    try:
+        ticks = Path("/proc/stat").read_text("ascii").splitlines()[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_name() -> str:

@@ -121,7 +121,7 @@ def test_a_report_holds_each_round_against_its_own_limit() -> None:
             cost("end to end", windows=5, frames=100, cpu=2, seconds=slow),
         ]
 
-    machine = {"cores": 2, "load_before": 0.0}
+    machine = {"cores": 2}
     report = Report({"macs": 100, "precision": "fp32"}, machine, {}, 2000.0, [measured(1), measured(3)], 1)
 
     assert report.shares == pytest.approx([5 * 0.32 / 2] * 2)
