@@ -1,0 +1,249 @@
+// Frames as they leave a decoder, to the pixels that an engine takes: colour conversion, resize and crop in
+// one pass, and the gathering of windows. NVRTC compiles this file; tests compile it as C++ behind a shim,
+// so nothing here may talk between threads.
+//
+// The arithmetic is that of vfx_runtime.resize: columns are filtered first and rounded to uint8, then rows,
+// with 22-bit weights from the same tap tables. A thread makes one column of STRIP output rows: it reads
+// each source row once, filters it across, and adds it to the output rows that it belongs to.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+
+#define BITS 22
+#define STRIP 8
+
+// One decoded picture. Of RGB only `luma` is used: three bytes a pixel.
+struct Surface {
+    const void* luma;
+    const void* chroma;
+    long long luma_pitch;  // bytes from row to row
+    long long chroma_pitch;
+    long long out;  // where its pixels go, in bytes from the start of the output
+};
+
+// How one size of frame becomes the input's size; the sizes are those of the picture as displayed.
+struct Geometry {
+    int width, height;  // of the source
+    int out_width, out_height;
+    int column_taps, row_taps;
+    int transpose, flip_x, flip_y;  // displayed (x, y) -> stored: flip, then swap the axes
+};
+
+// The tap tables of vfx_runtime.resize.FramePlan.
+struct Taps {
+    const int* row_start;     // [out_height]
+    const int* row_weight;    // [out_height, row_taps]
+    const int* column_start;  // [out_width]
+    const int* column_weight; // [out_width, column_taps]
+};
+
+// Y'CbCr to RGB, in one of two ways. The first is the arithmetic of FFmpeg's unscaled conversion from 8 bits,
+// to the bit: products of 16-bit numbers of which the upper half is kept. The second is H.273 in float32.
+struct Colour {
+    int as_ffmpeg;
+    int black_8, luma_gain, red_cr, green_cb, green_cr, blue_cb;
+    float black, luma_scale, red_v, green_u, green_v, blue_u;
+    int interpolate;  // chroma between its neighbours, else the sample of each 2x2 block as it is
+    int left;         // chroma lies on even columns, else between two
+    int top;          // chroma lies on even rows, else between two
+};
+
+static __device__ __forceinline__ int clamp_to(int value, int top) {
+    return value < 0 ? 0 : (value > top ? top : value);
+}
+
+static __device__ __forceinline__ int to_u8(float value) {
+    return clamp_to((int)floorf(value + 0.5f), 255);
+}
+
+static __device__ __forceinline__ int rounded(int sum) { return clamp_to((sum + (1 << (BITS - 1))) >> BITS, 255); }
+
+struct Rgb {
+    int red, green, blue;
+};
+
+// Samples of 16 bits hold their significant bits on top, so 256 steps of them are one of 8 bits.
+template <typename T> struct Scale;
+template <> struct Scale<u8> { static __device__ __forceinline__ float unit() { return 1.0f; } };
+template <> struct Scale<u16> { static __device__ __forceinline__ float unit() { return 1.0f / 256.0f; } };
+
+// A source of two planes, NV12 (u8) or P016 (u16): Cb and Cr lie in turns, half as many each way.
+template <typename T> struct SemiPlanar {
+    const Surface& surface;
+    const Colour& colour;
+    int width, height;  // as stored
+
+    __device__ __forceinline__ const T* chroma_row(int y) const {
+        return (const T*)((const u8*)surface.chroma + (long long)y * surface.chroma_pitch);
+    }
+
+    __device__ __forceinline__ Rgb at(int x, int y) const {
+        const T luma = ((const T*)((const u8*)surface.luma + (long long)y * surface.luma_pitch))[x];
+        return colour.as_ffmpeg ? fixed(luma, x, y) : real(luma, x, y);
+    }
+
+    __device__ __forceinline__ Rgb fixed(T luma, int x, int y) const {
+        const T* row = chroma_row(y >> 1);
+        const int cb = 8 * row[x & ~1] - 1024, cr = 8 * row[x | 1] - 1024;
+        const int base = ((8 * luma - colour.black_8) * colour.luma_gain) >> 16;
+        Rgb rgb;
+        rgb.red = clamp_to(base + ((cr * colour.red_cr) >> 16), 255);
+        rgb.green = clamp_to(base + ((cb * colour.green_cb) >> 16) + ((cr * colour.green_cr) >> 16), 255);
+        rgb.blue = clamp_to(base + ((cb * colour.blue_cb) >> 16), 255);
+        return rgb;
+    }
+
+    __device__ __forceinline__ Rgb real(T luma, int x, int y) const {
+        int cb, cr;  // in sixteenths
+        if (colour.interpolate) {
+            // Positions in quarters of a chroma sample: on the sample, or a quarter beside it.
+            const int quarters_x = colour.left ? 2 * x : 2 * x - 1;
+            const int quarters_y = colour.top ? 2 * y : 2 * y - 1;
+            const int last_x = (width + 1) / 2 - 1, last_y = (height + 1) / 2 - 1;
+            const int x0 = clamp_to(quarters_x >> 2, last_x), x1 = clamp_to((quarters_x >> 2) + 1, last_x);
+            const int y0 = clamp_to(quarters_y >> 2, last_y), y1 = clamp_to((quarters_y >> 2) + 1, last_y);
+            const int fx = quarters_x & 3, fy = quarters_y & 3;
+            const T* upper = chroma_row(y0);
+            const T* lower = chroma_row(y1);
+            cb = (4 - fy) * ((4 - fx) * upper[2 * x0] + fx * upper[2 * x1]) +
+                 fy * ((4 - fx) * lower[2 * x0] + fx * lower[2 * x1]);
+            cr = (4 - fy) * ((4 - fx) * upper[2 * x0 + 1] + fx * upper[2 * x1 + 1]) +
+                 fy * ((4 - fx) * lower[2 * x0 + 1] + fx * lower[2 * x1 + 1]);
+        } else {
+            const T* row = chroma_row(y >> 1);
+            cb = 16 * row[x & ~1];
+            cr = 16 * row[x | 1];
+        }
+        const float unit = Scale<T>::unit();
+        const float u = (float)cb * (unit / 16.0f) - 128.0f;
+        const float v = (float)cr * (unit / 16.0f) - 128.0f;
+        const float base = colour.luma_scale * ((float)luma * unit - colour.black);
+        Rgb rgb;
+        rgb.red = to_u8(base + colour.red_v * v);
+        rgb.green = to_u8(base + colour.green_u * u + colour.green_v * v);
+        rgb.blue = to_u8(base + colour.blue_u * u);
+        return rgb;
+    }
+};
+
+struct Packed {
+    const Surface& surface;
+
+    __device__ __forceinline__ Rgb at(int x, int y) const {
+        const u8* pixel = (const u8*)surface.luma + (long long)y * surface.luma_pitch + 3 * x;
+        Rgb rgb;
+        rgb.red = pixel[0];
+        rgb.green = pixel[1];
+        rgb.blue = pixel[2];
+        return rgb;
+    }
+};
+
+static __device__ __forceinline__ int stored_width(const Geometry& geometry) {
+    return geometry.transpose ? geometry.height : geometry.width;
+}
+
+static __device__ __forceinline__ int stored_height(const Geometry& geometry) {
+    return geometry.transpose ? geometry.width : geometry.height;
+}
+
+template <typename Source>
+static __device__ __forceinline__ Rgb displayed(const Source& source, const Geometry& geometry, int x, int y) {
+    if (geometry.flip_x) x = geometry.width - 1 - x;
+    if (geometry.flip_y) y = geometry.height - 1 - y;
+    return geometry.transpose ? source.at(y, x) : source.at(x, y);
+}
+
+// A thread of grid (output columns, strips of output rows, surfaces).
+template <typename Source>
+static __device__ __forceinline__ void resize_strip(
+    const Source& source, const Geometry& geometry, const Taps& taps, u8* out) {
+    const int x = blockIdx.x * blockDim.x + threadIdx.x;
+    const int top = (blockIdx.y * blockDim.y + threadIdx.y) * STRIP;
+    if (x >= geometry.out_width || top >= geometry.out_height) return;
+    const int rows = geometry.out_height - top < STRIP ? geometry.out_height - top : STRIP;
+    int red[STRIP], green[STRIP], blue[STRIP];
+#pragma unroll
+    for (int i = 0; i < STRIP; ++i) red[i] = green[i] = blue[i] = 0;
+    const int end = taps.row_start[top + rows - 1] + geometry.row_taps;
+    const int left = taps.column_start[x];
+    const int* across = taps.column_weight + x * geometry.column_taps;
+    for (int y = taps.row_start[top]; y < end; ++y) {
+        int sum_red = 0, sum_green = 0, sum_blue = 0;
+        for (int i = 0; i < geometry.column_taps; ++i) {
+            const Rgb rgb = displayed(source, geometry, left + i, y);
+            sum_red += across[i] * rgb.red;
+            sum_green += across[i] * rgb.green;
+            sum_blue += across[i] * rgb.blue;
+        }
+        const int row_red = rounded(sum_red), row_green = rounded(sum_green), row_blue = rounded(sum_blue);
+#pragma unroll
+        for (int i = 0; i < STRIP; ++i) {
+            const int tap = i < rows ? y - taps.row_start[top + i] : -1;
+            if (tap >= 0 && tap < geometry.row_taps) {
+                const int weight = taps.row_weight[(top + i) * geometry.row_taps + tap];
+                red[i] += weight * row_red;
+                green[i] += weight * row_green;
+                blue[i] += weight * row_blue;
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < STRIP; ++i) {
+        if (i < rows) {
+            u8* pixel = out + ((long long)(top + i) * geometry.out_width + x) * 3;
+            pixel[0] = (u8)rounded(red[i]);
+            pixel[1] = (u8)rounded(green[i]);
+            pixel[2] = (u8)rounded(blue[i]);
+        }
+    }
+}
+
+extern "C" __global__ void frames_from_nv12(
+    const Surface* surfaces, Geometry geometry, Colour colour, Taps taps, u8* out) {
+    const Surface surface = surfaces[blockIdx.z];
+    const SemiPlanar<u8> source = {surface, colour, stored_width(geometry), stored_height(geometry)};
+    resize_strip(source, geometry, taps, out + surface.out);
+}
+
+extern "C" __global__ void frames_from_p016(
+    const Surface* surfaces, Geometry geometry, Colour colour, Taps taps, u8* out) {
+    const Surface surface = surfaces[blockIdx.z];
+    const SemiPlanar<u16> source = {surface, colour, stored_width(geometry), stored_height(geometry)};
+    resize_strip(source, geometry, taps, out + surface.out);
+}
+
+extern "C" __global__ void frames_from_rgb(
+    const Surface* surfaces, Geometry geometry, Colour colour, Taps taps, u8* out) {
+    const Surface surface = surfaces[blockIdx.z];
+    const Packed source = {surface};
+    resize_strip(source, geometry, taps, out + surface.out);
+}
+
+// Windows out of resized frames: frame i of the output is frame index[i] of the ring, or blank where that
+// is negative. A thread copies one chunk of 16 bytes; frames are a whole number of chunks.
+// Grid: x over the chunks of a frame, y over the frames of the output.
+extern "C" __global__ void gather_windows(
+    const uint4* ring, const int* index, long long chunks, int blank_rgb, uint4* out) {
+    const long long chunk = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (chunk >= chunks) return;
+    const int frame = index[blockIdx.y];
+    uint4 value;
+    if (frame >= 0) {
+        value = ring[frame * chunks + chunk];
+    } else {
+        unsigned int words[4];
+        for (int word = 0; word < 4; ++word) {
+            words[word] = 0;
+            for (int i = 0; i < 4; ++i) {
+                const int channel = (int)((chunk * 16 + word * 4 + i) % 3);
+                words[word] |= (unsigned int)((blank_rgb >> (8 * channel)) & 255) << (8 * i);
+            }
+        }
+        value.x = words[0];
+        value.y = words[1];
+        value.z = words[2];
+        value.w = words[3];
+    }
+    out[blockIdx.y * chunks + chunk] = value;
+}
