@@ -1,0 +1,184 @@
+"""The slots of an engine on a CUDA device: what each owns, and the order of the work on it.
+
+A slot has page-locked host memory for its input and outputs, device memory for both, and a stream. Its
+work is three steps in order: copy in, compute, copy out. Different slots are on different streams, so the
+copies of one overlap the computing of another. An executor that owns a single stream (ONNX Runtime) gives
+it, and events hand each slot over to it and back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vfx_engines.cuda import Bytes, Cuda, CudaError
+from vfx_engines.engine import Array
+from vfx_engines.spec import EngineSpec
+
+Enqueue = Callable[[int, int, int], None]
+"""Puts the computing of (slot, count) on the stream given third."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    stream: int
+    done: int
+    copied: int
+    computed: int
+    input: int
+    """Device address."""
+    outputs: list[int]
+    host_input: Array
+    host_outputs: list[Array]
+    seen: set[int] = field(default_factory=set)
+    """Counts that ran already: what runs the first time may allocate, and cannot be captured."""
+    graphs: dict[int, int] = field(default_factory=dict)
+
+
+class CudaSlots:
+    """Buffers, streams and events of all slots.
+
+    Args:
+        cuda: the device.
+        spec: of the engine; its outputs are float32 on the device.
+        batch: rows of a slot.
+        slots: how many, two or more.
+        enqueue: the executor.
+        compute_stream: the one stream on which the executor works; None gives each slot its own.
+        graphs: capture a slot's work once it has run, and launch it as one from then on.
+
+    Raises:
+        OutOfDeviceMemory: the buffers do not fit.
+    """
+
+    def __init__(
+        self,
+        cuda: Cuda,
+        spec: EngineSpec,
+        batch: int,
+        slots: int,
+        enqueue: Enqueue,
+        *,
+        compute_stream: int | None = None,
+        graphs: bool = False,
+    ) -> None:
+        self._cuda, self._enqueue, self._compute = cuda, enqueue, compute_stream
+        self.graphs = graphs and compute_stream is None
+        self._row = (
+            math.prod(int(axis) for axis in spec.input.shape[1:]) * np.dtype(spec.input.dtype).itemsize
+        )
+        self._output_rows = [4 * math.prod(output.shape) for output in spec.outputs]
+        self._slots: list[_Slot] = []
+        self._undo = ExitStack()
+        try:
+            for _ in range(slots):
+                self._slots.append(self._make(spec, batch))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def buffers(self) -> Sequence[Array]:
+        """The page-locked input of each slot."""
+        return [slot.host_input for slot in self._slots]
+
+    def addresses(self, slot: int) -> tuple[int, list[int]]:
+        """Device addresses of a slot's input, and of its outputs in the spec's order."""
+        return self._slots[slot].input, self._slots[slot].outputs
+
+    def start(self, slot: int, count: int) -> None:
+        """See `vfx_engines.engine.Backend.start`."""
+        self._cuda.activate()
+        item = self._slots[slot]
+        graph = item.graphs.get(count)
+        if graph is None and self.graphs and count in item.seen:
+            graph = self._capture(slot, count)
+        if graph is not None:
+            self._cuda.launch_graph(graph, item.stream)
+        else:
+            self._put(slot, count)
+            item.seen.add(count)
+        self._cuda.record(item.done, item.stream)
+
+    def wait(self, slot: int) -> Sequence[Array]:
+        """See `vfx_engines.engine.Backend.wait`."""
+        self._cuda.activate()
+        item = self._slots[slot]
+        self._cuda.block(item.done)
+        return item.host_outputs
+
+    def close(self) -> None:
+        """Give everything back. Nothing is in flight."""
+        self._cuda.activate()
+        self._undo.close()
+        self._slots = []
+
+    def _put(self, slot: int, count: int) -> None:
+        """The three steps, on the slot's stream."""
+        cuda, item = self._cuda, self._slots[slot]
+        cuda.copy_in(item.input, item.host_input[:count], item.stream)
+        if self._compute is None:
+            self._enqueue(slot, count, item.stream)
+        else:
+            cuda.record(item.copied, item.stream)
+            cuda.wait(self._compute, item.copied)
+            self._enqueue(slot, count, self._compute)
+            cuda.record(item.computed, self._compute)
+            cuda.wait(item.stream, item.computed)
+        for host, address in zip(item.host_outputs, item.outputs, strict=True):
+            cuda.copy_out(host[:count], address, item.stream)
+
+    def _capture(self, slot: int, count: int) -> int | None:
+        """The slot's work as a graph; None, from now on for all slots, where it cannot be captured."""
+        item = self._slots[slot]
+        try:
+            self._cuda.begin_capture(item.stream)
+            try:
+                self._put(slot, count)
+            finally:
+                graph = self._cuda.end_capture(item.stream)
+        except CudaError:
+            self.graphs = False
+            return None
+        item.graphs[count] = graph
+        self._undo.callback(self._cuda.close_graph, graph)
+        return graph
+
+    def _make(self, spec: EngineSpec, batch: int) -> _Slot:
+        cuda, undo = self._cuda, self._undo
+
+        def memory(size: int) -> int:
+            address = cuda.allocate(size)
+            undo.callback(cuda.free, address)
+            return address
+
+        def host(size: int) -> Bytes:
+            pinned = cuda.pinned(size)
+            undo.callback(cuda.unpin, pinned)
+            return pinned
+
+        def event() -> int:
+            made = cuda.event()
+            undo.callback(cuda.close_event, made)
+            return made
+
+        stream = cuda.stream()
+        undo.callback(cuda.close_stream, stream)
+        shape = (batch, *(int(axis) for axis in spec.input.shape[1:]))
+        return _Slot(
+            stream=stream,
+            done=event(),
+            copied=event(),
+            computed=event(),
+            input=memory(batch * self._row),
+            outputs=[memory(batch * row) for row in self._output_rows],
+            host_input=host(batch * self._row).view(spec.input.dtype).reshape(shape),
+            host_outputs=[
+                host(batch * row).view(np.float32).reshape(batch, *output.shape)
+                for row, output in zip(self._output_rows, spec.outputs, strict=True)
+            ],
+        )

@@ -1,0 +1,204 @@
+"""`vfx_engines.cuda.Cuda` through PyCUDA, for machines that have it and not cuda-bindings.
+
+PyCUDA has no graph capture, and cannot even be imported without a driver.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pycuda
+import pycuda.driver as driver
+from numpy.typing import NDArray
+
+from vfx_engines.cuda import Argument, Bytes, CudaError, OutOfDeviceMemory
+from vfx_engines.errors import UsageError, reason
+
+T = TypeVar("T")
+
+
+class PyCuda:
+    """See `vfx_engines.cuda.Cuda`.
+
+    Args:
+        index: of the device, as CUDA_VISIBLE_DEVICES leaves them.
+
+    Raises:
+        UsageError: no such device.
+        CudaError: the driver failed.
+    """
+
+    def __init__(self, index: int) -> None:
+        driver.init()
+        count = driver.Device.count()
+        if not 0 <= index < count:
+            raise UsageError(f"device cuda:{index}: this machine has cuda:0 to cuda:{count - 1}")
+        device = driver.Device(index)
+        # The primary one: TensorRT, ONNX Runtime and NVDEC work in it too.
+        self._context = device.retain_primary_context()
+        self._thread = threading.local()
+        self._things: dict[int, Any] = {}
+        self.name: str = device.name()
+        self.compute_capability: tuple[int, int] = device.compute_capability()
+        self.binding = f"PyCUDA {pycuda.VERSION_TEXT}"
+        self.activate()
+
+    def activate(self) -> None:
+        """See `Cuda`, as all below. PyCUDA keeps a stack of contexts per thread."""
+        if not getattr(self._thread, "pushed", False):
+            self._context.push()
+            self._thread.pushed = True
+
+    def memory(self) -> tuple[int, int]:
+        """Free, and in all."""
+        free, total = _checked(driver.mem_get_info)
+        return free, total
+
+    def allocate(self, size: int) -> int:
+        """Device memory."""
+        return self._keep(_checked(lambda: driver.mem_alloc(size)), int)
+
+    def free(self, address: int) -> None:
+        """Give it back."""
+        self._things.pop(address).free()
+
+    def pinned(self, size: int) -> Bytes:
+        """Page-locked, zeroed."""
+        flags = driver.host_alloc_flags.PORTABLE
+        memory: Bytes = _checked(lambda: driver.pagelocked_empty(size, np.uint8, mem_flags=flags))
+        memory[:] = 0
+        self._things[memory.ctypes.data] = memory.base
+        return memory
+
+    def unpin(self, memory: Bytes) -> None:
+        """Give it back."""
+        self._things.pop(memory.ctypes.data).free()
+
+    def stream(self) -> int:
+        """A stream of its own."""
+        return self._keep(_checked(driver.Stream), _handle)
+
+    def close_stream(self, stream: int) -> None:
+        """PyCUDA destroys it when the last reference goes."""
+        del self._things[stream]
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for all of a stream."""
+        _checked(self._things[stream].synchronize)
+
+    def event(self) -> int:
+        """An event without timing."""
+        flags = driver.event_flags.BLOCKING_SYNC | driver.event_flags.DISABLE_TIMING
+        return self._keep(_checked(lambda: driver.Event(flags)), _handle)
+
+    def close_event(self, event: int) -> None:
+        """As for a stream."""
+        del self._things[event]
+
+    def record(self, event: int, stream: int) -> None:
+        """Mark the stream's end."""
+        _checked(lambda: self._things[event].record(self._things[stream]))
+
+    def wait(self, stream: int, event: int) -> None:
+        """The stream waits."""
+        _checked(lambda: self._things[stream].wait_for_event(self._things[event]))
+
+    def block(self, event: int) -> None:
+        """The thread waits."""
+        _checked(self._things[event].synchronize)
+
+    def copy_in(self, address: int, source: NDArray[Any], stream: int) -> None:
+        """Host to device."""
+        _checked(lambda: driver.memcpy_htod_async(address, source, self._things[stream]))
+
+    def copy_out(self, target: NDArray[Any], address: int, stream: int) -> None:
+        """Device to host."""
+        _checked(lambda: driver.memcpy_dtoh_async(target, address, self._things[stream]))
+
+    def load(self, cubin: bytes) -> int:
+        """A module."""
+        return self._keep(_checked(lambda: driver.module_from_buffer(cubin)), id)
+
+    def function(self, module: int, name: str) -> int:
+        """A kernel."""
+        return self._keep(_checked(lambda: self._things[module].get_function(name)), id)
+
+    def launch(
+        self,
+        function: int,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        arguments: Sequence[Argument],
+        stream: int,
+    ) -> None:
+        """Run a kernel; its arguments are packed here, since PyCUDA leaves out the padding of structures."""
+        packed = np.frombuffer(_packed(arguments), np.uint8)
+        kernel, on = self._things[function], self._things[stream]
+        _checked(lambda: kernel(packed, grid=grid, block=block, stream=on))
+
+    def begin_capture(self, stream: int) -> None:
+        """PyCUDA cannot.
+
+        Raises:
+            CudaError: always.
+        """
+        raise CudaError("PyCUDA cannot capture graphs: install cuda-bindings")
+
+    def end_capture(self, stream: int) -> int:
+        """See `begin_capture`.
+
+        Raises:
+            CudaError: always.
+        """
+        raise CudaError("PyCUDA cannot capture graphs: install cuda-bindings")
+
+    def launch_graph(self, graph: int, stream: int) -> None:
+        """There is none.
+
+        Raises:
+            CudaError: always.
+        """
+        raise CudaError("PyCUDA cannot capture graphs: install cuda-bindings")
+
+    def close_graph(self, graph: int) -> None:
+        """There is none."""
+
+    def close(self) -> None:
+        """Leave the context on this thread; PyCUDA releases it with the last reference."""
+        if getattr(self._thread, "pushed", False):
+            self._context.pop()
+            self._thread.pushed = False
+
+    def _keep(self, thing: Any, number: Callable[[Any], int]) -> int:
+        """PyCUDA's objects live as long as somebody refers to them."""
+        handle = number(thing)
+        self._things[handle] = thing
+        return handle
+
+
+def _handle(thing: Any) -> int:
+    return int(thing.handle)
+
+
+def _packed(arguments: Sequence[Argument]) -> bytes:
+    """As a C structure of these members would lie in memory."""
+    packed = bytearray()
+    for argument in arguments:
+        packed += b"\0" * (-len(packed) % ctypes.alignment(argument))
+        packed += bytes(argument)
+    return bytes(packed)
+
+
+def _checked(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except driver.MemoryError as error:
+        raise OutOfDeviceMemory(
+            f"CUDA failed: {reason(error)}: take a smaller --batch, or end what else runs on this GPU"
+        ) from None
+    except driver.Error as error:
+        raise CudaError(f"CUDA failed: {reason(error)}") from None
