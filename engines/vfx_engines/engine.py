@@ -12,13 +12,14 @@ from them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vfx_engines.errors import InputError
+from vfx_engines.errors import EngineError, InputError
 from vfx_engines.spec import EngineSpec, Precision
 
 Array = NDArray[Any]
@@ -59,6 +60,9 @@ class Engine:
     Args:
         spec: of the engine file.
         backend: loaded and ready.
+
+    Raises:
+        EngineError: the backend's buffers are not what the spec says.
     """
 
     def __init__(self, spec: EngineSpec, backend: Backend) -> None:
@@ -66,6 +70,7 @@ class Engine:
         self._backend = backend
         self._buffers = list(backend.buffers)
         self._in_flight = [0] * len(self._buffers)
+        self._batch = len(self._buffers[0])
         shape = spec.input.shape[1:]
         for buffer in self._buffers:
             fits = len(buffer.shape) == len(shape) + 1 and all(
@@ -73,7 +78,7 @@ class Engine:
                 for axis, size in zip(shape, buffer.shape[1:], strict=True)
             )
             if not fits or buffer.dtype != np.dtype(spec.input.dtype):
-                raise InputError(
+                raise EngineError(
                     f"input {spec.input.name}: the spec says {spec.input.dtype} {list(spec.input.shape)}, "
                     f"the graph takes {buffer.dtype} {list(buffer.shape)}; export the engine again"
                 )
@@ -91,12 +96,12 @@ class Engine:
     @property
     def slots(self) -> int:
         """Number of slots, two or more."""
-        return len(self._buffers)
+        return len(self._in_flight)
 
     @property
     def batch(self) -> int:
         """Rows in a slot."""
-        return int(self._buffers[0].shape[0])
+        return self._batch
 
     def buffer(self, slot: int) -> Array:
         """The input of a slot, ``[batch, *input.shape[1:]]`` of the spec's dtype, to be written in place.
@@ -104,7 +109,7 @@ class Engine:
         Raises:
             InputError: the slot is in flight: the device may still be reading it.
         """
-        self._check(slot)
+        self._check_free(slot)
         return self._buffers[slot]
 
     def submit(self, slot: int, count: int) -> None:
@@ -113,7 +118,7 @@ class Engine:
         Raises:
             InputError: no such slot, in flight already, or ``count`` is not between 1 and ``batch``.
         """
-        self._check(slot)
+        self._check_free(slot)
         if not 1 <= count <= self.batch:
             raise InputError(f"slot {slot}: {count} rows submitted, expected 1 to {self.batch}")
         self._in_flight[slot] = count
@@ -133,6 +138,7 @@ class Engine:
             InputError: the slot was not submitted.
             EngineError: the device failed, or an output is not of the spec's shape.
         """
+        self._check(slot)
         count = self._in_flight[slot]
         if not count:
             raise InputError(f"slot {slot}: collected without being submitted")
@@ -143,7 +149,7 @@ class Engine:
         outputs: Outputs = {}
         for output, array in zip(self.spec.outputs, arrays, strict=True):
             if tuple(array.shape[1:]) != output.shape or len(array) < count:
-                raise InputError(
+                raise EngineError(
                     f"output {output.name}: the spec says {list(output.shape)} per row, "
                     f"the graph gave {list(array.shape)}; export the engine again"
                 )
@@ -159,28 +165,32 @@ class Engine:
         Raises:
             InputError: ``rows`` has another shape or dtype.
         """
-        expected = self._buffers[0].shape[1:]
-        if rows.dtype != self._buffers[0].dtype or rows.shape[1:] != expected or not len(rows):
+        buffer = self.buffer(0)
+        expected = buffer.shape[1:]
+        if rows.dtype != buffer.dtype or rows.shape[1:] != expected or not len(rows):
             raise InputError(
-                f"input {self.spec.input.name}: expected {self._buffers[0].dtype} [n, "
+                f"input {self.spec.input.name}: expected {buffer.dtype} [n, "
                 f"{', '.join(map(str, expected))}], got {rows.dtype} {list(rows.shape)}"
             )
         parts = []
         for first in range(0, len(rows), self.batch):
             part = rows[first : first + self.batch]
-            self.buffer(0)[: len(part)] = part
+            buffer[: len(part)] = part
             self.submit(0, len(part))
             parts.append(self.collect(0))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def close(self) -> None:
-        """Wait for what is in flight, drop it, and give back the engine's memory."""
-        for slot, count in enumerate(self._in_flight):
-            if count:
-                self._backend.wait(slot)
-                self._in_flight[slot] = 0
-        self._buffers = []
-        self._backend.close()
+        """Wait for what is in flight, drop it, and give back the engine's memory; once is enough."""
+        if not self._buffers:
+            return
+        in_flight = [slot for slot, count in enumerate(self._in_flight) if count]
+        self._buffers, self._in_flight = [], [0] * len(self._in_flight)
+        # A stack, since whatever a slot raises the others are waited for and the memory is given back.
+        with ExitStack() as stack:
+            stack.callback(self._backend.close)
+            for slot in in_flight:
+                stack.callback(self._drop, slot)
 
     def __enter__(self) -> Self:
         return self
@@ -193,8 +203,18 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _drop(self, slot: int) -> None:
+        # Nobody wants the result, nor the reason why there is none.
+        with suppress(EngineError):
+            self._backend.wait(slot)
+
     def _check(self, slot: int) -> None:
+        if not self._buffers:
+            raise InputError(f"slot {slot}: the engine is closed")
         if not 0 <= slot < len(self._buffers):
             raise InputError(f"slot {slot}: the engine has slots 0 to {len(self._buffers) - 1}")
+
+    def _check_free(self, slot: int) -> None:
+        self._check(slot)
         if self._in_flight[slot]:
             raise InputError(f"slot {slot}: in flight, collect it before it is written again")

@@ -15,6 +15,10 @@ Every message is one line: what was found, what was expected, what to do. The co
 leave with exit code 1, for `UsageError` with 2.
 """
 
+from __future__ import annotations
+
+import os
+
 
 class VfxError(Exception):
     """Base of every error that vfx raises on purpose."""
@@ -54,3 +58,16 @@ class VideoError(VfxError):
 
 class OutputError(VfxError):
     """An output file cannot be written."""
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """``path`` as one line of printable text: quoted and escaped where it must be."""
+    text = os.fspath(path)
+    return text if text.isprintable() and text.strip() == text != "" else ascii(text)
+
+
+def reason(said: object, line: int = 0) -> str:
+    """One line of another library's error or text, the first unless told, short and printable."""
+    lines = [text.strip() for text in str(said).splitlines() if text.strip()]
+    text = lines[line] if lines else type(said).__name__
+    return "".join(c if c.isprintable() else "?" for c in text[:200])

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -56,12 +58,25 @@ class Input:
     """The pixel, or sample, that normalisation brings nearest to zero: ``edges: zeros`` pads with it."""
 
     def __post_init__(self) -> None:
+        _check_name("input", self.name)
         if not self.shape or self.shape[0] != "batch":
-            raise SpecError(f"input {self.name}: axis 0 must be 'batch', found {self.shape}")
-        if self.modality == "frames" and (len(self.shape) != 5 or self.dtype != "uint8"):
+            raise SpecError(f"input {self.name}: axis 0 must be 'batch', found {list(self.shape)}")
+        named = [axis for axis in self.shape if isinstance(axis, str)]
+        if len(set(named)) != len(named) or any(axis < 1 for axis in self.shape if isinstance(axis, int)):
+            raise SpecError(
+                f"input {self.name}: axes are sizes of 1 or more, or names that differ, "
+                f"found {list(self.shape)}"
+            )
+        if self.modality != "frames":
+            return
+        if len(self.shape) != 5 or self.shape[4] != 3 or self.dtype != "uint8":
             raise SpecError(
                 f"input {self.name}: frames are uint8 [batch, time, height, width, 3], "
                 f"found {self.dtype} {list(self.shape)}"
+            )
+        if len(self.blank) != 3 or not all(0 <= value <= 255 for value in self.blank):
+            raise SpecError(
+                f"input {self.name}: a blank pixel is three values of 0 to 255, found {list(self.blank)}"
             )
 
 
@@ -155,6 +170,9 @@ class Output:
     """Class names of a classifier's logits, in order."""
 
     def __post_init__(self) -> None:
+        _check_name("output", self.name)
+        if any(size < 1 for size in self.shape):
+            raise SpecError(f"output {self.name}: sizes must be at least 1, found {list(self.shape)}")
         if self.labels is not None and self.shape != (len(self.labels),):
             raise SpecError(
                 f"output {self.name}: {len(self.labels)} labels do not fit shape {list(self.shape)}"
@@ -173,6 +191,10 @@ class Proof:
     """Largest relative L2 error that was measured."""
     inputs: int
     """Number of inputs compared."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tolerance) and math.isfinite(self.error)):
+            raise SpecError(f"proof: error {self.error} of {self.tolerance} allowed, expected finite numbers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +215,7 @@ class EngineSpec:
     spec_version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
+        _check_name("model", self.model)
         if not self.outputs:
             raise SpecError(f"spec of {self.model}: no outputs")
         names = [output.name for output in self.outputs]
@@ -206,6 +229,15 @@ class EngineSpec:
                 f"spec of {self.model}: input takes {self.input.shape[1]} frames, "
                 f"sampling gives {self.sampling.frames}"
             )
+        resize = self.transform.resize
+        target = self.transform.crop or (resize if resize and resize.rule == "exact" else None)
+        if self.input.modality == "frames" and target is not None:
+            for axis, size in zip(self.input.shape[2:4], (target.height, target.width), strict=True):
+                if isinstance(axis, int) and axis != size:
+                    raise SpecError(
+                        f"spec of {self.model}: input takes frames of {list(self.input.shape[2:4])}, "
+                        f"transform gives {[target.height, target.width]}"
+                    )
 
     def to_json(self) -> str:
         """The spec as one JSON document, keys in the order of the fields."""
@@ -226,11 +258,11 @@ class EngineSpec:
             raise SpecError(f"spec is a JSON {type(data).__name__}, expected an object")
         version = data.get("spec_version")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise SpecError(f"spec_version is {version!r}, expected 1 to {SPEC_VERSION}")
+            raise SpecError(f"spec_version is {_shown(version)}, expected 1 to {SPEC_VERSION}")
         if version > SPEC_VERSION:
             raise SpecError(
-                f"spec version {version} is newer than {SPEC_VERSION}, the newest that this vfx reads: "
-                "upgrade vfx, or export the engine with this one"
+                f"spec version {_shown(version)} is newer than {SPEC_VERSION}, the newest that this vfx "
+                "reads: upgrade vfx, or export the engine with this one"
             )
         return _read(cls, data, "spec")
 
@@ -276,11 +308,21 @@ def _value(hint: Any, data: object, where: str) -> Any:
     elif dataclasses.is_dataclass(hint):
         return _read(typing.cast(type[Any], hint), data, where)
     elif hint is float and isinstance(data, int | float) and not isinstance(data, bool):
-        return float(data)
+        # JSON's numbers have no bounds, and Python's reader takes NaN.
+        if -sys.float_info.max <= data <= sys.float_info.max:
+            return float(data)
     elif type(data) is hint:
         return data
     expected = getattr(hint, "__name__", str(hint))
     raise SpecError(f"{where}: expected {expected}, found {_shown(data)}")
+
+
+def _check_name(what: str, name: str) -> None:
+    """Names of models and outputs become names of files and of arrays in them."""
+    if not name.isprintable() or name.strip() != name or name in ("", ".", "..") or set("/\\") & set(name):
+        raise SpecError(
+            f"{what} {_shown(name)}: expected a name of printable text without / and \\ and outer spaces"
+        )
 
 
 def _shown(data: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vfx_engines.engine import Array
-from vfx_engines.errors import EngineError, UsageError
+from vfx_engines.errors import EngineError, UsageError, reason, shown
 from vfx_engines.spec import EngineSpec, Precision
 
 _SLOTS = 2
@@ -44,11 +44,14 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
+                path,
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=False,  # to the same provider, and said on stdout
             )
         except Exception as error:  # its exceptions share no base class but this one
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EngineError(f"{path}: ONNX Runtime cannot load it: {line}") from None
+            said = reason(str(error).replace(f"Load model from {path} failed:", ""))
+            raise EngineError(f"{shown(path)}: ONNX Runtime cannot load it: {said}") from None
         self.precision: Precision = "fp32" if precision == "bf16" else precision
         said = "fp32, ONNX Runtime has no bf16 on CPUs" if precision == "bf16" else precision
         version = ".".join(onnxruntime.__version__.split(".")[:2])
@@ -73,8 +76,7 @@ class OnnxRuntimeBackend:
         try:
             return future.result()
         except Exception as error:  # as above
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EngineError(f"ONNX Runtime failed: {line}") from None
+            raise EngineError(f"ONNX Runtime failed: {reason(error)}") from None
 
     def close(self) -> None:
         """Stop the worker and drop the session."""

@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 
 from vfx_engines.engine import Array
-from vfx_engines.errors import EngineError
+from vfx_engines.errors import EngineError, reason, shown
 from vfx_engines.spec import EngineSpec, Precision
 
 HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
@@ -54,13 +54,14 @@ class OpenVinoBackend:
                     "ENABLE_CPU_PINNING": False,
                 },
             )
-        except RuntimeError as error:
-            raise EngineError(f"{path}: OpenVINO cannot compile it: {_first_line(error)}") from None
+            self._requests = [self._model.create_infer_request() for _ in range(streams + 1)]
+        except Exception as error:  # RuntimeError, or UnicodeDecodeError where its message quotes damage
+            # The last line: those before it say where in OpenVINO's own source.
+            raise EngineError(f"{shown(path)}: OpenVINO cannot compile it: {reason(error, -1)}") from None
         version = ".".join(ov.__version__.split("-")[0].split(".")[:2])
         said = "fp32, this CPU has no bf16" if lowered else precision
         self.precision: Precision = "fp32" if lowered else precision
         self.name = f"OpenVINO {version}, CPU, {said}"
-        self._requests = [self._model.create_infer_request() for _ in range(streams + 1)]
         self.buffers = [np.zeros(shape, spec.input.dtype) for _ in self._requests]
         for request, buffer in zip(self._requests, self.buffers, strict=True):
             request.set_tensor(spec.input.name, ov.Tensor(buffer, shared_memory=True))
@@ -76,7 +77,7 @@ class OpenVinoBackend:
         try:
             request.wait()
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed: {_first_line(error)}") from None
+            raise EngineError(f"OpenVINO failed: {reason(error, -1)}") from None
         return [request.get_tensor(name).data for name in self._outputs]
 
     def close(self) -> None:
@@ -89,8 +90,3 @@ class OpenVinoBackend:
 def _streams(threads: int) -> int:
     """A stream per core on small machines; on large ones four cores share the memory of one stream."""
     return threads if threads <= 4 else max(4, threads // 4)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
