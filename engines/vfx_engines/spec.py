@@ -198,6 +198,24 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What a TensorRT plan was built with, and where it runs."""
+
+    tensorrt: str
+    """Version that built it, and that must run it unless ``version_compatible``."""
+    device: str
+    """Name of the GPU that it was tuned on."""
+    compute_capability: tuple[int, int]
+    """Of that GPU."""
+    onnx_sha256: str
+    """Of the ONNX file that it was built from, in hexadecimal."""
+    version_compatible: bool = False
+    """Whether later versions, and the lean runtime, run it too."""
+    hardware: Literal["same", "same_compute_capability", "ampere_plus"] = "same"
+    """Which GPUs run it: of the same model, of the same compute capability, or Ampere and later."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Everything the runtime needs to know of an engine."""
 
@@ -211,6 +229,8 @@ class EngineSpec:
     macs: int | None = None
     """Multiply-accumulates per window, for the share of the machine's peak; None where not counted."""
     proof: Proof | None = None
+    plan: Plan | None = None
+    """Of a TensorRT plan; None in an ONNX file."""
     vfx_version: str = ""
     spec_version: int = SPEC_VERSION
 

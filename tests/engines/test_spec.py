@@ -120,6 +120,7 @@ JSON = """{
   "error": 0.004,
   "inputs": 2
  },
+ "plan": null,
  "vfx_version": "0.1.0",
  "spec_version": 1
 }"""

@@ -34,8 +34,8 @@ class _Slot:
     outputs: list[int]
     host_input: Array
     host_outputs: list[Array]
-    seen: set[int] = field(default_factory=set)
-    """Counts that ran already: what runs the first time may allocate, and cannot be captured."""
+    last: int = 0
+    """Count of the last run: what runs first with another one may allocate, and cannot be captured."""
     graphs: dict[int, int] = field(default_factory=dict)
 
 
@@ -44,7 +44,7 @@ class CudaSlots:
 
     Args:
         cuda: the device.
-        spec: of the engine; its outputs are float32 on the device.
+        spec: of the engine.
         batch: rows of a slot.
         slots: how many, two or more.
         enqueue: the executor.
@@ -71,7 +71,9 @@ class CudaSlots:
         self._row = (
             math.prod(int(axis) for axis in spec.input.shape[1:]) * np.dtype(spec.input.dtype).itemsize
         )
-        self._output_rows = [4 * math.prod(output.shape) for output in spec.outputs]
+        self._output_rows = [
+            np.dtype(output.dtype).itemsize * math.prod(output.shape) for output in spec.outputs
+        ]
         self._slots: list[_Slot] = []
         self._undo = ExitStack()
         try:
@@ -90,18 +92,22 @@ class CudaSlots:
         """Device addresses of a slot's input, and of its outputs in the spec's order."""
         return self._slots[slot].input, self._slots[slot].outputs
 
+    def stream(self, slot: int) -> int:
+        """The stream of a slot."""
+        return self._slots[slot].stream
+
     def start(self, slot: int, count: int) -> None:
         """See `vfx_engines.engine.Backend.start`."""
         self._cuda.activate()
         item = self._slots[slot]
         graph = item.graphs.get(count)
-        if graph is None and self.graphs and count in item.seen:
+        if graph is None and self.graphs and count == item.last:
             graph = self._capture(slot, count)
         if graph is not None:
             self._cuda.launch_graph(graph, item.stream)
         else:
             self._put(slot, count)
-            item.seen.add(count)
+            item.last = count
         self._cuda.record(item.done, item.stream)
 
     def wait(self, slot: int) -> Sequence[Array]:
@@ -178,7 +184,7 @@ class CudaSlots:
             outputs=[memory(batch * row) for row in self._output_rows],
             host_input=host(batch * self._row).view(spec.input.dtype).reshape(shape),
             host_outputs=[
-                host(batch * row).view(np.float32).reshape(batch, *output.shape)
+                host(batch * row).view(output.dtype).reshape(batch, *output.shape)
                 for row, output in zip(self._output_rows, spec.outputs, strict=True)
             ],
         )

@@ -1,0 +1,216 @@
+"""TensorRT as vfx uses it, 10.12 and later and 11 alike, typed and small; the full runtime or the lean one.
+
+Its wheels carry no types, so each thing that vfx asks of it is a method here and nothing else touches it.
+Names that one of the versions lacks are not used. The driver is probed before TensorRT is: without one,
+its runtime object crashes the process at the next use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vfx_engines.errors import EngineError, UsageError, reason, shown
+
+_INSTALL = (
+    "install it from NVIDIA's index: pip install tensorrt-cu13 --extra-index-url https://pypi.nvidia.com, "
+    "or run where it is, such as the image in docker/"
+)
+
+
+class TensorRt:
+    """The library, full or lean.
+
+    Args:
+        lean: the lean runtime (``tensorrt_lean``), which runs version-compatible plans only.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+
+    def __init__(self, *, lean: bool = False) -> None:
+        name = "tensorrt_lean" if lean else "tensorrt"
+        if not is_installed(lean=lean):
+            raise UsageError(f"TensorRT ({name}) is not installed: {_INSTALL}")
+        try:
+            self.module: Any = importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            raise UsageError(
+                f"TensorRT ({name}) is installed but does not load: {reason(error)}: {_INSTALL}"
+            ) from None
+        self.lean = lean
+        self.version = str(self.module.__version__)
+        self.logger = self._make_logger()
+
+    @property
+    def name(self) -> str:
+        """``TensorRT 11.4.0.106`` or ``TensorRT lean 11.4.0.106``."""
+        return f"TensorRT {'lean ' if self.lean else ''}{self.version}"
+
+    def load(self, path: Path, *, with_host_code: bool) -> LoadedPlan:
+        """Load a plan. A driver and a device must be there.
+
+        Args:
+            path: the file.
+            with_host_code: let the plan bring its own runtime, as version-compatible plans do.
+
+        Raises:
+            EngineError: the file cannot be read, or TensorRT refuses it.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise EngineError(f"{shown(path)}: {error.strerror}") from None
+        runtime = self.module.Runtime(self.logger)
+        if with_host_code and not self.lean:
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise EngineError(f"{shown(path)}: {self.name} refuses this plan: {self.last_error}")
+        return LoadedPlan(self, runtime, engine)
+
+    @property
+    def last_error(self) -> str:
+        """What TensorRT complained of last, as one line."""
+        return reason(self.logger.messages[-1]) if self.logger.messages else "it does not say why"
+
+    def _make_logger(self) -> Any:
+        levels: Any = self.module.ILogger
+
+        class Logger(levels):  # type: ignore[misc]  # the base is known at run time only
+            """Keeps errors, for messages; drops the rest."""
+
+            def __init__(self) -> None:
+                # pybind11 wants its own initialiser called by name.
+                levels.__init__(self)
+                self.messages: list[str] = []
+
+            def log(self, severity: Any, msg: str) -> None:
+                """TensorRT calls this from any thread."""
+                if severity in (levels.ERROR, levels.INTERNAL_ERROR):
+                    self.messages = [*self.messages[-9:], msg]
+
+        return Logger()
+
+
+class LoadedPlan:
+    """A deserialised engine. Its runtime lives as long as it does."""
+
+    def __init__(self, library: TensorRt, runtime: Any, engine: Any) -> None:
+        self._library, self._runtime, self._engine = library, runtime, engine
+
+    def tensors(self) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+        """Name to mode (``input`` or ``output``), dtype as NumPy names it, and shape, -1 where dynamic."""
+        module, engine = self._library.module, self._engine
+        kinds = {
+            module.DataType.FLOAT: "float32",
+            module.DataType.HALF: "float16",
+            module.DataType.UINT8: "uint8",
+            module.DataType.INT32: "int32",
+            module.DataType.INT64: "int64",
+            module.DataType.BOOL: "bool",
+        }
+        found = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            mode = "input" if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT else "output"
+            kind = kinds.get(engine.get_tensor_dtype(name), "another type")
+            found[name] = (mode, kind, tuple(engine.get_tensor_shape(name)))
+        return found
+
+    def batches(self, name: str) -> tuple[int, int]:
+        """Smallest and largest batch that an input may have."""
+        shapes = [
+            self._engine.get_tensor_profile_shape(name, index)
+            for index in range(self._engine.num_optimization_profiles)
+        ]
+        return min(int(least[0]) for least, _, _ in shapes), max(int(most[0]) for _, _, most in shapes)
+
+    def profile_for(self, name: str, batch: int) -> int:
+        """The optimisation profile made for a batch: of those that allow it, the one tuned nearest to it.
+
+        Raises:
+            EngineError: none allows it.
+        """
+        best: tuple[int, int] | None = None
+        for index in range(self._engine.num_optimization_profiles):
+            least, tuned, most = self._engine.get_tensor_profile_shape(name, index)
+            if int(least[0]) <= batch <= int(most[0]):
+                distance = abs(int(tuned[0]) - batch)
+                best = min(best or (distance, index), (distance, index))
+        if best is None:
+            low, high = self.batches(name)
+            raise EngineError(f"batch {batch}: this plan takes {low} to {high}; build one with --batch")
+        return best[1]
+
+    def context(self) -> PlanContext:
+        """An execution context with device memory of its own.
+
+        Raises:
+            EngineError: the device has too little memory.
+        """
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise EngineError(
+                f"{self._library.name} cannot make an execution context: {self._library.last_error}: "
+                "take a smaller --batch, or end what else runs on this GPU"
+            )
+        return PlanContext(self._library, context)
+
+    def layers(self) -> str | None:
+        """JSON about the layers, as far as the plan was built to tell; None from the lean runtime."""
+        if self._library.lean:
+            return None
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._library.module.LayerInformationFormat.JSON))
+
+
+class PlanContext:
+    """One execution of a plan at a time, on one stream at a time."""
+
+    def __init__(self, library: TensorRt, context: Any) -> None:
+        self._library, self._context = library, context
+
+    def use_profile(self, index: int, stream: int) -> None:
+        """Switch to an optimisation profile, on a stream.
+
+        Raises:
+            EngineError: TensorRT refuses.
+        """
+        self._check(self._context.set_optimization_profile_async(index, stream), f"profile {index}")
+
+    def set_shape(self, name: str, shape: Sequence[int]) -> None:
+        """Of an input, before it runs.
+
+        Raises:
+            EngineError: outside the profile.
+        """
+        self._check(self._context.set_input_shape(name, tuple(shape)), f"{name} of shape {list(shape)}")
+
+    def set_address(self, name: str, address: int) -> None:
+        """Where a tensor lies on the device.
+
+        Raises:
+            EngineError: no such tensor.
+        """
+        self._check(self._context.set_tensor_address(name, address), f"an address for {name}")
+
+    def enqueue(self, stream: int) -> None:
+        """Put one execution on a stream.
+
+        Raises:
+            EngineError: TensorRT failed.
+        """
+        self._check(self._context.execute_async_v3(stream), "an execution")
+
+    def _check(self, done: bool, what: str) -> None:
+        if not done:
+            raise EngineError(f"{self._library.name} refuses {what}: {self._library.last_error}")
+
+
+def is_installed(*, lean: bool = False) -> bool:
+    """Whether the library can be found; not whether it loads."""
+    return importlib.util.find_spec("tensorrt_lean" if lean else "tensorrt") is not None
