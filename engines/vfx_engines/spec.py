@@ -62,6 +62,8 @@ class Input:
         if not self.shape or self.shape[0] != "batch":
             raise SpecError(f"input {self.name}: axis 0 must be 'batch', found {list(self.shape)}")
         named = [axis for axis in self.shape if isinstance(axis, str)]
+        for axis in named:
+            _check_name("axis", axis)
         if len(set(named)) != len(named) or any(axis < 1 for axis in self.shape if isinstance(axis, int)):
             raise SpecError(
                 f"input {self.name}: axes are sizes of 1 or more, or names that differ, "
@@ -338,7 +340,7 @@ def _value(hint: Any, data: object, where: str) -> Any:
 
 
 def _check_name(what: str, name: str) -> None:
-    """Names of models and outputs become names of files and of arrays in them."""
+    """Names of models and outputs become names of files and of arrays in them; all stand in messages."""
     if not name.isprintable() or name.strip() != name or name in ("", ".", "..") or set("/\\") & set(name):
         raise SpecError(
             f"{what} {_shown(name)}: expected a name of printable text without / and \\ and outer spaces"

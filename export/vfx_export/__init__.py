@@ -1,0 +1,26 @@
+"""Export: from a torch module and its weights to an engine file with its spec.
+
+from vfx_export import export_model, export_module, find
+
+export_model(find("i3d"), Path("i3d.onnx"), checkpoint=Path("i3d_rgb.pt"), precision="bf16")
+export_module(my_module, my_spec, Path("mine.onnx"))      # any torch module, proved the same way
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vfx_export.catalogue import CATALOGUE, Model, find
+    from vfx_export.exporting import export_model, export_module
+
+__all__ = ["CATALOGUE", "Model", "export_model", "export_module", "find"]
+
+
+def __getattr__(name: str) -> object:
+    # On first use: torch takes seconds to import, and `vfx-export --help` passes through here.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vfx_export import catalogue, exporting
+
+    value: object = getattr(catalogue if hasattr(catalogue, name) else exporting, name)
+    globals()[name] = value
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,18 @@ class Model:
     labels: Callable[[], tuple[str, ...]]
     """Class names of the head."""
     low_precision: LowPrecision | None = None
+
+    def windows(self, frames: int | None) -> Sampling:
+        """The model's own windows, or ones of ``frames`` frames side by side.
+
+        Raises:
+            UsageError: the network cannot take so few.
+        """
+        if frames is None:
+            return self.sampling
+        if frames < self.least_frames:
+            raise UsageError(f"--frames {frames}: {self.name} needs at least {self.least_frames} frames")
+        return dataclasses.replace(self.sampling, frames=frames, step=frames)
 
     def input(self, frames: int) -> Input:
         """The engine's input for windows of ``frames`` frames."""

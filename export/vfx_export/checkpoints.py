@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vfx_engines.errors import CheckpointError
+from vfx_engines.errors import CheckpointError, reason, shown
 
 _WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.")
@@ -62,7 +62,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing, empty, truncated, damaged, not a checkpoint, without tensors, or
             asking for code to be run when unpickled (none is).
     """
-    where = _shown(path)
+    where = shown(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -122,7 +122,7 @@ def _check_zip(path: Path, where: str) -> None:
     ) as error:
         # What zipfile says when it finds no directory, which stands at the end.
         cut = str(error) == "File is not a zip file"
-        what = "truncated" if cut else f"damaged: {_line(error)}"
+        what = "truncated" if cut else f"damaged: {reason(error)}"
         raise CheckpointError(f"{where}: {what}; fetch or copy the file again") from None
 
 
@@ -139,8 +139,8 @@ def _torch_load(path: Path, where: str) -> object:
         text = str(error)
         asked = re.search(r"GLOBAL ([\w.]+)", text)
         if asked is None:
-            reason = re.search(r"WeightsUnpickler error:\s*(.+)", text)
-            detail = _line(reason[1] if reason else text)
+            found = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+            detail = reason(found[1] if found else text)
             raise CheckpointError(
                 f"{where}: its pickle is damaged or holds more than tensors ({detail}): refused, and "
                 "nothing in it was run; expected a state dict of tensors or .safetensors"
@@ -152,7 +152,7 @@ def _torch_load(path: Path, where: str) -> object:
     except Exception as error:  # damaged pickles raise whatever their opcodes stumble over
         if isinstance(error, EOFError) or "unexpected EOF" in str(error):
             raise CheckpointError(f"{where}: truncated; fetch or copy the file again") from None
-        detail = f"{type(error).__name__}: {_line(error)}"
+        detail = f"{type(error).__name__}: {reason(error)}"
         raise CheckpointError(
             f"{where}: truncated or damaged: {detail}; fetch or copy the file again"
         ) from None
@@ -163,7 +163,7 @@ def _load_safetensors(path: Path, where: str) -> object:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{where}: truncated or damaged safetensors: {_line(error)}; fetch the file again"
+            f"{where}: truncated or damaged safetensors: {reason(error)}; fetch the file again"
         ) from None
 
 
@@ -205,15 +205,3 @@ def _state_dict(loaded: object, where: str) -> dict[str, Tensor]:
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
-
-
-def _line(reason: object) -> str:
-    """The first line of what a library said, short, without control characters from the file."""
-    lines = str(reason).strip().splitlines() or ["no reason given"]
-    return "".join(c if c.isprintable() else "?" for c in lines[0][:160])
-
-
-def _shown(path: Path) -> str:
-    """The path, escaped where a newline or the like would break a one-line message."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)

@@ -7,17 +7,19 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from vfx_engines.errors import UsageError, VfxError
+from vfx_engines.errors import ExportError, SpecError, UsageError, VfxError, reason, shown
 from vfx_engines.spec import EngineSpec, Precision
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # torch is imported by the functions that need it: --help and --list must not wait three seconds for it.
 
@@ -88,7 +90,7 @@ def main(debug: bool, **options: Any) -> None:
         click.echo(f"vfx-export: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     if path is not None:
-        click.echo(path)
+        click.echo(shown(path))
 
 
 def _run(
@@ -106,6 +108,8 @@ def _run(
     spec: Path | None,
 ) -> Path | None:
     _require_torch()
+    if json_ and not list_:
+        raise UsageError("--json goes with --list")
     if list_:
         _print_catalogue(json_)
         return None
@@ -116,6 +120,8 @@ def _run(
         if format_ == "plan":
             raise UsageError(f"{line}: use --format onnx")
         click.echo(f"vfx-export: {line}: writing ONNX", err=True)
+    if (module is None) != (spec is None):
+        raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
     if module is not None:
         if spec is None or checkpoint or random_weights or frames or head:
             raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
@@ -139,6 +145,7 @@ def _export_catalogue(
     model = find(name)
     if checkpoint is not None and random:
         raise UsageError("--checkpoint and --random-weights exclude each other")
+    model.windows(frames)  # refuses what the network cannot take, before anything is downloaded
     path = _output_file(output, name)
     with _progress() as progress:
         weights = None if random else _weights(checkpoint, model.download, progress)
@@ -162,10 +169,12 @@ def _export_own(module: str, spec_file: Path, precision: Precision | None, outpu
     try:
         spec = EngineSpec.from_json(spec_file.read_bytes())
     except OSError as error:
-        raise UsageError(f"--spec {spec_file}: {error.strerror}") from None
+        raise UsageError(f"--spec {shown(spec_file)}: {error.strerror}") from None
+    except SpecError as error:
+        raise SpecError(f"{shown(spec_file)}: {error}") from None
     if precision is not None:
         spec = dataclasses.replace(spec, precision=precision)
-    built = _load_factory(module)()
+    built = _build(module)
     path = _output_file(output, spec.model)
     with _progress() as progress:
         task = progress.add_task("", total=None)
@@ -174,21 +183,35 @@ def _export_own(module: str, spec_file: Path, precision: Precision | None, outpu
     return path
 
 
-def _load_factory(text: str) -> Callable[[], Any]:
-    """The factory of ``FILE.py:NAME``. The user's own code runs here, and only here."""
+def _build(text: str) -> nn.Module:
+    """What the factory of ``FILE.py:NAME`` returns. The user's own code runs here, and only here."""
+    from torch import nn
+
     file, _, name = text.rpartition(":")
-    if not file or not Path(file).is_file():
-        raise UsageError(f"--module {text}: expected FILE.py:FACTORY with a file that exists")
-    loaded = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if not file.endswith(".py") or not Path(file).is_file():
+        raise UsageError(f"--module {shown(text)}: expected FILE.py:FACTORY with a file that exists")
+    loaded = importlib.util.spec_from_file_location(f"_vfx_module_{Path(file).stem}", file)
     assert loaded is not None
     assert loaded.loader is not None
     code = importlib.util.module_from_spec(loaded)
+    # Dataclasses and pickling look a class's module up there.
+    sys.modules[code.__name__] = code
     sys.path.insert(0, str(Path(file).resolve().parent))
-    loaded.loader.exec_module(code)
-    factory = getattr(code, name, None)
+    try:
+        loaded.loader.exec_module(code)
+        factory = getattr(code, name, None)
+        built = factory() if callable(factory) else None
+    except (Exception, SystemExit) as error:  # anyone's code: it may raise anything
+        raise ExportError(
+            f"--module {shown(text)}: {type(error).__name__}: {reason(error)} (--debug shows where)"
+        ) from error
     if not callable(factory):
-        raise UsageError(f"--module {text}: {file} has no function {name!r}")
-    return factory  # type: ignore[no-any-return]  # checked to be callable, its result by export_module
+        raise UsageError(f"--module {shown(text)}: the file has no function {name!r}")
+    if not isinstance(built, nn.Module):
+        raise ExportError(
+            f"--module {shown(text)}: {name} returned a {type(built).__name__}, no torch module"
+        )
+    return built
 
 
 def _weights(checkpoint: str | None, download: Any, progress: Progress) -> Path:
@@ -217,10 +240,12 @@ def _weights(checkpoint: str | None, download: Any, progress: Progress) -> Path:
 
 
 def _output_file(output: Path, name: str) -> Path:
+    if output.is_dir():
+        return output / f"{name}.onnx"
     if output.suffix == ".onnx":
         return output
     if output.suffix == ".plan":
-        raise UsageError(f"--output {output}: this version of vfx writes .onnx files")
+        raise UsageError(f"--output {shown(output)}: this version of vfx writes .onnx files")
     return output / f"{name}.onnx"
 
 
@@ -230,12 +255,16 @@ def _report(path: Path, spec: EngineSpec) -> None:
         _console.print("[bold red]RANDOM WEIGHTS[/]: the features of this engine mean nothing")
     outputs = ", ".join(f"{output.name} {list(output.shape)}" for output in spec.outputs)
     _console.print(
-        f"{path.name}: {spec.model}, {spec.precision}, {spec.sampling.frames} frames -> {outputs}, "
-        f"{os.path.getsize(path) / 2**20:.1f} MiB"
+        f"{shown(path.name)}: {spec.model}, {spec.precision}, {spec.sampling.frames} frames -> {outputs}, "
+        f"{os.path.getsize(path) / 2**20:.1f} MiB",
+        markup=False,
+        soft_wrap=True,
     )
     _console.print(
         f"compared on {spec.proof.inputs} inputs with {spec.proof.reference}: relative error "
-        f"{spec.proof.error:.1e} (at most {spec.proof.tolerance:.0e} allowed)"
+        f"{spec.proof.error:.1e} (at most {spec.proof.tolerance:.0e} allowed)",
+        markup=False,
+        soft_wrap=True,
     )
 
 

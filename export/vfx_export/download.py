@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import platformdirs
 
-from vfx_engines.errors import DownloadError
+from vfx_engines.errors import DownloadError, shown
 from vfx_export.transfer import (
     ELSEWHERE,
     BrokenConnectionError,
@@ -25,7 +25,7 @@ from vfx_export.transfer import (
     file_size,
     hash_file,
     restart_part,
-    shown,
+    shown_url,
     validator_path,
 )
 
@@ -77,10 +77,10 @@ def fetch(
     """
     expected = _expected(sha256, git_blob, sha256_prefix)
     if not is_url(url):
-        raise DownloadError(f"{shown(url)}: not a URL of {', '.join(_SCHEMES)}")
+        raise DownloadError(f"{shown_url(url)}: not a URL of {', '.join(_SCHEMES)}")
     name = filename or unquote(urlsplit(url).path).rsplit("/", 1)[-1]
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
-        raise DownloadError(f"{shown(url)}: names no file; {ELSEWHERE}")
+        raise DownloadError(f"{shown_url(url)}: names no file; {ELSEWHERE}")
     if expected is None:
         folder = folder / hashlib.sha256(url.encode()).hexdigest()[:12]
     final, part = folder / name, folder / f"{name}.part"
@@ -99,7 +99,7 @@ def fetch(
                 part.unlink()
     except OSError as error:
         raise DownloadError(
-            f"{final}: cannot be written: {error.strerror or error}; "
+            f"{shown(final)}: cannot be written: {error.strerror or error}; "
             "what came stays in .part and is resumed, VFX_CACHE names another folder"
         ) from None
     return final
@@ -165,7 +165,7 @@ def _complete(url: str, part: Path, file: BinaryIO, expected: Hash | None, progr
             most = max(most, size)
             if failures >= len(_PAUSES_S):
                 raise DownloadError(
-                    f"{shown(url)}: cannot be fetched: {error}, after {failures} more attempts; "
+                    f"{shown_url(url)}: cannot be fetched: {error}, after {failures} more attempts; "
                     f"run again to go on from {size} bytes, or {ELSEWHERE}"
                 ) from None
             time.sleep(_PAUSES_S[failures])
@@ -175,7 +175,7 @@ def _complete(url: str, part: Path, file: BinaryIO, expected: Hash | None, progr
         restart_part(part, file)
         if not resumed:
             raise DownloadError(
-                f"{shown(url)}: {expected.kind} is {digest}, expected {expected.digits}: it is not "
+                f"{shown_url(url)}: {expected.kind} is {digest}, expected {expected.digits}: it is not "
                 f"the published file, and was deleted; {ELSEWHERE}"
             )
         # The part was of another file, or damaged: what a fresh download gives is decisive.

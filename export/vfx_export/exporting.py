@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import onnx
 import torch
 from torch import nn
 
-from vfx_engines.errors import ExportError, OutputError, UsageError
+from vfx_engines.errors import OutputError, shown
 from vfx_engines.spec import EngineSpec, Output, Precision, Weights
 from vfx_export.catalogue import Model, catalogue_shapes
 from vfx_export.checkpoints import read_checkpoint
@@ -39,7 +41,7 @@ def export_module(
     Args:
         module: takes one tensor of ``spec.input`` (uint8 frames, or float32 samples) and returns a tensor
             or a tuple of tensors, float32 ``[batch, *shape]``, in the order of ``spec.outputs``. For fp16 its
-            forward pass casts to the dtype of its own weights.
+            forward pass casts to the dtype of its own weights. It is put into evaluation mode.
         spec: what it eats and gives; ``precision`` is that of the graph.
         path: the ``.onnx`` file to write; one that is there is replaced.
         low_precision: a rewriting of the module for matrix units, used unless the precision is fp32.
@@ -49,36 +51,44 @@ def export_module(
         The spec as it stands in the file, with the proof.
 
     Raises:
-        ExportError: the module cannot be traced, or the file does not compute what the module does.
+        ExportError: the module does not give what the spec says, cannot be traced, or the file does not
+            compute what the module does.
         OutputError: the file cannot be written.
     """
     module.eval()
     inputs = example_inputs(spec)
-    stage("running the module in torch")
-    try:
-        expected, macs = reference(module, inputs)
-    except RuntimeError as error:
-        line = str(error).strip().splitlines()[0]
-        raise ExportError(f"{spec.model}: the module does not run on {list(inputs.shape)}: {line}") from error
-    _check_outputs(spec, [tuple(array.shape) for array in expected])
-    spec = dataclasses.replace(spec, macs=macs or None, proof=None, vfx_version=version("vfx"))
-    stage("tracing")
-    low = lowered(module, spec.precision, inputs.shape[1], low_precision)
-    model = trace(low, torch.from_numpy(inputs), spec)
-    part = path.with_name(f".{path.stem}.part.onnx")
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
+    with _part_of(path) as part:
+        stage("running the module in torch")
+        expected, macs = reference(module, spec, inputs)
+        spec = dataclasses.replace(spec, macs=macs or None, proof=None, vfx_version=version("vfx"))
+        stage("tracing")
+        low = lowered(module, spec.precision, inputs.shape[1], low_precision)
+        model = trace(low, torch.from_numpy(inputs), spec)
         onnx.save(model, part)
         stage("comparing the file with the module")
         spec = dataclasses.replace(spec, proof=prove(part, spec, inputs, expected))
         set_spec(model, spec)
         onnx.save(model, part)
-        os.replace(part, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
     return spec
+
+
+@contextmanager
+def _part_of(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` that takes its name at the end, and is gone if anything fails before."""
+    part = path.with_name(f".{path.stem}.part.onnx")
+    try:
+        # Now, so that a folder that cannot be written is said before the work and not after it.
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{shown(path)}: cannot be written: {error.strerror or error}") from None
 
 
 def export_model(
@@ -109,11 +119,7 @@ def export_model(
         CheckpointError: the weights are not this model's.
         ExportError: see `export_module`.
     """
-    if frames is not None and frames < model.least_frames:
-        raise UsageError(f"--frames {frames}: {model.name} needs at least {model.least_frames} frames")
-    sampling = model.sampling
-    if frames is not None:
-        sampling = dataclasses.replace(sampling, frames=frames, step=frames)
+    sampling = model.windows(frames)
     module = model.network(head)
     stage("reading the weights")
     if checkpoint is None:
@@ -126,9 +132,9 @@ def export_model(
             model=model.name,
             rename=model.layouts,
             others=catalogue_shapes,
-            file=str(checkpoint),
+            file=shown(checkpoint),
         )
-        weights = Weights(checkpoint.name, _sha256(checkpoint), model.licence, model.source)
+        weights = Weights(shown(checkpoint.name), _sha256(checkpoint), model.licence, model.source)
     outputs: tuple[Output, ...] = (model.feature,)
     if head:
         labels = model.labels()
@@ -155,15 +161,6 @@ def random_weights(module: nn.Module, seed: int = 0) -> None:
                 parameter.normal_(0, math.sqrt(2 / fan_in), generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.05, generator=generator)
-
-
-def _check_outputs(spec: EngineSpec, shapes: list[tuple[int, ...]]) -> None:
-    expected = [output.shape for output in spec.outputs]
-    if [shape[1:] for shape in shapes] != expected:
-        raise ExportError(
-            f"{spec.model}: the module gives {[list(shape[1:]) for shape in shapes]} per row, "
-            f"the spec says {[list(shape) for shape in expected]}: correct the spec's outputs"
-        )
 
 
 def _sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ Two inputs that differ are run through torch in float32 and through the engine t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vfx_engines.errors import ExportError
+from vfx_engines.errors import EngineError, ExportError, reason
 from vfx_engines.opening import open_engine
 from vfx_engines.spec import EngineSpec, Precision, Proof
 
@@ -27,47 +28,77 @@ TOLERANCES: dict[Precision, float] = {
 INPUTS = 2
 
 
-def example_inputs(spec: EngineSpec) -> NDArray[np.uint8]:
-    """Two pictures-like inputs of the spec's shape: waves and noise, other ones in each row.
+def example_inputs(spec: EngineSpec) -> NDArray[Any]:
+    """Two inputs of the spec's shape and dtype, alike pictures or sound: waves and noise, others in each row.
 
-    Dynamic axes other than the batch take 256.
+    uint8 uses its whole range, float32 that of sound, [-1, 1]. Dynamic axes other than the batch take 256.
     """
     shape = [INPUTS, *(axis if isinstance(axis, int) else 256 for axis in spec.input.shape[1:])]
     rng = np.random.default_rng(20_261_121)
-    out = np.empty(shape, np.uint8)
+    out = np.empty(shape, np.float32)
     for row in out:
         axes = np.meshgrid(*(np.linspace(0, 6.28, n) for n in row.shape), indexing="ij", sparse=True)
         wave = sum(np.sin(rng.integers(1, 5) * a + rng.uniform(0, 6.28)) for a in axes) / len(axes)
         noise = rng.standard_normal(row.shape, np.float32)
         row[:] = np.clip(127.5 + 90 * wave + 30 * noise, 0, 255)
-    return out
+    return out.astype(np.uint8) if spec.input.dtype == "uint8" else out / 127.5 - 1
 
 
-def reference(module: nn.Module, inputs: NDArray[np.uint8]) -> tuple[list[NDArray[np.float32]], int]:
-    """What torch gives in float32, and the multiply-accumulates of one row (Conv and MatMul)."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        outputs = module(torch.from_numpy(inputs))
+def reference(
+    module: nn.Module, spec: EngineSpec, inputs: NDArray[Any]
+) -> tuple[list[NDArray[np.float32]], int]:
+    """What torch gives in float32, and the multiply-accumulates of one row (Conv and MatMul).
+
+    Raises:
+        ExportError: the module fails, its outputs are not those of the spec, or one is not finite.
+    """
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            outputs = module(torch.from_numpy(inputs))
+    except Exception as error:  # anyone's module: it may raise anything
+        raise ExportError(
+            f"{spec.model}: the module does not run on {inputs.dtype} {list(inputs.shape)}: {reason(error)}"
+        ) from error
     if isinstance(outputs, Tensor):
         outputs = (outputs,)
-    return [output.float().numpy() for output in outputs], counter.get_total_flops() // (2 * len(inputs))
+    if not isinstance(outputs, tuple | list) or not all(isinstance(output, Tensor) for output in outputs):
+        raise ExportError(
+            f"{spec.model}: the module gives a {type(outputs).__name__}, expected a tensor or a tuple of them"
+        )
+    shapes = [list(output.shape) for output in outputs]
+    expected = [[len(inputs), *output.shape] for output in spec.outputs]
+    if shapes != expected:
+        raise ExportError(
+            f"{spec.model}: the module gives {shapes} for {len(inputs)} rows, the spec says {expected}: "
+            "correct the spec's outputs, or the module"
+        )
+    arrays = [output.float().numpy() for output in outputs]
+    for output, array in zip(spec.outputs, arrays, strict=True):
+        if not np.isfinite(array).all():
+            raise ExportError(
+                f"{spec.model}: the module itself gives NaN or infinity in {output.name}: check its weights"
+            )
+    return arrays, counter.get_total_flops() // (2 * len(inputs))
 
 
-def prove(
-    path: Path, spec: EngineSpec, inputs: NDArray[np.uint8], expected: list[NDArray[np.float32]]
-) -> Proof:
+def prove(path: Path, spec: EngineSpec, inputs: NDArray[Any], expected: list[NDArray[np.float32]]) -> Proof:
     """Run the exported file and measure how far it is from the reference.
 
     Raises:
-        ExportError: an output is not finite, or further away than its precision allows.
+        ExportError: the file does not run, an output is not finite, or further away than its precision
+            allows.
     """
     tolerance = TOLERANCES[spec.precision]
-    with open_engine(path) as engine:
-        outputs = engine.run(inputs)
-        name = engine.name
+    try:
+        with open_engine(path) as engine:
+            outputs = engine.run(inputs)
+            name = engine.name
+    except EngineError as error:
+        raise ExportError(f"{spec.model}: what was exported does not run: {error}") from error
     worst = 0.0
     for output, want in zip(spec.outputs, expected, strict=True):
         got = outputs[output.name]
-        if not (np.isfinite(got).all() and np.isfinite(want).all()):
+        if not np.isfinite(got).all():
             raise ExportError(
                 f"{spec.model}: {output.name} is not finite in {spec.precision}: "
                 "use --precision fp32, or check the weights"
@@ -76,8 +107,13 @@ def prove(
             size = max(float(np.linalg.norm(target)), 1e-30)
             worst = max(worst, float(np.linalg.norm(row - target)) / size)
     if worst > tolerance:
+        advice = (
+            "the module must compute the same at every call, from its input alone"
+            if spec.precision == "fp32"
+            else "use --precision fp32"
+        )
         raise ExportError(
             f"{spec.model}: {spec.precision} differs from torch by {worst:.1e}, at most {tolerance:.0e} is "
-            "allowed, so no file was left: use --precision fp32, or report it with the checkpoint's source"
+            f"allowed, so no file was left: {advice}"
         )
     return Proof(f"torch {torch.__version__}, float32, eager; {name}", tolerance, worst, len(inputs))

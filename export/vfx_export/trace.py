@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vfx_engines.errors import ExportError
+from vfx_engines.errors import ExportError, reason
 from vfx_engines.spec import METADATA_KEY, EngineSpec, Precision
 
 OPSET = 18
@@ -73,10 +73,11 @@ def trace(module: nn.Module, example: Tensor, spec: EngineSpec) -> onnx.ModelPro
                 verbose=False,
             )
     except Exception as error:  # the exporter's errors share no base class
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ExportError(
-            f"{spec.model}: torch cannot trace it: {lines[0] if lines else type(error).__name__}"
-        ) from error
+        # What the exporter itself says is advice to its developers; its first cause is about the module.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ExportError(f"{spec.model}: torch cannot trace it: {reason(cause)}") from error
     assert program is not None, "only the TorchScript exporter returns nothing"
     model = program.model_proto
     _strip(model)
@@ -115,16 +116,21 @@ def _strip(model: onnx.ModelProto) -> None:
 
 def _check_axes(model: onnx.ModelProto, spec: EngineSpec) -> None:
     named = {axis for axis in spec.input.shape if isinstance(axis, str)}
-    expected: list[tuple[str, tuple[int | str, ...]]] = [(spec.input.name, spec.input.shape)]
+    expected: list[tuple[str, str, tuple[int | str, ...]]] = [
+        (spec.input.name, spec.input.dtype, spec.input.shape)
+    ]
     for output in spec.outputs:
-        expected.append((output.name, ("batch", *output.shape)))
+        expected.append((output.name, output.dtype, ("batch", *output.shape)))
     values = [*model.graph.input, *model.graph.output]
-    if [value.name for value in values] != [name for name, _ in expected]:
+    if [value.name for value in values] != [name for name, _, _ in expected]:
         raise ExportError(
             f"{spec.model}: the graph has {', '.join(value.name for value in values)}, "
-            f"the spec {', '.join(name for name, _ in expected)}"
+            f"the spec {', '.join(name for name, _, _ in expected)}"
         )
-    for value, (name, shape) in zip(values, expected, strict=True):
+    for value, (name, dtype, shape) in zip(values, expected, strict=True):
+        kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+        if kind != dtype:
+            raise ExportError(f"{spec.model}: {name} came out as {kind}, the spec says {dtype}: cast it")
         found = tuple(
             dim.dim_param if dim.HasField("dim_param") else dim.dim_value
             for dim in value.type.tensor_type.shape.dim
@@ -140,7 +146,7 @@ def _check_axes(model: onnx.ModelProto, spec: EngineSpec) -> None:
 def _quiet() -> Iterator[None]:
     """The exporter talks on stdout, in warnings and in logs about things nobody can act on."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with (
             warnings.catch_warnings(),

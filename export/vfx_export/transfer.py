@@ -110,7 +110,7 @@ def attempt(url: str, part: Path, file: BinaryIO, expected: Hash | None, progres
 
 
 def _open(url: str, headers: dict[str, str], restart: Callable[[], None]) -> http.client.HTTPResponse:
-    where, scheme, host = shown(url), *urlsplit(url)[:2]
+    where, scheme, host = shown_url(url), *urlsplit(url)[:2]
     try:
         response: http.client.HTTPResponse = urllib.request.urlopen(
             urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S
@@ -191,7 +191,7 @@ def _reason(error: object) -> str:
     return text or type(error).__name__
 
 
-def shown(url: str) -> str:
+def shown_url(url: str) -> str:
     """The URL without the parts that may hold secrets, on one line."""
     split = urlsplit(url)
     text = split._replace(netloc=split.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -27,6 +27,7 @@ _REASONS = {
     errno.EROFS: f"the file system is read-only: {_ELSEWHERE}",
     errno.EACCES: f"no permission to write here: {_ELSEWHERE}",
     errno.EPERM: f"no permission to write here: {_ELSEWHERE}",
+    errno.ENOENT: f"no such folder, and none can be made: {_ELSEWHERE}",
     errno.ENAMETOOLONG: "the name is too long for this file system: rename the video",
     errno.ENOTDIR: f"a part of this path is a file, expected a folder: move it, or {_ELSEWHERE}",
     errno.EEXIST: f"a part of this path is a file, expected a folder: move it, or {_ELSEWHERE}",

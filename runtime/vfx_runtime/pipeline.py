@@ -165,7 +165,8 @@ class _Run:
         self._filling: int | None = None
         self._places: list[list[_Place]] = [[] for _ in range(self._engine.slots)]
         self._copying = [0] * self._engine.slots
-        self._sealed: set[int] = set()
+        self._sealed: deque[int] = deque()
+        """Slots that get no more windows, in the order in which they were filled."""
         self._submitted: deque[int] = deque()
         self._engine_failure: Exception | None = None
         self._working = workers
@@ -332,18 +333,19 @@ class _Run:
     def _commit(self, slot: int) -> None:
         with self._slots:
             self._copying[slot] -= 1
-            self._submit_if_ready(slot)
+            self._submit_ready()
 
     def _seal(self) -> None:
         """No more windows for the slot that is being filled."""
         if self._filling is not None:
             slot, self._filling = self._filling, None
-            self._sealed.add(slot)
-            self._submit_if_ready(slot)
+            self._sealed.append(slot)
+            self._submit_ready()
 
-    def _submit_if_ready(self, slot: int) -> None:
-        if slot in self._sealed and not self._copying[slot]:
-            self._sealed.remove(slot)
+    def _submit_ready(self) -> None:
+        # In the order of filling, though a later slot may be copied first: rows keep their order by it.
+        while self._sealed and not self._copying[self._sealed[0]]:
+            slot = self._sealed.popleft()
             try:
                 self._engine.submit(slot, len(self._places[slot]))
             except Exception as error:
@@ -513,6 +515,6 @@ def _too_short(job: Job, engine: Engine, sampling: Sampling, frames: int) -> Vid
     if sampling.fps:
         needed += f" at {sampling.fps:g} fps"
     return VideoError(
-        f"{shown(job.path)}: {frames} frames, a window of {engine.spec.model} needs {needed}: use "
-        "--tail repeat to fill it up, or an engine exported with fewer --frames"
+        f"{shown(job.path)}: {frames} frame{'s' * (frames != 1)}, a window of {engine.spec.model} needs "
+        f"{needed}: use --tail repeat to fill it up, or an engine exported with fewer --frames"
     )

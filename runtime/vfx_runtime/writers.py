@@ -89,14 +89,14 @@ def open_writer(
         claims: of this process on the output folder.
 
     Raises:
-        UsageError: an unknown format, a package that is missing, or an engine whose outputs have
-            names that cannot be saved.
+        UsageError: an unknown format, a package that is missing, or an engine with an output of a
+            reserved name.
     """
     for name in (item.name for item in outputs):
-        if not name or name in RESERVED or not name.isprintable() or name.strip(". ") != name or "/" in name:
+        if name in RESERVED:
             raise UsageError(
-                f"the engine has an output called {name!r}, which cannot be a file's or array's "
-                "name here: export it with another name"
+                f"the engine has an output called {name!r}, as what is saved beside the outputs is: "
+                "export it with another name"
             )
     match format:
         case "npz":

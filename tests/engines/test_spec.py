@@ -378,6 +378,7 @@ RULES: list[tuple[str, str, Any]] = [
     ("output 'a/b': expected a name", "outputs.0.name", "a/b"),
     ("output ' rgb': expected a name", "outputs.0.name", " rgb"),
     ("input '..': expected a name", "input.name", ".."),
+    (r"axis '\x1f': expected a name", "input.shape.1", "\x1f"),
 ]
 
 

@@ -20,6 +20,7 @@ from tolerances import TINY
 from vfx_engines.engine import Engine
 from vfx_engines.errors import EngineError, VideoError
 from vfx_engines.spec import EngineSpec
+from vfx_runtime import pipeline as pipeline_module
 from vfx_runtime.decode import open_video
 from vfx_runtime.features import Features
 from vfx_runtime.inputs import Job
@@ -138,6 +139,7 @@ def alive() -> set[str]:
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_are_right_whatever_the_timing(
+    monkeypatch: pytest.MonkeyPatch,
     videos: list[Job],
     expected: dict[str, tuple[NDArray[Any], NDArray[Any]]],
     slots: int,
@@ -145,6 +147,15 @@ def test_rows_are_right_whatever_the_timing(
     workers: int,
     seed: int,
 ) -> None:
+    chance = random.Random(seed)
+    place_of = pipeline_module._Run._engine_row
+
+    def slow_copy(run: Any, slot: int, row: int) -> Any:
+        time.sleep(chance.choice([0, 0, 0.004]))
+        return place_of(run, slot, row)
+
+    # A worker that is slow to copy holds its slot back while later ones fill up.
+    monkeypatch.setattr(pipeline_module._Run, "_engine_row", slow_copy)
     device = Device(slots, batch, seed=seed)
     pipeline = Pipeline(Engine(tiny_spec(), device), workers=workers)
 
@@ -251,16 +262,14 @@ def test_an_error_of_the_list_of_jobs_ends_the_run(videos: list[Job]) -> None:
 
 
 def test_a_defect_costs_one_video_and_is_reported(videos: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
-    from vfx_runtime import pipeline
-
-    real = pipeline.open_video
+    real = pipeline_module.open_video
 
     def open_video(path: Path, threads: int) -> Any:
         if path == videos[1].path:
             raise ZeroDivisionError("a defect")
         return real(path, threads)
 
-    monkeypatch.setattr(pipeline, "open_video", open_video)
+    monkeypatch.setattr(pipeline_module, "open_video", open_video)
     found = read(Pipeline(Engine(tiny_spec(), Device(2, 4))).run(videos))
 
     assert "internal error, please report it: ZeroDivisionError: a defect" in str(found["v1"])

@@ -315,7 +315,7 @@ def test_hdf5_without_h5py(writer, monkeypatch):
 def test_impossible_requests(writer):
     with pytest.raises(UsageError, match="npz, npy, pickle, hdf5"):
         writer("mat")
-    for name in ("meta", "../../x", "a/b", "a\0", "", ".."):
+    for name in ("meta", "fps"):
         with pytest.raises(UsageError, match="output called"):
             writer(outputs=(Output(name, (8,)),))
 

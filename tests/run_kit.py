@@ -1,0 +1,56 @@
+"""Runs vfx-run in this process on the tiny engine, and what its rows must be, computed by other means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from PIL import Image
+
+from tiny import FRAMES, SIZE, tiny_features
+from vfx_runtime.cli import main
+
+
+def vfx_run(*arguments: object) -> Result:
+    """Exit code, stdout and stderr of the command."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def expected_rows(video: Path, *, turns: int = 0, step: int = FRAMES) -> NDArray[np.float32]:
+    """The tiny engine's features by PyAV's array, Pillow and NumPy.
+
+    Args:
+        video: every frame of it can be decoded.
+        turns: quarter turns counter-clockwise that display asks for.
+        step: from window to window.
+    """
+    frames = []
+    with av.open(f"file:{video}") as container:
+        for frame in container.decode(video=0):
+            pixels = np.rot90(frame.to_ndarray(format="rgb24", interpolation="BICUBIC"), turns)
+            height, width = pixels.shape[:2]
+            short = min(height, width)
+            image = Image.fromarray(np.ascontiguousarray(pixels))
+            image = image.resize((20 * width // short, 20 * height // short), Image.Resampling.BILINEAR)
+            left, top = (image.width - SIZE) // 2, (image.height - SIZE) // 2
+            frames.append(np.asarray(image.crop((left, top, left + SIZE, top + SIZE))))
+    firsts = range(0, len(frames) - FRAMES + 1, step)
+    return tiny_features(np.stack([np.stack(frames[first : first + FRAMES]) for first in firsts]))
+
+
+def files_in(folder: Path) -> set[str]:
+    """Everything below a folder, hidden files too."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def failures(output: Path) -> dict[str, str]:
+    """Name to reason, from failures.jsonl; empty where there is none."""
+    path = output / "failures.jsonl"
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return {line["name"]: line["error"] for line in lines}
