@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import (
-    METADATA_KEY,
     Crop,
     EngineSpec,
     Input,
@@ -75,7 +75,7 @@ def tiny_engine(path: Path, labels: bool = False, **sampling: object) -> Path:
         [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
+    embed_spec(model, spec)
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path

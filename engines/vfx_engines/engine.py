@@ -29,9 +29,8 @@ Outputs = dict[str, Array]
 class Backend(Protocol):
     """What executes a graph. `Engine` calls it in order and with checked arguments only."""
 
-    @property
-    def name(self) -> str:
-        """Library, version, device and precision: ``OpenVINO 2026.4, CPU, bf16``."""
+    name: str
+    """Library, version, device and precision: ``OpenVINO 2026.4, CPU, bf16``."""
 
     @property
     def precision(self) -> Precision:

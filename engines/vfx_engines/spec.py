@@ -211,6 +211,8 @@ class Plan:
     """Of that GPU."""
     onnx_sha256: str
     """Of the ONNX file that it was built from, in hexadecimal."""
+    batch: tuple[int, ...]
+    """Windows per call: the fewest, what it was tuned for, the most."""
     version_compatible: bool = False
     """Whether later versions, and the lean runtime, run it too."""
     hardware: Literal["same", "same_compute_capability", "ampere_plus"] = "same"

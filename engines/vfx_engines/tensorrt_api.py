@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vfx_engines.cuda import Cuda
 from vfx_engines.errors import EngineError, UsageError, reason, shown
+from vfx_engines.spec import Plan
 
 _INSTALL = (
     "install it from NVIDIA's index: pip install tensorrt-cu13 --extra-index-url https://pypi.nvidia.com, "
@@ -209,6 +211,39 @@ class PlanContext:
     def _check(self, done: bool, what: str) -> None:
         if not done:
             raise EngineError(f"{self._library.name} refuses {what}: {self._library.last_error}")
+
+
+def check_device(file: Path, plan: Plan, library: TensorRt, cuda: Cuda) -> None:
+    """Refuse a plan of another TensorRT or another GPU, which TensorRT itself may only crash on.
+
+    Raises:
+        EngineError: it is one; both are named.
+    """
+    where, built, here = shown(file), _numbers(plan.tensorrt), _numbers(library.version)
+    if built != here and not (plan.version_compatible and built < here):
+        later = "" if plan.version_compatible else ", or with --version-compatible for later ones"
+        raise EngineError(
+            f"{where}: built by TensorRT {plan.tensorrt}, this machine has {library.version}: build it with "
+            f"this one{later}"
+        )
+    fits = {
+        "same": plan.device == cuda.name,
+        "same_compute_capability": plan.compute_capability == cuda.compute_capability,
+        "ampere_plus": cuda.compute_capability >= (8, 0),
+    }
+    if not fits[plan.hardware]:
+        raise EngineError(
+            f"{where}: built for {plan.device} (compute capability {_dotted(plan.compute_capability)}), this "
+            f"is {cuda.name} ({_dotted(cuda.compute_capability)}): build it here"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
 
 
 def is_installed(*, lean: bool = False) -> bool:

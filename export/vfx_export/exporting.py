@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from vfx_engines.errors import OutputError, shown
+from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import EngineSpec, Output, Precision, Weights
 from vfx_export.catalogue import Model, catalogue_shapes
 from vfx_export.checkpoints import read_checkpoint
 from vfx_export.fitting import load_into
 from vfx_export.proof import example_inputs, prove, reference
-from vfx_export.trace import LowPrecision, lowered, set_spec, trace
+from vfx_export.trace import LowPrecision, lowered, trace
 
 Stage = Callable[[str], None]
 """Told the name of each stage as it begins."""
@@ -67,7 +68,7 @@ def export_module(
         onnx.save(model, part)
         stage("comparing the file with the module")
         spec = dataclasses.replace(spec, proof=prove(part, spec, inputs, expected))
-        set_spec(model, spec)
+        embed_spec(model, spec)
         onnx.save(model, part)
     return spec
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vfx_engines.errors import ExportError, reason
-from vfx_engines.spec import METADATA_KEY, EngineSpec, Precision
+from vfx_engines.onnx_file import embed_spec
+from vfx_engines.spec import EngineSpec, Precision
 
 OPSET = 18
 
@@ -82,15 +83,9 @@ def trace(module: nn.Module, example: Tensor, spec: EngineSpec) -> onnx.ModelPro
     model = program.model_proto
     _strip(model)
     _check_axes(model, spec)
-    set_spec(model, spec)
+    embed_spec(model, spec)
     onnx.checker.check_model(model)
     return model
-
-
-def set_spec(model: onnx.ModelProto, spec: EngineSpec) -> None:
-    """Write the spec into the file's metadata, in place of one that is there."""
-    del model.metadata_props[:]
-    model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
 
 
 def _fold_batch_norms(module: nn.Module) -> None:

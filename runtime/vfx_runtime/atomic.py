@@ -16,8 +16,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vfx_engines.errors import OutputError
-from vfx_runtime.inputs import shown
+from vfx_engines.errors import OutputError, shown
 
 _ELSEWHERE = "choose another --output folder"
 _REASONS = {

@@ -47,7 +47,11 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     help="Windows per call to measure the engine with; may be given several times.  "
     "[default: what vfx-run takes, and twice and four times that]",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where to run.")
+@click.option(
+    "--device",
+    metavar="cpu|cuda|cuda:N",
+    help="Where to run.  [default: cuda for a .plan, cpu for an .onnx file]",
+)
 @click.option(
     "--backend",
     type=click.Choice(get_args(BackendName)),
@@ -105,7 +109,7 @@ def _measure(
     videos: tuple[str, ...],
     engine: Path,
     batches: tuple[int, ...],
-    device: str,
+    device: str | None,
     backend: BackendName | None,
     precision: Precision | None,
     fps: float | None,
@@ -146,7 +150,7 @@ def measure(
     folder: Path,
     *,
     batches: Sequence[int] = (),
-    device: str = "cpu",
+    device: str | None = None,
     backend: BackendName | None = None,
     precision: Precision | None = None,
     fps: float | None = None,

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vfx_engines.errors import UsageError
-from vfx_runtime.inputs import shown
+from vfx_engines.errors import UsageError, shown
 
 try:
     import fcntl

@@ -25,13 +25,13 @@ from rich.progress import (
 from rich.table import Table
 
 from vfx_engines.engine import Engine
-from vfx_engines.errors import UsageError, VfxError
+from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, open_engine, read_spec
 from vfx_engines.spec import Precision
 from vfx_runtime.atomic import new_files, prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.extracting import Extracted, Tail, fingerprint, run_sampling, to_disk
-from vfx_runtime.inputs import Job, find_videos, shown
+from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.writers import FORMATS, Writer, open_writer
 
@@ -74,7 +74,11 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     help="A window that reaches over the end: drop it, or fill it with the last frame or with blank ones.  "
     "[default: what the engine's spec says]",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where to run.")
+@click.option(
+    "--device",
+    metavar="cpu|cuda|cuda:N",
+    help="Where to run.  [default: cuda for a .plan, cpu for an .onnx file]",
+)
 @click.option(
     "--backend",
     type=click.Choice(get_args(BackendName)),
@@ -132,7 +136,7 @@ def _run(
     fps: float | None,
     step: int | None,
     tail: Tail | None,
-    device: str,
+    device: str | None,
     backend: BackendName | None,
     precision: Precision | None,
     batch: int | None,
@@ -153,7 +157,7 @@ def _run(
         click.echo("vfx-run: RANDOM WEIGHTS: the features of this engine mean nothing", err=True)
     if dry_run:
         rows = f"windows of {sampling.span} frames every {sampling.step}"
-        click.echo(f"{len(jobs)} videos, {rows}, {spec.model} on {device}; nothing is run", err=True)
+        click.echo(f"{len(jobs)} videos, {rows}, {spec.model}; nothing is run", err=True)
         for job in jobs:
             click.echo(f"{shown(job.path)} -> {shown(output / job.name)}")
         return 0

@@ -91,7 +91,7 @@ def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the f
     step: int | None = ...,
     tail: Tail | None = ...,
     format: Format = ...,
-    device: str = ...,
+    device: str | None = ...,
     precision: Precision | None = ...,
 ) -> Features: ...
 @overload
@@ -104,7 +104,7 @@ def extract(
     step: int | None = ...,
     tail: Tail | None = ...,
     format: Format = ...,
-    device: str = ...,
+    device: str | None = ...,
     precision: Precision | None = ...,
 ) -> Iterator[Extracted]: ...
 def extract(
@@ -116,7 +116,7 @@ def extract(
     step: int | None = None,
     tail: Tail | None = None,
     format: Format = "npz",
-    device: str = "cpu",
+    device: str | None = None,
     precision: Precision | None = None,
 ) -> Features | Iterator[Extracted]:
     """Extract the features of one video, or of many.
@@ -130,7 +130,7 @@ def extract(
         step: frames from one window to the next, if not the engine's own.
         tail: what becomes of a window that reaches over the end, if not what the engine's spec says.
         format: of the files in ``output``: npz, npy, pickle or hdf5.
-        device: where to run.
+        device: where to run, see `vfx_engines.open_engine`.
         precision: to compute in, if not the file's own.
 
     Returns:
@@ -174,7 +174,7 @@ def _extract(
     step: int | None,
     tail: Tail | None,
     format: Format,
-    device: str,
+    device: str | None,
     precision: Precision | None,
 ) -> Iterator[Extracted]:
     with ExitStack() as stack:

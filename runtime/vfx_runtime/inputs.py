@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from vfx_engines.errors import UsageError
+from vfx_engines.errors import UsageError, shown
 
 MEDIA_SUFFIXES = frozenset(
     f".{name}"
@@ -87,12 +87,6 @@ def find_videos(arguments: Sequence[str | Path], root: Path | None = None) -> li
     if not jobs:
         raise UsageError("no videos given: name video files, folders, .txt or .csv lists")
     return jobs
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """``path`` as one line of printable text: quoted and escaped where it must be."""
-    text = os.fspath(path)
-    return text if text.isprintable() and text.strip() == text != "" else ascii(text)
 
 
 def _expand(argument: str) -> tuple[str, Iterable[str]]:

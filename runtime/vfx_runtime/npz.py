@@ -21,12 +21,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfx_engines.errors import OutputError
+from vfx_engines.errors import OutputError, shown
 from vfx_engines.spec import Output
 from vfx_runtime.atomic import is_file, new_files, part_path, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool
-from vfx_runtime.inputs import Job, shown
+from vfx_runtime.inputs import Job
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 

@@ -25,7 +25,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from vfx_engines.errors import VideoError
+from vfx_engines.errors import VideoError, shown
 from vfx_runtime.decode import Pixels, VideoInfo
 from vfx_runtime.orientation import displayed, orientation
 from vfx_runtime.video_file import (
@@ -79,7 +79,7 @@ class PyAvDecoder:
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self._path = os.fspath(path)
-        self._name = self._path if self._path.isprintable() else ascii(self._path)
+        self._name = shown(self._path)
         self._threads = threads
         self._size = regular_file_size(self._path, self._name)
         self._reformatter = VideoReformatter()

@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from simulated_cuda import SimulatedDriver
 from tiny import FRAMES, SIZE, tiny_features, tiny_spec
 from tolerances import TINY
-
-pytest.importorskip("cuda.bindings")
-
-from simulated_cuda import SimulatedDriver
 from vfx_engines import cuda_python
 from vfx_engines.backends.cuda_slots import CudaSlots
 from vfx_engines.cuda import CudaError, OutOfDeviceMemory, missing_driver, open_cuda

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("cuda.bindings")
-
 from vfx_engines.errors import EngineError
 from vfx_engines.nvrtc import ARCHITECTURES, compiled
 from vfx_runtime.surfaces import KERNELS, source

@@ -20,7 +20,9 @@ from onnx import TensorProto, helper
 from tiny import FRAMES, SIZE, tiny_engine, tiny_features, tiny_spec
 from tolerances import TINY
 from vfx_engines import EngineError, EngineSpec, SpecError, UsageError, VfxError, open_engine, read_spec
-from vfx_engines.spec import METADATA_KEY, Crop, Input, Output, Resize, Transform
+from vfx_engines.plan_file import write_plan
+from vfx_engines.spec import METADATA_KEY, Crop, Input, Output, Plan, Resize, Transform
+from vfx_engines.tensorrt_api import is_installed
 
 BACKENDS = ("openvino", "onnxruntime")
 
@@ -51,6 +53,9 @@ def refusal(path: str | Path, kind: type[VfxError] = EngineError, **options: Any
 def rewritten(tiny: Path, path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
     model = onnx.load(tiny)
     change(model)
+    # What is changed on purpose must not look damaged.
+    for entry in [entry for entry in model.metadata_props if entry.key == "vfx_sha256"]:
+        model.metadata_props.remove(entry)
     onnx.save(model, path)
     return path
 
@@ -286,15 +291,30 @@ def test_a_graph_that_no_backend_can_run(tiny: Path, tmp_path: Path, backend: An
     assert "MadeUp" in message
 
 
-def test_a_plan_is_not_for_this_version(tmp_path: Path) -> None:
-    (tmp_path / "i3d.plan").write_bytes(b"ftrt")
-    assert "--format onnx" in refusal(tmp_path / "i3d.plan", UsageError)
+def test_a_plan_without_what_it_needs(tmp_path: Path) -> None:
+    plan = tmp_path / "i3d.plan"
+    assert "no such file; expected a plan" in refusal(plan)
+    plan.write_bytes(b"ftrt")
+    assert "its spec i3d.plan.json is missing" in refusal(plan)
+    (tmp_path / "i3d.plan.json").write_text(tiny_spec().to_json())
+    assert "is the spec of an ONNX file" in refusal(plan, SpecError)
+    built = Plan("11.4.0.106", "NVIDIA H200", (9, 0), "00" * 32, (1, 8, 8))
+    write_plan(plan, b"ftrt", replace(tiny_spec(), plan=built))
+    assert "runs on a GPU, not on 'cpu': give the .onnx file" in refusal(plan, UsageError, device="cpu")
+    if not is_installed():
+        assert "TensorRT (tensorrt) is not installed: install it from NVIDIA's index" in refusal(
+            plan, UsageError
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i3d.plan", "i3d.plan.json"]
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"device": "cuda"}, "device 'cuda'"),
+        ({"device": "tpu"}, "device 'tpu': expected cpu, cuda, or cuda:N"),
+        ({"device": "cuda:"}, "device 'cuda:'"),
+        ({"device": "cuda:0", "backend": "openvino"}, "backend 'openvino' runs on a CPU"),
+        ({"device": "cuda", "precision": "bf16"}, "cannot run in bf16"),
         ({"backend": "tensorrt"}, "backend 'tensorrt': expected openvino or onnxruntime"),
         ({"backend": ""}, "backend ''"),
         ({"precision": "int8"}, "precision 'int8': expected fp32 or fp16 or bf16"),
@@ -344,3 +364,21 @@ def test_onnx_runtime_says_nothing_of_a_damaged_file(tiny: Path, tmp_path: Path)
 def test_importing_the_package_loads_neither_onnx_nor_a_backend() -> None:
     code = "import sys, vfx_engines; sys.exit(bool({'onnx', 'openvino', 'onnxruntime'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+def test_no_damaged_byte_goes_unseen(tiny: Path, tmp_path: Path) -> None:
+    """ONNX has no checksum of its own: a flipped bit in a weight would load, and compute wrong rows."""
+    whole = tiny.read_bytes()
+    key = whole.index(b"vfx_sha256")
+    chance = random.Random(0)
+    for _ in range(500):
+        place = chance.randrange(len(whole))
+        if key - 4 <= place < key + 10:
+            continue  # without its key the digest is not looked for, and all else is whole
+        data = bytearray(whole)
+        data[place] ^= 1 << chance.randrange(8)
+        path = tmp_path / "damaged.onnx"
+        path.write_bytes(data)
+        with pytest.raises(EngineError) as caught:
+            read_spec(path)
+        assert str(caught.value).isprintable(), place

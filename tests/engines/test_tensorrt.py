@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-pytest.importorskip("cuda.bindings")
-
 from fake_tensorrt import KIT, VERSIONS, FakeTensorRt, tiny_plan
 from simulated_cuda import SimulatedDriver
 from tiny import FRAMES, SIZE, tiny_features, tiny_spec
@@ -61,7 +59,9 @@ def module(version: str, driver: SimulatedDriver, monkeypatch: pytest.MonkeyPatc
 
 
 def spec_of(version: str, *, compatible: bool) -> EngineSpec:
-    plan = Plan(BUILDERS[version], "Simulated GPU", (9, 0), "00" * 32, version_compatible=compatible)
+    plan = Plan(
+        BUILDERS[version], "Simulated GPU", (9, 0), "00" * 32, (1, 4, 4), version_compatible=compatible
+    )
     return replace(tiny_spec(), precision="fp16", plan=plan)
 
 

@@ -257,7 +257,7 @@ ENGINES: dict[str, tuple[Callable[[Path, Path], Path], int, str]] = {
         1,
         "newer",
     ),
-    "a plan": (lambda d, e: text(d / "a.plan", b"plan"), 2, "a.plan"),
+    "a plan without its spec": (lambda d, e: text(d / "a.plan", b"plan"), 1, "a.plan.json is missing"),
 }
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vfx_engines.errors import UsageError
-from vfx_runtime.inputs import find_videos, shown
+from vfx_engines.errors import UsageError, shown
+from vfx_runtime.inputs import find_videos
 
 
 def touch(*paths):

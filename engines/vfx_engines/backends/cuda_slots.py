@@ -118,8 +118,10 @@ class CudaSlots:
         return item.host_outputs
 
     def close(self) -> None:
-        """Give everything back. Nothing is in flight."""
+        """Give everything back, once what is in flight is done."""
         self._cuda.activate()
+        for slot in self._slots:
+            self._cuda.synchronize(slot.stream)
         self._undo.close()
         self._slots = []
 

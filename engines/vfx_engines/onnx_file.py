@@ -1,0 +1,114 @@
+"""The spec inside an ONNX file: written, read, and held against the graph it travels with."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vfx_engines.errors import EngineError, SpecError, reason, shown
+from vfx_engines.spec import METADATA_KEY, EngineSpec
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
+
+_DIGEST_KEY = "vfx_sha256"
+"""ONNX has no checksum: a flipped bit in a weight would load, and compute wrong rows."""
+
+
+def embed_spec(model: ModelProto, spec: EngineSpec) -> None:
+    """Put a spec into a model's metadata, in place of all that is there, and a hash over all of it."""
+    del model.metadata_props[:]
+    model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
+    model.metadata_props.add(key=_DIGEST_KEY, value=_digest(model))
+
+
+def read_onnx_spec(path: Path) -> EngineSpec:
+    """The spec of an ONNX file, whose graph is whole and is the one that the spec describes.
+
+    Raises:
+        EngineError: no such file, not ONNX, damaged, made without a spec, or with one of another graph.
+        SpecError: the spec is malformed or newer than this vfx.
+    """
+    where = shown(path)
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or reason(error)
+        raise EngineError(f"{where}: {what}; expected an engine file made by vfx-export") from None
+    if not data:
+        raise EngineError(f"{where}: zero bytes, expected an engine file: export it again")
+    # Here, not above: a command that only prints its help need not wait for them.
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
+        raise EngineError(
+            f"{where}: not an ONNX file, or damaged ({reason(error)}): export it again"
+        ) from None
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    if METADATA_KEY not in properties:
+        raise EngineError(
+            f"{where}: an ONNX file without a vfx spec: export it with vfx-export "
+            "(--module FILE.py:factory --spec spec.json takes any torch module)"
+        )
+    try:
+        spec = EngineSpec.from_json(properties[METADATA_KEY])
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None
+    if properties.get(_DIGEST_KEY, digest := _digest(model)) != digest:
+        raise EngineError(
+            f"{where}: damaged, or changed since it was exported: its sha256 is not the one that was "
+            "written into it: export it again"
+        )
+    _check_graph(model, spec, where)
+    return spec
+
+
+def _digest(model: ModelProto) -> str:
+    """Of the file without this digest, which is taken out of ``model``."""
+    for place, entry in enumerate(model.metadata_props):
+        if entry.key == _DIGEST_KEY:
+            del model.metadata_props[place]
+            break
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _check_graph(model: ModelProto, spec: EngineSpec, where: str) -> None:
+    """Refuse a graph that the spec is not of: a backend would reshape it, or fail at the first batch."""
+    dynamic = [axis for axis in spec.input.shape[1:] if isinstance(axis, str)]
+    if dynamic:
+        raise EngineError(
+            f"{where}: {', '.join(dynamic)} may vary, and this version of vfx runs engines whose batch "
+            "alone does: export it with fixed sizes"
+        )
+    constants = {item.name for item in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in constants}
+    outputs = {value.name: value for value in model.graph.output}
+    if list(inputs) != [spec.input.name]:
+        raise EngineError(f"{where}: the graph takes {list(inputs)}, the spec says {spec.input.name}")
+    _check_value(inputs[spec.input.name], spec.input.dtype, spec.input.shape, where)
+    for output in spec.outputs:
+        if output.name not in outputs:
+            raise EngineError(f"{where}: the graph gives {list(outputs)}, the spec says {output.name}")
+        _check_value(outputs[output.name], output.dtype, ("batch", *output.shape), where)
+
+
+def _check_value(value: ValueInfoProto, dtype: str, shape: tuple[int | str, ...], where: str) -> None:
+    from onnx import TensorProto, helper
+
+    tensor = value.type.tensor_type
+    axes = [axis.dim_value if axis.HasField("dim_value") else "?" for axis in tensor.shape.dim]
+    fits = len(axes) == len(shape) and all(
+        found == "?" or found == size for found, size in zip(axes, shape, strict=True)
+    )
+    if tensor.elem_type != helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) or not fits:
+        kinds = {number: name.lower() for name, number in TensorProto.DataType.items()}
+        raise EngineError(
+            f"{where}: the spec says {value.name} is {dtype} {list(shape)}, the graph says "
+            f"{kinds.get(tensor.elem_type, 'another type')} {axes}: export it again"
+        )

@@ -1,0 +1,56 @@
+"""A TensorRT plan and the spec beside it, ``<name>.plan.json``: a plan must stay loadable by other tools."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vfx_engines.errors import EngineError, SpecError, shown
+from vfx_engines.spec import EngineSpec
+
+
+def spec_path(plan: Path) -> Path:
+    """Where the spec of a plan lies."""
+    return plan.with_name(f"{plan.name}.json")
+
+
+def write_plan(path: Path, plan: bytes, spec: EngineSpec) -> None:
+    """Write a plan and its spec; a plan is never there without it.
+
+    Raises:
+        OSError: as it comes.
+    """
+    assert spec.plan is not None, "a plan's spec says what it was built with"
+    parts = []
+    for target, data in ((spec_path(path), spec.to_json().encode()), (path, plan)):
+        part = target.with_name(f".{target.name}.part")
+        part.write_bytes(data)
+        parts.append((part, target))
+    for part, target in parts:
+        os.replace(part, target)
+
+
+def read_plan_spec(path: Path) -> EngineSpec:
+    """The spec of a plan.
+
+    Raises:
+        EngineError: there is no plan, or none of its spec.
+        SpecError: the spec is malformed, newer than this vfx, or not a plan's.
+    """
+    if not path.is_file():
+        raise EngineError(f"{shown(path)}: no such file; expected a plan made by vfx-export")
+    beside = spec_path(path)
+    try:
+        text = beside.read_bytes()
+    except OSError as error:
+        raise EngineError(
+            f"{shown(path)}: its spec {shown(beside.name)} is missing ({error.strerror}): copy it along, or "
+            "export the plan again"
+        ) from None
+    try:
+        spec = EngineSpec.from_json(text)
+    except SpecError as error:
+        raise SpecError(f"{shown(beside)}: {error}") from None
+    if spec.plan is None:
+        raise SpecError(f"{shown(beside)}: is the spec of an ONNX file, expected that of a plan")
+    return spec
