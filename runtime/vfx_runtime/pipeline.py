@@ -37,6 +37,10 @@ Pixels = NDArray[np.uint8]
 _AHEAD = 64
 """Videos that may be begun before the oldest unfinished one is done: bounds what is held of each."""
 
+_LONGEST_SHOWN = 3600
+"""Seconds that a frame may last where a frame rate asks for it again and again: a damaged time stamp can
+make it years."""
+
 _SKIP_WORTH = 32
 """Samples to the next needed one from which asking the decoder to seek can pay."""
 
@@ -278,7 +282,9 @@ class _Run:
     def _process(self, video: _Video) -> None:
         with closing(open_video(video.job.path, self._threads)) as decoder:
             video.fps = self._sampling.fps or decoder.info.fps
-            frames = _Counted(decoder, self._stats, video.number, self._stop)
+            frames = _Counted(decoder, self._stats, video, self._stop)
+            if self._sampling.fps:
+                frames.longest_shown = _LONGEST_SHOWN
             try:
                 for window, samples in windows(frames, self._sampling, self._engine.spec.transform):
                     self._gather(video, window, samples)
@@ -490,9 +496,10 @@ def _last_marked(items: Iterator[Held[Frame]]) -> Iterator[tuple[Held[Frame], bo
 class _Counted:
     """The frames of a decoder, counted; ends early when the run is given up."""
 
-    def __init__(self, decoder: Decoder, stats: Stats, number: int, stop: threading.Event) -> None:
-        self._decoder, self._stats, self._number, self._stop = decoder, stats, number, stop
+    def __init__(self, decoder: Decoder, stats: Stats, video: _Video, stop: threading.Event) -> None:
+        self._decoder, self._stats, self._video, self._stop = decoder, stats, video, stop
         self._expected = decoder.info.frames or 0
+        self.longest_shown: int | None = None
         self.count = 0
 
     def skip_to(self, index: int) -> None:
@@ -504,7 +511,13 @@ class _Counted:
                 raise _Stopped
             self.count += 1
             if self._expected:
-                self._stats._fractions[self._number] = min(1.0, frame.index / self._expected)
+                self._stats._fractions[self._video.number] = min(1.0, frame.index / self._expected)
+            if self.longest_shown and frame.end - frame.start > self.longest_shown:
+                raise VideoError(
+                    f"{shown(self._video.job.path)}: frame {frame.index} is shown for "
+                    f"{float(frame.end - frame.start):.0f} s, and --fps would repeat it all that time: its "
+                    "time stamps are damaged, or leave --fps out"
+                )
             yield frame
 
 
