@@ -56,7 +56,9 @@ class FakeTensorRt(types.ModuleType):
     def __init__(self, version: str, driver: SimulatedDriver) -> None:
         super().__init__("tensorrt_lean" if "lean" in version else "tensorrt")
         data = json.loads((KIT / f"{version}.json").read_text())
-        self.__dict__.update(_api=data["api"], __version__=data["version"], driver=driver, enqueued=[])
+        self.__dict__.update(
+            _api=data["api"], __version__=data["version"], driver=driver, enqueued=[], built=[], refuses=False
+        )
 
     def __getattr__(self, name: str) -> Any:
         entry = self._api.get(name)
@@ -83,6 +85,8 @@ def _gate(module: FakeTensorRt, name: str, members: dict[str, Any]) -> type:
             raise AttributeError(member)
         if member not in members:
             raise AttributeError(f"TensorRT {module.__version__}: {name} has no {member}")
+        if name == "IBuilderConfig" and members[member] == "property":
+            return None  # a setting that nobody set
         raise NotImplementedError(f"{name}.{member} is not faked")
 
     def assign(instance: object, member: str, value: Any) -> None:
@@ -101,9 +105,9 @@ def _gate(module: FakeTensorRt, name: str, members: dict[str, Any]) -> type:
         "_trt": module,
     }
     for member, does in vars(acts).items():
-        if member.startswith("__") and member != "__init__":
+        if member.startswith("__") and member not in members:
             continue
-        if member.startswith("_") and member != "__init__":
+        if member.startswith("_") and not member.startswith("__"):
             body[member] = does
         elif member in members:
             body[member] = _checked(name, members[member], does) if callable(does) else does
@@ -287,10 +291,196 @@ class _InspectorActs:
         return json.dumps({"Layers": [{"Name": "tiny", "LayerType": "Reduce"}]})
 
 
+class _BuilderActs:
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def create_network(self, flags: int = 0) -> Any:
+        network = self._trt.INetworkDefinition()  # type: ignore[attr-defined]
+        network._flags, network._model = flags, None
+        return network
+
+    def create_builder_config(self) -> Any:
+        config = self._trt.IBuilderConfig()  # type: ignore[attr-defined]
+        config._flags, config._profiles, config._limits, config._cache = set(), [], {}, None
+        return config
+
+    def create_optimization_profile(self) -> Any:
+        profile = self._trt.IOptimizationProfile()  # type: ignore[attr-defined]
+        profile._shapes = {}
+        return profile
+
+    def build_serialized_network(self, network: Any, config: Any) -> Any:
+        trt: FakeTensorRt = self._trt  # type: ignore[attr-defined]
+        trt.built.append((network, config))
+        strongly = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        assert network._flags & strongly, "10.12 and later want strongly typed networks asked for"
+        assert config._cache is not None
+        config._cache._data += b"timings"
+        monitor = getattr(config, "progress_monitor", None)
+        if monitor is not None:
+            monitor.phase_start("Building", None, 2)
+            for step in range(2):
+                if not monitor.step_complete("Building", step):
+                    return None
+            monitor.phase_finish("Building")
+        if trt.refuses:
+            self._logger.log(1, "Error Code 10: could not find any implementation for node {conv}")
+            return None
+        profiles = [[shape[0] for shape in profile._shapes["frames"]] for profile in config._profiles]
+        return tiny_plan(
+            version=trt.__version__,
+            compatible=trt.BuilderFlag.VERSION_COMPATIBLE in config._flags,
+            profiles=tuple(tuple(profile) for profile in profiles),  # type: ignore[misc]
+        )
+
+
+class _NetworkActs:
+    _flags: int
+    _model: Any
+
+    @property
+    def num_inputs(self) -> int:
+        return 1
+
+    def get_input(self, index: int) -> Any:
+        return types.SimpleNamespace(name="frames", is_shape_tensor=False, shape=(-1, *_ROW), dtype="uint8")
+
+    def get_flag(self, flag: Any) -> bool:
+        return bool(self._flags & 1 << int(flag))
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, arg0: int) -> Any:
+        raise IndexError(arg0)
+
+
+class _ParserActs:
+    def __init__(self, network: Any, logger: Any) -> None:
+        self._network, self._logger = network, logger
+        self._errors: list[str] = []
+
+    def parse_from_file(self, model: str) -> bool:
+        import onnx
+
+        self._network._model = onnx.load(model)
+        return True
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def set_builder_config(self, builder_config: Any) -> bool:
+        return True
+
+
+class _ConfigActs:
+    _flags: set[Any]
+    _profiles: list[Any]
+    _limits: dict[Any, int]
+    _cache: Any
+    DLA_core = -1
+
+    @property
+    def default_device_type(self) -> Any:
+        return self._trt.DeviceType.GPU  # type: ignore[attr-defined]
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._profiles)
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        self._profiles.append(profile)
+        return len(self._profiles) - 1
+
+    def set_flag(self, flag: Any) -> None:
+        self._flags.add(flag)
+
+    def clear_flag(self, flag: Any) -> None:
+        self._flags.discard(flag)
+
+    def get_flag(self, flag: Any) -> bool:
+        return flag in self._flags
+
+    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+        self._limits[pool] = pool_size
+
+    def get_memory_pool_limit(self, pool: Any) -> int:
+        return self._limits.get(pool, 0)
+
+    def get_tactic_sources(self) -> int:
+        return 0
+
+    def get_preview_feature(self, feature: Any) -> bool:
+        return False
+
+    def get_quantization_flag(self, flag: Any) -> bool:
+        return False
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
+        cache = self._trt.ITimingCache()  # type: ignore[attr-defined]
+        cache._data = bytes(serialized_timing_cache)
+        return cache
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self._cache = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self._cache
+
+
+class _ProfileActs:
+    _shapes: dict[str, Any]
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        self._shapes[input] = (tuple(min), tuple(opt), tuple(max))
+
+    def get_shape(self, input: str) -> Any:
+        return list(self._shapes[input])
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class _CacheActs:
+    _data: bytes
+
+    def combine(self, input_cache: Any, ignore_mismatch: bool) -> bool:
+        return True
+
+    def serialize(self) -> Any:
+        return _Buffer(self._data)
+
+
+class _Buffer(bytes):
+    """Bytes that can be entered, as TensorRT's host memory can."""
+
+    def __enter__(self) -> _Buffer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class _MonitorActs:
+    def __init__(self) -> None:
+        pass
+
+
 _ACTS: dict[str, Any] = {
     "ILogger": _LoggerActs,
     "Runtime": _RuntimeActs,
     "ICudaEngine": _EngineActs,
     "IExecutionContext": _ContextActs,
     "EngineInspector": _InspectorActs,
+    "Builder": _BuilderActs,
+    "INetworkDefinition": _NetworkActs,
+    "OnnxParser": _ParserActs,
+    "IBuilderConfig": _ConfigActs,
+    "IOptimizationProfile": _ProfileActs,
+    "ITimingCache": _CacheActs,
+    "IProgressMonitor": _MonitorActs,
+    "Logger": _LoggerActs,
 }

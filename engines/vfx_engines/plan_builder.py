@@ -1,0 +1,239 @@
+"""From an ONNX file to a TensorRT plan for the GPU at hand, through Polygraphy, checked against the file.
+
+Networks are strongly typed: 11 has no others, 10.12 and later have them too. So the precision is what the
+ONNX file's tensors say, and no flag of the builder is about it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import platformdirs
+
+from vfx_engines.backends.tensorrt import TensorRtBackend
+from vfx_engines.cuda import Cuda, open_cuda
+from vfx_engines.engine import Engine
+from vfx_engines.errors import EngineError, UsageError, reason, shown
+from vfx_engines.onnx_file import read_onnx_spec
+from vfx_engines.opening import open_engine
+from vfx_engines.plan_file import spec_path, write_plan
+from vfx_engines.spec import EngineSpec, Plan, Precision, Proof
+from vfx_engines.tensorrt_api import TensorRt
+
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 1e-2}
+"""Largest relative L2 error from the ONNX file on a CPU. Polygraphy leaves TF32 off."""
+
+Progress = Callable[[str, int, int], bool]
+"""Told a phase of the build, a step of it and their number; False gives the build up."""
+
+_HARDWARE = {"same_compute_capability": "SAME_COMPUTE_CAPABILITY", "ampere_plus": "AMPERE_PLUS"}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """How a plan is built."""
+
+    batches: tuple[tuple[int, int, int], ...] = ((1, 8, 8),)
+    """Optimisation profiles: the fewest windows per call, what is tuned for, the most. Equal ones make a
+    static plan."""
+    level: int = 3
+    """TensorRT's builder optimisation level, 0 (quickest build) to 5 (quickest engine)."""
+    workspace: int | None = None
+    """Bytes that a layer may use for scratch; None leaves it to TensorRT."""
+    version_compatible: bool = False
+    """Let later versions and the lean runtime run the plan; it may be slower."""
+    hardware: Literal["same", "same_compute_capability", "ampere_plus"] = "same"
+    """Which GPUs the plan is for, beside those of this model; others may be slower."""
+
+    def __post_init__(self) -> None:
+        for batch in self.batches:
+            if not 1 <= batch[0] <= batch[1] <= batch[2]:
+                raise UsageError(f"batch {batch}: expected the fewest, the usual and the most, from 1 up")
+        if not 0 <= self.level <= 5:
+            raise UsageError(f"builder level {self.level}: expected 0 to 5")
+
+
+def build_plan(
+    onnx: Path,
+    output: Path,
+    settings: BuildSettings | None = None,
+    *,
+    index: int = 0,
+    cache: Path | None = None,
+    progress: Progress = lambda phase, step, steps: True,
+) -> EngineSpec:
+    """Build a plan, and write it with its spec beside it.
+
+    Args:
+        onnx: made by vfx-export.
+        output: the ``.plan`` to write; its spec goes to ``<output>.json``.
+        settings: None takes the defaults.
+        index: of the GPU.
+        cache: folder for TensorRT's timings, which later builds reuse; None takes the user's cache folder.
+        progress: told how far the build is.
+
+    Returns:
+        The plan's spec, with the comparison with ``onnx``.
+
+    Raises:
+        UsageError: no TensorRT, Polygraphy, driver or GPU.
+        EngineError: TensorRT refuses the network, or the plan does not compute what the file does.
+        OSError: as it comes, from writing.
+    """
+    settings = settings or BuildSettings()
+    spec = read_onnx_spec(onnx)
+    library = TensorRt()
+    cuda = open_cuda(index)
+    cuda.activate()
+    plan = Plan(
+        tensorrt=library.version,
+        device=cuda.name,
+        compute_capability=cuda.compute_capability,
+        onnx_sha256=hashlib.sha256(onnx.read_bytes()).hexdigest(),
+        batch=(
+            min(low for low, _, _ in settings.batches),
+            settings.batches[0][1],
+            max(high for _, _, high in settings.batches),
+        ),
+        version_compatible=settings.version_compatible,
+        hardware=settings.hardware,
+    )
+    spec = replace(spec, plan=plan, proof=None)
+    data = _serialized(onnx, spec, library, settings, _timings(cache, library, cuda), progress)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f".{output.stem}.part.plan")
+    try:
+        write_plan(part, data, spec)
+        spec = replace(spec, proof=_compared(onnx, part, spec, library, cuda))
+        write_plan(output, data, spec)
+    finally:
+        for path in (part, spec_path(part)):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+    return spec
+
+
+def _serialized(
+    onnx: Path,
+    spec: EngineSpec,
+    library: TensorRt,
+    settings: BuildSettings,
+    timings: Path,
+    progress: Progress,
+) -> bytes:
+    try:
+        from polygraphy.backend.trt import (
+            CreateConfig,
+            EngineBytesFromNetwork,
+            NetworkFromOnnxPath,
+            Profile,
+        )
+        from polygraphy.exception import PolygraphyException
+        from polygraphy.logger import G_LOGGER
+    except ImportError:
+        raise UsageError("building plans needs Polygraphy: pip install 'vfx[tensorrt]'") from None
+    trt = library.module
+    name, row = spec.input.name, spec.input.shape[1:]
+    profiles = [Profile().add(name, *((batch, *row) for batch in batches)) for batches in settings.batches]
+    limits = {trt.MemoryPoolType.WORKSPACE: settings.workspace} if settings.workspace else None
+    level = _HARDWARE.get(settings.hardware)
+    config = CreateConfig(
+        profiles=profiles,
+        builder_optimization_level=settings.level,
+        memory_pool_limits=limits,
+        version_compatible=settings.version_compatible or None,
+        hardware_compatibility_level=getattr(trt.HardwareCompatibilityLevel, level) if level else None,
+        load_timing_cache=str(timings) if timings.exists() else None,
+        progress_monitor=_monitor(library, progress),
+    )
+    network = NetworkFromOnnxPath(str(onnx), strongly_typed=True)
+    try:
+        # Its messages are for its own users; what went wrong comes as an exception.
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+            data = EngineBytesFromNetwork(network, config, save_timing_cache=str(timings))()
+    except PolygraphyException as error:
+        said = library.last_error if library.logger.messages else reason(error)
+        raise EngineError(f"{shown(onnx)}: {library.name} cannot build it: {said}") from None
+    return bytes(data)
+
+
+def _monitor(library: TensorRt, progress: Progress) -> Any:
+    """TensorRT's progress monitor, as a function."""
+    base: Any = library.module.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]  # the base is known at run time only
+        """Adds up nothing: tells each phase's steps as they come."""
+
+        def __init__(self) -> None:
+            # pybind11 wants its own initialiser called by name.
+            base.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            """A phase begins, inside another or not."""
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            """Whether to go on."""
+            return progress(phase_name, step + 1, self._steps.get(phase_name, 0))
+
+        def phase_finish(self, phase_name: str) -> None:
+            """All its steps are done, or it was given up."""
+            steps = self._steps.pop(phase_name, 0)
+            progress(phase_name, steps, steps)
+
+    return Monitor()
+
+
+def _timings(cache: Path | None, library: TensorRt, cuda: Cuda) -> Path:
+    """Timings are of one version of TensorRT on one kind of GPU, and of no other."""
+    folder = cache or platformdirs.user_cache_path("vfx") / "timings"
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = "".join(letter if letter.isalnum() else "-" for letter in cuda.name)
+    return folder / f"{kind}-{library.version}.timings"
+
+
+def _compared(
+    onnx: Path, part: Path, spec: EngineSpec, library: TensorRt, cuda: Cuda, inputs: int = 2
+) -> Proof:
+    """The plan against the ONNX file on a CPU, on noise.
+
+    Raises:
+        EngineError: they differ by more than the precision explains.
+    """
+    shape = (inputs, *(int(axis) for axis in spec.input.shape[1:]))
+    given = _noise(spec, shape)
+    with open_engine(onnx, device="cpu", batch=1) as reference:
+        expected, what = reference.run(given), reference.name
+    assert spec.plan is not None
+    backend = TensorRtBackend(part, spec, library, cuda, spec.plan.batch[1])
+    engine = Engine(spec, backend)
+    try:
+        found = engine.run(given)
+    finally:
+        engine.close()
+    error = max(_relative(found[name], rows) for name, rows in expected.items())
+    tolerance = TOLERANCE[spec.precision]
+    if not error <= tolerance:
+        raise EngineError(
+            f"{shown(onnx)}: the plan differs from it by {error:.1e} (at most {tolerance:.0e} allowed) and "
+            "is not written: try another --level, or report it"
+        )
+    return Proof(f"the ONNX file, {what}", tolerance, error, inputs)
+
+
+def _noise(spec: EngineSpec, shape: Sequence[int]) -> np.ndarray[Any, Any]:
+    random = np.random.default_rng(0)
+    if spec.input.dtype == "uint8":
+        return random.integers(0, 256, shape, np.uint8)
+    return random.uniform(-1, 1, shape).astype(np.float32)
+
+
+def _relative(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
