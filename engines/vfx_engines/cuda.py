@@ -170,4 +170,4 @@ def open_cuda(index: int = 0) -> Cuda:
         from vfx_engines.cuda_pycuda import PyCuda
 
         return PyCuda(index)
-    raise UsageError(f"device cuda:{index}: needs cuda-bindings or PyCUDA: pip install 'vfx[gpu]'")
+    raise UsageError(f"device cuda:{index}: needs cuda-bindings or PyCUDA: pip install cuda-bindings")

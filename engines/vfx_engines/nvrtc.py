@@ -73,7 +73,9 @@ def _nvrtc() -> Any:
 
         nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:
-        raise UsageError(f"compiling kernels needs NVRTC: pip install 'vfx[gpu]' ({reason(error)})") from None
+        raise UsageError(
+            f"compiling kernels needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc ({reason(error)})"
+        ) from None
     return nvrtc
 
 

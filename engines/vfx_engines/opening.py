@@ -62,7 +62,7 @@ def open_engine(
     _check_choice("backend", backend, get_args(BackendName))
     _check_choice("precision", precision, get_args(Precision))
     is_plan = file.suffix == ".plan"
-    index = _cuda_index(device or ("cuda" if is_plan else "cpu"))
+    index = cuda_index(device or ("cuda" if is_plan else "cpu"))
     if is_plan and index is None:
         raise UsageError(
             f"{shown(file)}: a TensorRT plan runs on a GPU, not on {device!r}: give the .onnx file"
@@ -161,7 +161,7 @@ def _precision(file: Path, spec: EngineSpec, precision: Precision | None, index:
     return precision
 
 
-def _cuda_index(device: str) -> int | None:
+def cuda_index(device: str) -> int | None:
     """Number of the GPU; None for the CPU."""
     if device == "cpu":
         return None

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import platformdirs
 
 from vfx_engines.backends.tensorrt import TensorRtBackend
+from vfx_engines.build_settings import BuildSettings
 from vfx_engines.cuda import Cuda, open_cuda
 from vfx_engines.engine import Engine
 from vfx_engines.errors import EngineError, UsageError, reason, shown
@@ -33,30 +34,6 @@ Progress = Callable[[str, int, int], bool]
 """Told a phase of the build, a step of it and their number; False gives the build up."""
 
 _HARDWARE = {"same_compute_capability": "SAME_COMPUTE_CAPABILITY", "ampere_plus": "AMPERE_PLUS"}
-
-
-@dataclass(frozen=True, slots=True)
-class BuildSettings:
-    """How a plan is built."""
-
-    batches: tuple[tuple[int, int, int], ...] = ((1, 8, 8),)
-    """Optimisation profiles: the fewest windows per call, what is tuned for, the most. Equal ones make a
-    static plan."""
-    level: int = 3
-    """TensorRT's builder optimisation level, 0 (quickest build) to 5 (quickest engine)."""
-    workspace: int | None = None
-    """Bytes that a layer may use for scratch; None leaves it to TensorRT."""
-    version_compatible: bool = False
-    """Let later versions and the lean runtime run the plan; it may be slower."""
-    hardware: Literal["same", "same_compute_capability", "ampere_plus"] = "same"
-    """Which GPUs the plan is for, beside those of this model; others may be slower."""
-
-    def __post_init__(self) -> None:
-        for batch in self.batches:
-            if not 1 <= batch[0] <= batch[1] <= batch[2]:
-                raise UsageError(f"batch {batch}: expected the fewest, the usual and the most, from 1 up")
-        if not 0 <= self.level <= 5:
-            raise UsageError(f"builder level {self.level}: expected 0 to 5")
 
 
 def build_plan(
@@ -137,7 +114,7 @@ def _serialized(
         from polygraphy.exception import PolygraphyException
         from polygraphy.logger import G_LOGGER
     except ImportError:
-        raise UsageError("building plans needs Polygraphy: pip install 'vfx[tensorrt]'") from None
+        raise UsageError("building plans needs Polygraphy: pip install polygraphy") from None
     trt = library.module
     name, row = spec.input.name, spec.input.shape[1:]
     profiles = [Profile().add(name, *((batch, *row) for batch in batches)) for batches in settings.batches]

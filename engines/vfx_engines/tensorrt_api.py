@@ -17,9 +17,9 @@ from vfx_engines.cuda import Cuda
 from vfx_engines.errors import EngineError, UsageError, reason, shown
 from vfx_engines.spec import Plan
 
-_INSTALL = (
-    "install it from NVIDIA's index: pip install tensorrt-cu13 --extra-index-url https://pypi.nvidia.com, "
-    "or run where it is, such as the image in docker/"
+INSTALL = (
+    "TensorRT is not installed: install it from NVIDIA's index: pip install tensorrt-cu13 "
+    "--extra-index-url https://pypi.nvidia.com"
 )
 
 
@@ -36,13 +36,11 @@ class TensorRt:
     def __init__(self, *, lean: bool = False) -> None:
         name = "tensorrt_lean" if lean else "tensorrt"
         if not is_installed(lean=lean):
-            raise UsageError(f"TensorRT ({name}) is not installed: {_INSTALL}")
+            raise UsageError(f"{name}: {INSTALL}")
         try:
             self.module: Any = importlib.import_module(name)
         except (ImportError, OSError) as error:
-            raise UsageError(
-                f"TensorRT ({name}) is installed but does not load: {reason(error)}: {_INSTALL}"
-            ) from None
+            raise UsageError(f"{name} is installed but does not load: {reason(error)}") from None
         self.lean = lean
         self.version = str(self.module.__version__)
         self.logger = self._make_logger()

@@ -7,16 +7,30 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
-from vfx_engines.errors import ExportError, SpecError, UsageError, VfxError, reason, shown
+from vfx_engines.build_settings import BuildSettings
+from vfx_engines.cuda import missing_driver
+from vfx_engines.errors import ExportError, OutputError, SpecError, UsageError, VfxError, reason, shown
+from vfx_engines.opening import cuda_index
 from vfx_engines.spec import EngineSpec, Precision
+from vfx_engines.tensorrt_api import INSTALL, is_installed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,17 +58,42 @@ _console = Console(stderr=True, highlight=False)
     "--format",
     "format_",
     type=click.Choice(["onnx", "plan"]),
-    help="File to write.  [default: plan where TensorRT is installed, else onnx]",
+    help="File to write.  [default: plan where TensorRT and a GPU are, else onnx]",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     default=Path(),
     metavar="FILE|FOLDER",
-    help="Where to write; a folder gets <model>.onnx.  [default: the current folder]",
+    help="Where to write; a folder gets <model>.onnx or .plan.  [default: the current folder]",
 )
 @click.option("--frames", type=int, metavar="N", help="Frames of a window, if not the model's own.")
 @click.option("--head", is_flag=True, help="Give the classifier's logits too, with their labels.")
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    metavar="N|MIN,OPT,MAX",
+    help="Plan: windows per call, up to N and tuned for it; or the fewest, what is tuned for, the most. "
+    "Once for each optimisation profile.  [default: 1,8,8]",
+)
+@click.option(
+    "--level", type=int, default=3, show_default=True, help="Plan: TensorRT's builder level, 0 to 5."
+)
+@click.option("--workspace", type=float, metavar="GIB", help="Plan: scratch memory that a layer may use.")
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Plan: let later TensorRT versions and the lean runtime run it.",
+)
+@click.option(
+    "--hardware",
+    type=click.Choice(["same", "same_compute_capability", "ampere_plus"]),
+    default="same",
+    show_default=True,
+    help="Plan: which GPUs run it, beside those of this model.",
+)
+@click.option("--device", default="cuda:0", show_default=True, help="Plan: the GPU to build on.")
 @click.option("--list", "list_", is_flag=True, help="Print the catalogue and leave.")
 @click.option("--json", "json_", is_flag=True, help="With --list: as JSON.")
 @click.option(
@@ -71,7 +110,7 @@ _console = Console(stderr=True, highlight=False)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-export")
 def main(debug: bool, **options: Any) -> None:
-    r"""Cut a video backbone at its features, and write it as an engine that vfx-run runs.
+    """Cut a video backbone at its features, and write it as an engine that vfx-run runs.
 
     The file is compared with the torch module on two inputs before it gets its name; one that
     computes anything else is not written. Its path is printed on stdout.
@@ -81,7 +120,7 @@ def main(debug: bool, **options: Any) -> None:
     vfx-export --model i3d
     vfx-export --model i3d --checkpoint i3d_rgb.pt --precision bf16 --head
     vfx-export --model i3d --frames 16 --output engines/i3d_16.onnx
-    """
+    """  # noqa: D301  # click reads the backspace
     try:
         path = _run(**options)
     except VfxError as error:
@@ -106,6 +145,12 @@ def _run(
     json_: bool,
     module: str | None,
     spec: Path | None,
+    batches: tuple[str, ...],
+    level: int,
+    workspace: float | None,
+    version_compatible: bool,
+    hardware: Any,
+    device: str,
 ) -> Path | None:
     _require_torch()
     if json_ and not list_:
@@ -115,19 +160,105 @@ def _run(
         return None
     if (model is None) == (module is None):
         raise UsageError("give --model NAME (--list shows them) or --module FILE.py:FACTORY")
-    if format_ == "plan" or (format_ is None and importlib.util.find_spec("tensorrt") is not None):
-        line = "TensorRT plans cannot be built by this version of vfx"
-        if format_ == "plan":
-            raise UsageError(f"{line}: use --format onnx")
-        click.echo(f"vfx-export: {line}: writing ONNX", err=True)
     if (module is None) != (spec is None):
         raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
+    if module is not None and (checkpoint or random_weights or frames or head):
+        raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
+    settings = BuildSettings(
+        tuple(_batch(text) for text in batches) or ((1, 8, 8),),
+        level,
+        None if workspace is None else int(workspace * 2**30),
+        version_compatible,
+        hardware,
+    )
+    missing = _missing_for_plan(format_, output)
+    target = _Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
+    if target.settings and precision == "bf16":
+        raise UsageError("--precision bf16 is for CPUs: a plan takes fp16 or fp32")
     if module is not None:
-        if spec is None or checkpoint or random_weights or frames or head:
-            raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
-        return _export_own(module, spec, precision, output)
+        assert spec is not None
+        return _export_own(module, spec, precision, target)
     assert model is not None
-    return _export_catalogue(model, checkpoint, random_weights, precision or "fp32", output, frames, head)
+    usual: Precision = "fp16" if target.settings else "fp32"
+    return _export_catalogue(model, checkpoint, random_weights, precision or usual, target, frames, head)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Target:
+    """What is to be written, and where."""
+
+    output: Path
+    settings: BuildSettings | None
+    """Of a plan; None for ONNX."""
+    index: int
+    """Of the GPU that a plan is built on."""
+    missing: str
+    """Why ONNX is written where nothing was asked for; empty where it was."""
+
+    def path(self, name: str) -> Path:
+        """The file.
+
+        Raises:
+            UsageError: the output is a file of another kind.
+        """
+        return _output_file(self.output, name, "onnx" if self.settings is None else "plan")
+
+    def write(
+        self, name: str, export: Callable[[Path], EngineSpec], progress: Progress, task: TaskID
+    ) -> Path:
+        """Export to ONNX, and build a plan of it if one is wanted."""
+        path = self.path(name)
+        if self.settings is None:
+            spec = export(path)
+        else:
+            from vfx_engines.plan_builder import build_plan
+
+            def seen(phase: str, step: int, steps: int) -> bool:
+                progress.update(task, description=f"TensorRT: {phase}", completed=step, total=steps)
+                return True
+
+            with tempfile.TemporaryDirectory(prefix="vfx-export-") as folder:
+                onnx = Path(folder) / f"{path.stem}.onnx"
+                export(onnx)
+                try:
+                    spec = build_plan(onnx, path, self.settings, index=self.index, progress=seen)
+                except OSError as error:
+                    raise OutputError(
+                        f"{shown(path)}: cannot be written: {error.strerror or reason(error)}"
+                    ) from None
+        progress.stop()
+        _report(path, spec)
+        if self.missing:
+            _console.print(f"no TensorRT plan: {self.missing}", soft_wrap=True, markup=False)
+        return path
+
+
+def _missing_for_plan(format_: str | None, output: Path) -> str | None:
+    """None where a plan is to be built; else what is missing for one, or nothing where ONNX is wanted.
+
+    Raises:
+        UsageError: a plan is asked for, and cannot be built here.
+    """
+    named = "" if output.is_dir() else output.suffix
+    if (format_ or named.removeprefix(".")) == "onnx":
+        return ""
+    missing = missing_driver() if is_installed() else INSTALL
+    if missing is not None and "plan" in (format_, named.removeprefix(".")):
+        raise UsageError(f"no TensorRT plan can be built here: {missing}; or use --format onnx")
+    return missing
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    """``8`` or ``1,4,8``."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        return 1, numbers[0], numbers[0]
+    if len(numbers) != 3:
+        raise UsageError(f"--batch {text!r}: expected N, or MIN,OPT,MAX")
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _export_catalogue(
@@ -135,7 +266,7 @@ def _export_catalogue(
     checkpoint: str | None,
     random: bool,
     precision: Precision,
-    output: Path,
+    target: _Target,
     frames: int | None,
     head: bool,
 ) -> Path:
@@ -145,25 +276,29 @@ def _export_catalogue(
     model = find(name)
     if checkpoint is not None and random:
         raise UsageError("--checkpoint and --random-weights exclude each other")
-    model.windows(frames)  # refuses what the network cannot take, before anything is downloaded
-    path = _output_file(output, name)
+    # What cannot be is refused before anything is downloaded.
+    model.windows(frames)
+    target.path(name)
     with _progress() as progress:
         weights = None if random else _weights(checkpoint, model.download, progress)
         task = progress.add_task("", total=None)
-        spec = export_model(
-            model,
-            path,
-            checkpoint=weights,
-            precision=precision,
-            frames=frames,
-            head=head,
-            stage=lambda stage: progress.update(task, description=stage),
+        return target.write(
+            name,
+            lambda path: export_model(
+                model,
+                path,
+                checkpoint=weights,
+                precision=precision,
+                frames=frames,
+                head=head,
+                stage=lambda stage: progress.update(task, description=stage),
+            ),
+            progress,
+            task,
         )
-    _report(path, spec)
-    return path
 
 
-def _export_own(module: str, spec_file: Path, precision: Precision | None, output: Path) -> Path:
+def _export_own(module: str, spec_file: Path, precision: Precision | None, target: _Target) -> Path:
     from vfx_export.exporting import export_module
 
     try:
@@ -175,12 +310,16 @@ def _export_own(module: str, spec_file: Path, precision: Precision | None, outpu
     if precision is not None:
         spec = dataclasses.replace(spec, precision=precision)
     built = _build(module)
-    path = _output_file(output, spec.model)
     with _progress() as progress:
         task = progress.add_task("", total=None)
-        spec = export_module(built, spec, path, stage=lambda stage: progress.update(task, description=stage))
-    _report(path, spec)
-    return path
+        return target.write(
+            spec.model,
+            lambda path: export_module(
+                built, spec, path, stage=lambda stage: progress.update(task, description=stage)
+            ),
+            progress,
+            task,
+        )
 
 
 def _build(text: str) -> nn.Module:
@@ -239,14 +378,12 @@ def _weights(checkpoint: str | None, download: Any, progress: Progress) -> Path:
     return path
 
 
-def _output_file(output: Path, name: str) -> Path:
-    if output.is_dir():
-        return output / f"{name}.onnx"
-    if output.suffix == ".onnx":
-        return output
-    if output.suffix == ".plan":
-        raise UsageError(f"--output {shown(output)}: this version of vfx writes .onnx files")
-    return output / f"{name}.onnx"
+def _output_file(output: Path, name: str, kind: str) -> Path:
+    if output.is_dir() or output.suffix not in (".onnx", ".plan"):
+        return output / f"{name}.{kind}"
+    if output.suffix != f".{kind}":
+        raise UsageError(f"--output {shown(output)}: expected a .{kind} file or a folder")
+    return output
 
 
 def _report(path: Path, spec: EngineSpec) -> None:
@@ -311,4 +448,4 @@ def _progress() -> Progress:
 
 def _require_torch() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise UsageError("vfx-export needs torch: pip install 'vfx[export]'")
+        raise UsageError("vfx-export needs torch: pip install torch onnxscript safetensors")

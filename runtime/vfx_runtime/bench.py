@@ -72,7 +72,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-bench")
 def main(debug: bool, as_json: bool, chart: Path | None, **options: Any) -> None:
-    r"""Measure an engine alone, decoding, resizing, and all of it end to end.
+    """Measure an engine alone, decoding, resizing, and all of it end to end.
 
     VIDEO is what vfx-run takes: videos, folders or lists; without any, one of 320x240 is made. Each
     stage runs alone on all cores, in rounds, so that what else the machine does hits all of them.
@@ -82,7 +82,7 @@ def main(debug: bool, as_json: bool, chart: Path | None, **options: Any) -> None
     \b
     vfx-bench --engine i3d.onnx
     vfx-bench --engine i3d.onnx clips/ --rounds 5 --json > bench.json
-    """
+    """  # noqa: D301  # click reads the backspace
     try:
         if chart is not None:
             check_chart(chart)

@@ -19,7 +19,7 @@ def check_chart(path: Path) -> None:
         UsageError: matplotlib is not installed, or the folder of ``path`` does not exist.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("a chart needs matplotlib: pip install 'vfx[bench]'")
+        raise UsageError("a chart needs matplotlib: pip install matplotlib")
     if path.suffix != ".png" or not path.absolute().parent.is_dir():
         raise UsageError(f"--chart {path}: expected a .png file in a folder that exists")
 

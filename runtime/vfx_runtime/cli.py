@@ -93,7 +93,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-run")
 def main(debug: bool, **options: Any) -> None:
-    r"""Extract features from videos.
+    """Extract features from videos.
 
     INPUT is a video, a folder that is searched for videos, or a list: a .txt file with one path a
     line, or a .csv file with paths in its first column or in one called video or path. Paths in a
@@ -107,7 +107,7 @@ def main(debug: bool, **options: Any) -> None:
     \b
     vfx-run --engine i3d.onnx videos.txt
     vfx-run --engine i3d.onnx a.mp4 clips/ list.csv --output features --fps 25 --step 32
-    """
+    """  # noqa: D301  # click reads the backspace
     # A job scheduler's TERM leaves the folder as clean as Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)
     try:

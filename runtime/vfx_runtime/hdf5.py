@@ -59,7 +59,7 @@ class Hdf5Writer:
 
     def __init__(self, output: Path, outputs: Sequence[Output], fingerprint: str, claims: Claims) -> None:
         if h5py is None:
-            raise UsageError("--format hdf5 needs h5py, which is not installed: pip install 'vfx[hdf5]'")
+            raise UsageError("--format hdf5 needs h5py, which is not installed: pip install h5py")
         self._file = output / "features.h5"
         self._staging = output / ".features.h5.parts"
         self._staged = NpzWriter(self._staging, outputs, fingerprint, claims)

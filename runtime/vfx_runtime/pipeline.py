@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfx_engines.engine import Engine, Outputs
-from vfx_engines.errors import VfxError, VideoError, shown
+from vfx_engines.errors import UsageError, VfxError, VideoError, shown
 from vfx_engines.spec import Sampling, Transform
 from vfx_runtime.decode import Decoder, Frame, open_video
 from vfx_runtime.features import RowSpool
@@ -83,6 +83,9 @@ class Pipeline:
             is the engine's.
         workers: videos decoded at once; None chooses by cores.
         spool_folder: where rows that outgrow memory go; None for the system's temporary folder.
+
+    Raises:
+        UsageError: the engine takes something else than frames.
     """
 
     def __init__(
@@ -93,6 +96,11 @@ class Pipeline:
         workers: int | None = None,
         spool_folder: Path | None = None,
     ) -> None:
+        if engine.spec.input.modality != "frames":
+            raise UsageError(
+                f"{engine.spec.model} takes {engine.spec.input.modality}, and this vfx runs engines "
+                "that take frames"
+            )
         self.engine = engine
         self.sampling = sampling or engine.spec.sampling
         self.stats = Stats()

@@ -196,7 +196,7 @@ def test_the_fake_refuses_what_a_version_lacks(driver: SimulatedDriver) -> None:
 
 def test_without_tensorrt_the_way_to_get_it_is_named() -> None:
     with pytest.raises(
-        UsageError, match=r"TensorRT \(tensorrt_lean\) is not installed: .*pypi\.nvidia\.com"
+        UsageError, match=r"tensorrt_lean: TensorRT is not installed: .*pypi\.nvidia\.com"
     ) as caught:
         TensorRt(lean=True)
     assert str(caught.value).isprintable()

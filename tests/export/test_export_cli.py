@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from own_modules import FRAMES, SIZE, Own, own_row, own_spec
 from tolerances import PARITY
 from vfx_engines import open_engine, read_spec
+from vfx_engines.tensorrt_api import is_installed
 from vfx_export import catalogue
 from vfx_export.cli import main
 
@@ -104,7 +105,7 @@ def test_without_torch_the_extra_is_named(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False
     )
-    assert done.stderr == "vfx-export: vfx-export needs torch: pip install 'vfx[export]'\n"
+    assert done.stderr == "vfx-export: vfx-export needs torch: pip install torch onnxscript safetensors\n"
     assert (done.returncode, done.stdout) == (2, "")
 
 
@@ -133,8 +134,14 @@ def test_the_list_is_a_table_and_json() -> None:
         (["--model", "i3d", "--frames", "9"], "i3d needs at least 10 frames"),
         (["--model", "i3d", "--frames", "many"], "not a valid integer"),
         (["--model", "i3d", "--precision", "int8"], "'int8' is not one of"),
-        (["--model", "i3d", "--format", "plan"], "TensorRT plans cannot be built"),
-        (["--model", "i3d", "--output", "i3d.plan"], "writes .onnx files"),
+        (["--model", "i3d", "--format", "plan"], "no TensorRT plan can be built here: "),
+        (["--model", "i3d", "--output", "i3d.plan"], "or use --format onnx"),
+        (["--model", "i3d", "--format", "onnx", "--output", "i3d.plan"], "expected a .onnx file or a folder"),
+        (
+            ["--model", "i3d", "--format", "onnx", "--batch", "1,2"],
+            "--batch '1,2': expected N, or MIN,OPT,MAX",
+        ),
+        (["--model", "i3d", "--format", "onnx", "--level", "7"], "builder level 7: expected 0 to 5"),
         (["--model", "i3d", "--spec", "a.json"], "go together"),
         (["--model", "i3d", "--json"], "--json goes with --list"),
         (["--module", "a.py:b"], "go together"),
@@ -185,6 +192,9 @@ def test_the_path_is_printed_and_nothing_else(
     lines = result.stderr.splitlines()
     assert lines[0] == f"{Path(written).name}: own, fp32, 4 frames -> features [4], 0.0 MiB"
     assert lines[1].startswith("compared on 2 inputs with torch ")
+    if output != "new/own_16.onnx" and not is_installed():
+        # Nobody asked for ONNX: it is said why there is no plan.
+        assert lines.pop(2).startswith("no TensorRT plan: TensorRT is not installed: install it from NVIDIA")
     assert len(lines) == 2
 
 

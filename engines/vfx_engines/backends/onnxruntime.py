@@ -36,7 +36,7 @@ class OnnxRuntimeBackend:
         try:
             import onnxruntime
         except ImportError:
-            raise UsageError("ONNX Runtime is not installed: pip install 'vfx[onnxruntime]'") from None
+            raise UsageError("ONNX Runtime is not installed: pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
