@@ -16,7 +16,7 @@ from pathlib import Path
 import decord
 from material import real_videos, save
 
-from vfx_runtime.decode import open_video
+from vfx_runtime.opening import open_video
 
 
 def with_vfx(video: Path) -> int:

@@ -20,7 +20,7 @@ from material import FOLDER, engine, looped, real_videos, save
 
 from vfx_engines.spec import Precision
 from vfx_runtime.bench import measure
-from vfx_runtime.decode import open_video
+from vfx_runtime.opening import open_video
 from vfx_runtime.report import summary
 
 SHORT_SECONDS, SHORT_VIDEOS = 2, 200

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 REQUIRED = set(os.environ.get("VFX_REQUIRE", "").split(",")) - {""}
+"""What this machine is said to have; a test that misses it fails."""
+
+
+def lacking(what: str, why: str) -> NoReturn:
+    """Skip a test whose ``what`` is missing here, or fail it where VFX_REQUIRE asks for that."""
+    if what in REQUIRED:
+        pytest.fail(f"VFX_REQUIRE asks for {what}: {why}")
+    pytest.skip(why)
 
 
 @pytest.fixture(scope="session")

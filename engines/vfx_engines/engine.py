@@ -59,13 +59,15 @@ class Engine:
     Args:
         spec: of the engine file.
         backend: loaded and ready.
+        device: that it runs on, ``cpu`` or ``cuda:N``.
 
     Raises:
         EngineError: the backend's buffers are not what the spec says.
     """
 
-    def __init__(self, spec: EngineSpec, backend: Backend) -> None:
+    def __init__(self, spec: EngineSpec, backend: Backend, device: str = "cpu") -> None:
         self.spec = spec
+        self.device = device
         self._backend = backend
         self._buffers = list(backend.buffers)
         self._in_flight = [0] * len(self._buffers)

@@ -76,7 +76,7 @@ def open_engine(
     if backend == "openvino":
         raise UsageError(f"backend 'openvino' runs on a CPU, not on {device!r}: leave --backend out")
     on_gpu = _plan_on_cuda if is_plan else _onnx_on_cuda
-    return Engine(spec, on_gpu(file, spec, index, batch))
+    return Engine(spec, on_gpu(file, spec, index, batch), f"cuda:{index}")
 
 
 def _on_cpu(
@@ -108,7 +108,7 @@ def _on_cpu(
 
 def _plan_on_cuda(file: Path, spec: EngineSpec, index: int, batch: int | None) -> Backend:
     from vfx_engines.backends.tensorrt import TensorRtBackend
-    from vfx_engines.cuda import open_cuda
+    from vfx_engines.devices import open_cuda
     from vfx_engines.tensorrt_api import TensorRt, check_device, is_installed
 
     assert spec.plan is not None, "read_spec lets no plan pass without"
@@ -123,7 +123,7 @@ def _plan_on_cuda(file: Path, spec: EngineSpec, index: int, batch: int | None) -
 
 def _onnx_on_cuda(file: Path, spec: EngineSpec, index: int, batch: int | None) -> Backend:
     from vfx_engines.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
-    from vfx_engines.cuda import open_cuda
+    from vfx_engines.devices import open_cuda
 
     cuda = open_cuda(index)
     return halving(

@@ -18,7 +18,8 @@ import platformdirs
 
 from vfx_engines.backends.tensorrt import TensorRtBackend
 from vfx_engines.build_settings import BuildSettings
-from vfx_engines.cuda import Cuda, open_cuda
+from vfx_engines.cuda import Cuda
+from vfx_engines.devices import open_cuda
 from vfx_engines.engine import Engine
 from vfx_engines.errors import EngineError, UsageError, reason, shown
 from vfx_engines.onnx_file import read_onnx_spec

@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 
 from vfx_engines.build_settings import BuildSettings
-from vfx_engines.cuda import missing_driver
+from vfx_engines.devices import missing_driver
 from vfx_engines.errors import ExportError, OutputError, SpecError, UsageError, VfxError, reason, shown
 from vfx_engines.opening import cuda_index
 from vfx_engines.spec import EngineSpec, Precision

@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx
@@ -19,6 +18,7 @@ from torch import nn
 from vfx_engines.errors import OutputError, shown
 from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import EngineSpec, Output, Precision, Weights
+from vfx_engines.versions import vfx_version
 from vfx_export.catalogue import Model, catalogue_shapes
 from vfx_export.checkpoints import read_checkpoint
 from vfx_export.fitting import load_into
@@ -61,7 +61,7 @@ def export_module(
     with _part_of(path) as part:
         stage("running the module in torch")
         expected, macs = reference(module, spec, inputs)
-        spec = dataclasses.replace(spec, macs=macs or None, proof=None, vfx_version=version("vfx"))
+        spec = dataclasses.replace(spec, macs=macs or None, proof=None, vfx_version=vfx_version())
         stage("tracing")
         low = lowered(module, spec.precision, inputs.shape[1], low_precision)
         model = trace(low, torch.from_numpy(inputs), spec)

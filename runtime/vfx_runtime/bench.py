@@ -191,7 +191,7 @@ def measure(
 
     with opened(None) as engine:
         spec: EngineSpec = engine.spec
-        usual, name, computed = engine.batch, engine.name, engine.precision
+        usual, name, computed, where = engine.batch, engine.name, engine.precision, engine.device
         sampling = run_sampling(spec.sampling, fps=fps, step=step, tail=tail)
         say(f"engine: {file}, {name}")
         # One turn beforehand: it warms everything up, and says how long a turn takes.
@@ -202,7 +202,8 @@ def measure(
     peak = 0.0
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
-        peak = max(peak, matrix_peak(computed, machine["cores"], min(seconds, 1.0)))
+        if where == "cpu":
+            peak = max(peak, matrix_peak(computed, machine["cores"], min(seconds, 1.0)))
         measured = [
             measure_decode(videos, seconds, workers),
             measure_resize(frames, spec.transform, seconds, workers),
@@ -222,12 +223,13 @@ def measure(
             "step": sampling.step,
             "runs": name,
             "precision": computed,
+            "device": where,
             "macs": spec.macs,
         },
         machine=machine,
         others=others.share,
         videos={"count": len(videos), "size": f"{turn.frames} frames, {turn.windows} windows"},
-        peak=peak,
+        peak=peak or None,
         rounds=costs,
         batch=usual,
     )

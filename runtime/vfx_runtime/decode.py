@@ -1,12 +1,10 @@
-"""Frames of a video file, in presentation order, with their true times.
+"""What every decoder gives: frames in presentation order, with their true times.
 
-`open_video` gives a `Decoder`: on a CPU that of `vfx_runtime.pyav_decoder`. A GPU decoder meets the
-same protocol.
+On a CPU `vfx_runtime.pyav_decoder` meets this protocol; a decoder on a GPU will.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -107,21 +105,3 @@ class Decoder(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
-
-
-def open_video(path: str | os.PathLike[str], threads: int = 1) -> Decoder:
-    """Open a local video file and decode its first frame.
-
-    Args:
-        path: The file; never taken for a URL.
-        threads: Threads that decode this video. One costs the least CPU time; more are for a single
-            long video on idle cores.
-
-    Raises:
-        VideoError: the file is missing, empty, truncated, no regular file, or holds no video that
-            can be decoded.
-    """
-    # Here, not above: the decoder itself imports the protocol from this module.
-    from vfx_runtime.pyav_decoder import PyAvDecoder
-
-    return PyAvDecoder(path, threads)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -18,6 +17,7 @@ from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError, VfxError
 from vfx_engines.opening import open_engine
 from vfx_engines.spec import Precision, Sampling
+from vfx_engines.versions import vfx_version
 from vfx_runtime.atomic import prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Features
@@ -69,7 +69,7 @@ def run_meta(engine: Engine, sampling: Sampling) -> dict[str, Any]:
         "spec": json.loads(engine.spec.to_json()),
         "sampling": dataclasses.asdict(sampling),
         "engine": engine.name,
-        "vfx_version": version("vfx"),
+        "vfx_version": vfx_version(),
     }
 
 

@@ -27,10 +27,12 @@ import numpy as np
 from vfx_engines.engine import Engine
 from vfx_engines.errors import VfxError
 from vfx_engines.spec import Sampling, Transform
+from vfx_engines.versions import vfx_version
 from vfx_runtime.claims import Claims
-from vfx_runtime.decode import Pixels, open_video
+from vfx_runtime.decode import Pixels
 from vfx_runtime.extracting import fingerprint, to_disk
 from vfx_runtime.inputs import Job
+from vfx_runtime.opening import open_video
 from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.resize import plan
 from vfx_runtime.writers import open_writer
@@ -91,6 +93,15 @@ def cpu_limit(engine: Cost, decode: Cost, resize: Cost, frames_per_window: float
     """
     per_window = engine.cpu_per_window + frames_per_window * (decode.cpu_per_frame + resize.cpu_per_frame)
     return cores / per_window
+
+
+def gpu_limit(engine: Cost, decode: Cost, resize: Cost, frames_per_window: float, cores: int) -> float:
+    """Windows per second that the slower side allows: the GPU its engine, or the cores the frames.
+
+    Arguments as of `cpu_limit`.
+    """
+    frames = decode.cpu_per_frame + resize.cpu_per_frame
+    return min(engine.windows_per_second, cores / (frames_per_window * frames))
 
 
 def measure_engine(engine: Engine, seconds: float) -> Cost:
@@ -233,7 +244,8 @@ def machine_facts() -> dict[str, Any]:
         "cores": cores,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        **{package: version(package) for package in ("vfx", "openvino", "av", "numba", "numpy")},
+        "vfx": vfx_version(),
+        **{package: version(package) for package in ("openvino", "av", "numba", "numpy")},
     }
 
 

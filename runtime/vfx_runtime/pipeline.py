@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from vfx_engines.engine import Engine, Outputs
 from vfx_engines.errors import UsageError, VfxError, VideoError, shown
 from vfx_engines.spec import Sampling, Transform
-from vfx_runtime.decode import Decoder, Frame, open_video
+from vfx_runtime.decode import Decoder, Frame
 from vfx_runtime.features import RowSpool
 from vfx_runtime.inputs import Job
+from vfx_runtime.opening import open_video
 from vfx_runtime.resize import plan
 from vfx_runtime.sampling import Held, Window, Windows, resample
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from vfx_runtime.chart import draw_stages
-from vfx_runtime.measuring import Cost, cpu_limit
+from vfx_runtime.measuring import Cost, cpu_limit, gpu_limit
 
 _QUIET = 0.03
 """Part of the cores' time that others may take before it must be said."""
@@ -71,11 +71,12 @@ class Report:
     @property
     def limits(self) -> list[float]:
         """Windows per second that the stages allow, by the measurements of each round."""
+        limit = cpu_limit if self.engine["device"] == "cpu" else gpu_limit
         stages = zip(
             self.costs("engine", self.batch), self.costs("decode"), self.costs("resize"), strict=True
         )
         per_window, cores = self.frames_per_window, self.machine["cores"]
-        return [cpu_limit(*stage, frames_per_window=per_window, cores=cores) for stage in stages]
+        return [limit(*stage, frames_per_window=per_window, cores=cores) for stage in stages]
 
     @property
     def shares(self) -> list[float]:
@@ -139,9 +140,11 @@ def table(report: Report) -> Table:
 def summary(report: Report) -> str:
     """How far from the limit, and what to think of the figures."""
     shares = report.shares
+    on_cpu = report.engine["device"] == "cpu"
+    set_by = "the stages' CPU-seconds set" if on_cpu else "the GPU, or decoding and resizing, set"
     lines = [
         f"end to end is {statistics.median(shares):.2f} of the limit of "
-        f"{statistics.median(report.limits):.2f} windows/s that the stages' CPU-seconds set on "
+        f"{statistics.median(report.limits):.2f} windows/s that {set_by} on "
         f"{report.machine['cores']} cores ({min(shares):.2f} to {max(shares):.2f} in {len(shares)} rounds)"
     ]
     if report.peak:

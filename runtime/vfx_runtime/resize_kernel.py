@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from vfx_runtime.resize import BITS
+from vfx_runtime.taps import BITS
 
 _BLOCK = 32  # bytes that the vertical pass takes at once
 _SLACK = 4  # bytes behind a copied row, for reading past its last pixel

@@ -16,8 +16,9 @@ from tiny import FRAMES, SIZE, tiny_features, tiny_spec
 from tolerances import TINY
 from vfx_engines import cuda_python
 from vfx_engines.backends.cuda_slots import CudaSlots
-from vfx_engines.cuda import CudaError, OutOfDeviceMemory, missing_driver, open_cuda
+from vfx_engines.cuda import CudaError, OutOfDeviceMemory
 from vfx_engines.cuda_python import CudaPython
+from vfx_engines.devices import missing_driver, open_cuda
 from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError
 from vfx_engines.spec import Precision

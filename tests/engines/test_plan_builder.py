@@ -31,13 +31,13 @@ import numpy as np
 from fake_tensorrt import FakeTensorRt
 from simulated_cuda import SimulatedDriver
 from tiny import tiny_features
-from vfx_engines import VfxError, cuda, cuda_python, open_engine, plan_builder
+from vfx_engines import VfxError, cuda_python, devices, open_engine, plan_builder
 from vfx_engines.plan_builder import BuildSettings, build_plan
 
 version, folder, what = sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
 driver = SimulatedDriver()
 cuda_python.driver = driver
-cuda.missing_driver = lambda: None
+devices.missing_driver = lambda: None
 fake = FakeTensorRt(version, driver)
 fake.__dict__["__spec__"] = object()
 fake.__dict__["refuses"] = what.pop("refuses", False)

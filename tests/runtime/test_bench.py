@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from make_video import make_video
 from tiny import tiny_engine
 from vfx_runtime.bench import main
-from vfx_runtime.measuring import Cost, cpu_limit
+from vfx_runtime.measuring import Cost, cpu_limit, gpu_limit
 from vfx_runtime.report import Report
 
 QUICK = ["--seconds", "0.05", "--rounds", "2"]
@@ -110,6 +110,9 @@ def test_the_limit_is_what_the_stages_cpu_seconds_allow() -> None:
 
     # 0.2 for the engine, 20 x (0.005 + 0.001) for the frames: 0.32 CPU-seconds on 2 cores.
     assert cpu_limit(engine, decode, resize, 20, 2) == pytest.approx(2 / 0.32)
+    # On a GPU the engine costs the cores nothing: ten a second, or 2 / (20 x 0.006) where that is less.
+    assert gpu_limit(engine, decode, resize, 20, 2) == pytest.approx(10)
+    assert gpu_limit(engine, decode, resize, 20, 1) == pytest.approx(1 / 0.12)
 
 
 def test_a_report_holds_each_round_against_its_own_limit() -> None:
@@ -122,7 +125,8 @@ def test_a_report_holds_each_round_against_its_own_limit() -> None:
         ]
 
     machine = {"cores": 2}
-    report = Report({"macs": 100, "precision": "fp32"}, machine, {}, 2000.0, [measured(1), measured(3)], 1)
+    engine = {"macs": 100, "precision": "fp32", "device": "cpu"}
+    report = Report(engine, machine, {}, 2000.0, [measured(1), measured(3)], 1)
 
     assert report.shares == pytest.approx([5 * 0.32 / 2] * 2)
     assert report.frames_per_window == 20

@@ -20,7 +20,8 @@ import pytest
 import parity_kit
 from make_video import frame_number, make_video, picture
 from vfx_engines.errors import VideoError
-from vfx_runtime.decode import Frame, open_video
+from vfx_runtime.decode import Frame
+from vfx_runtime.opening import open_video
 
 
 def read(path: str | Path, threads: int = 1) -> list[tuple[int, Fraction, Fraction, Any]]:
@@ -477,7 +478,7 @@ def test_after_damage_no_more_frames_follow(tmp_path: Path) -> None:
 FUZZ = """
 import random, sys
 from vfx_engines.errors import VideoError
-from vfx_runtime.decode import open_video
+from vfx_runtime.opening import open_video
 
 source, scratch, seeds = sys.argv[1], sys.argv[2], range(int(sys.argv[3]), int(sys.argv[4]))
 whole = open(source, "rb").read()

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from cuda_on_cpu import CpuKernels
 from vfx_engines.spec import Crop, Filter, Resize, Transform
 from vfx_runtime.orientation import UPRIGHT, Orientation, displayed
-from vfx_runtime.resize import FramePlan, Taps, plan
+from vfx_runtime.resize import FramePlan, plan
 from vfx_runtime.surfaces import Convention, Surface, SurfaceFormat, colour
+from vfx_runtime.taps import Taps
 
 Pixels = NDArray[np.uint8]
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from vfx_engines.errors import VideoError
 from vfx_engines.spec import Crop, Filter, Resize, Transform
-from vfx_runtime.resize import FramePlan, plan, resized_size, taps
+from vfx_runtime.resize import FramePlan, plan, resized_size
+from vfx_runtime.taps import taps
 
 Pixels = npt.NDArray[np.uint8]
 SHARED = Path(__file__).parents[3] / "shared"

@@ -2,7 +2,7 @@
 // one pass, and the gathering of windows. NVRTC compiles this file; tests compile it as C++ behind a shim,
 // so nothing here may talk between threads.
 //
-// The arithmetic is that of vfx_runtime.resize: columns are filtered first and rounded to uint8, then rows,
+// The arithmetic is that of vfx_runtime.resize and taps: columns are filtered first and rounded to uint8, then rows,
 // with 22-bit weights from the same tap tables. A thread makes one column of STRIP output rows: it reads
 // each source row once, filters it across, and adds it to the output rows that it belongs to.
 

@@ -1,0 +1,49 @@
+"""Whether this machine has CUDA devices, and opening one."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+
+from vfx_engines.cuda import Cuda
+from vfx_engines.errors import UsageError
+
+
+def missing_driver() -> str | None:
+    """Why this machine has no CUDA device, in words that complete "no CUDA: ..."; None where it has one.
+
+    Asks the driver library itself: TensorRT's runtime object, made where there is none, crashes the
+    process at its first use.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "libcuda.so.1 is not found; install the NVIDIA driver, or pass the GPU into the container"
+    code = driver.cuInit(0)
+    if code:
+        return f"the driver's cuInit gave error {code}; see whether nvidia-smi lists a device"
+    count = ctypes.c_int()
+    code = driver.cuDeviceGetCount(ctypes.byref(count))
+    if code or not count.value:
+        return "the driver lists no device; see nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return None
+
+
+def open_cuda(index: int = 0) -> Cuda:
+    """A CUDA device through the best binding that is installed.
+
+    Raises:
+        UsageError: no driver, no such device, or no binding: how to get it is said.
+    """
+    reason = missing_driver()
+    if reason is not None:
+        raise UsageError(f"device cuda:{index}: no CUDA: {reason}; or run with --device cpu")
+    if importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None:
+        from vfx_engines.cuda_python import CudaPython
+
+        return CudaPython(index)
+    if importlib.util.find_spec("pycuda") is not None:
+        from vfx_engines.cuda_pycuda import PyCuda
+
+        return PyCuda(index)
+    raise UsageError(f"device cuda:{index}: needs cuda-bindings or PyCUDA: pip install cuda-bindings")

@@ -1,0 +1,25 @@
+"""Opening a video, by whatever decodes it."""
+
+from __future__ import annotations
+
+import os
+
+from vfx_runtime.decode import Decoder
+
+
+def open_video(path: str | os.PathLike[str], threads: int = 1) -> Decoder:
+    """Open a local video file and decode its first frame.
+
+    Args:
+        path: The file; never taken for a URL.
+        threads: Threads that decode this video. One costs the least CPU time; more are for a single
+            long video on idle cores.
+
+    Raises:
+        VideoError: the file is missing, empty, truncated, no regular file, or holds no video that
+            can be decoded.
+    """
+    # Here, not above: FFmpeg's libraries are time that a command which only prints help need not take.
+    from vfx_runtime.pyav_decoder import PyAvDecoder
+
+    return PyAvDecoder(path, threads)

@@ -1,0 +1,124 @@
+"""Tables of filter taps: for each output row or column where its source pixels start, and what they weigh.
+
+A table is computed once per source size and is all that a kernel, on a CPU or on CUDA, needs.
+
+Source of the arithmetic: Pillow's Resample.c (antialiased: the filter widens as the frame
+shrinks), PyTorch's ``F.interpolate(align_corners=False)`` (not antialiased: 2 or 4 taps at any
+scale).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vfx_engines.spec import Filter
+
+BITS = 22
+"""Fraction bits of a weight, as Pillow has it: 32 less 8 for the pixel, 2 for bicubic's overshoot."""
+
+_FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taps:
+    """One axis of a resize: output i is the sum over j of ``weight[i, j] * source[start[i] + j]``.
+
+    The sum has `BITS` fraction bits; it is rounded (half up) and clamped to 0..255.
+    """
+
+    start: npt.NDArray[np.int32]
+    """int32 [n_out], never falling; ``start[i] + k`` is at most the length of the source."""
+    weight: npt.NDArray[np.int32]
+    """int32 [n_out, k], C order; zeros stand behind or before the taps of outputs that have fewer."""
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first source pixel that any output reads, and one past the last."""
+        return int(self.start[0]), int(self.start[-1]) + self.weight.shape[1]
+
+
+def taps(source: int, resized: int, first: int, count: int, filter: Filter, antialias: bool) -> Taps:
+    """The table of one axis, for outputs ``first`` to ``first + count`` of ``resized`` ones.
+
+    Args:
+        source: Length of the axis before, at least 1.
+        resized: Length of the whole axis after.
+        first: First output of the crop.
+        count: Outputs of the crop.
+        filter: Bilinear, or bicubic with a = -0.5 antialiased (Pillow) and -0.75 not (PyTorch).
+        antialias: Whether the filter widens when shrinking.
+    """
+    output = np.arange(first, first + count, dtype=np.float64)
+    if source == resized:
+        start, weight = output.astype(np.int64), np.ones((count, 1))
+    elif antialias:
+        start, weight = _pillow(source, resized, output, filter)
+    else:
+        start, weight = _torch(source, resized, output, filter)
+    fixed = np.trunc(weight * (1 << BITS) + np.where(weight < 0, -0.5, 0.5)).astype(np.int32)
+    return _packed(source, start, fixed)
+
+
+def _pillow(
+    source: int, resized: int, output: _FloatArray, filter: Filter
+) -> tuple[npt.NDArray[np.int64], _FloatArray]:
+    scale = source / resized
+    widening = max(scale, 1.0)
+    support = (1.0 if filter == "bilinear" else 2.0) * widening
+    centre = (output + 0.5) * scale
+    start = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    end = np.minimum((centre + support + 0.5).astype(np.int64), source)
+    reach = np.arange(int((end - start).max()))
+    distance = np.abs((reach + start[:, None] - centre[:, None] + 0.5) * (1.0 / widening))
+    weight = np.where(reach < (end - start)[:, None], _curve(distance, filter, -0.5), 0.0)
+    # Added one after the other, as Pillow does: NumPy's own sum rounds otherwise.
+    total = np.zeros(output.size)
+    for column in weight.T:
+        total += column
+    return start, weight / total[:, None]
+
+
+def _torch(
+    source: int, resized: int, output: _FloatArray, filter: Filter
+) -> tuple[npt.NDArray[np.int64], _FloatArray]:
+    centre = (output + 0.5) * (source / resized) - 0.5
+    if filter == "bilinear":
+        centre = np.maximum(centre, 0.0)
+    below = np.floor(centre)
+    reach = np.arange(2) if filter == "bilinear" else np.arange(-1, 3)
+    place = below[:, None] + reach
+    share = _curve(np.abs(place - centre[:, None]), filter, -0.75)
+    inside = np.clip(place, 0, source - 1).astype(np.int64)
+    start = inside[:, 0].copy()
+    weight = np.zeros((output.size, reach.size))
+    for column in range(reach.size):
+        weight[np.arange(output.size), inside[:, column] - start] += share[:, column]
+    return start, weight
+
+
+def _curve(distance: _FloatArray, filter: Filter, a: float) -> _FloatArray:
+    """The filter at a distance of 0 or more; terms in the order in which Pillow rounds them."""
+    x = distance
+    if filter == "bilinear":
+        return np.where(x < 1.0, 1.0 - x, 0.0)
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _packed(source: int, start: npt.NDArray[np.int64], weight: npt.NDArray[np.int32]) -> Taps:
+    """Drop the zeros at either end, and move starts so that no output reads past the source."""
+    used = weight != 0
+    begin = start + used.argmax(axis=1)
+    end = start + weight.shape[1] - used[:, ::-1].argmax(axis=1)
+    # A bicubic tap that happens to be 0 must not let a start run ahead of the next one.
+    begin = np.minimum.accumulate(begin[::-1])[::-1]
+    k = int((end - begin).max())
+    begin = np.minimum(begin, source - k)
+    packed = np.zeros((len(start), k), np.int32)
+    output, tap = np.nonzero(used)
+    packed[output, start[output] + tap - begin[output]] = weight[output, tap]
+    return Taps(begin.astype(np.int32), packed)

@@ -1,0 +1,260 @@
+"""On a real GPU: kernels, slots and graphs, ONNX Runtime's CUDA provider, TensorRT. scripts/gpu runs these.
+
+They need no parity kit, and no installation: a bare checkout with the rooms on PYTHONPATH will do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from conftest import lacking
+from cuda_on_cpu import CpuKernels
+from tiny import FRAMES, SIZE, tiny_engine, tiny_features, tiny_spec
+from tolerances import TINY
+from vfx_engines import Engine, open_engine
+from vfx_engines.backends.cuda_slots import CudaSlots
+from vfx_engines.build_settings import BuildSettings
+from vfx_engines.cuda import Cuda
+from vfx_engines.devices import missing_driver, open_cuda
+from vfx_engines.nvrtc import compiled
+from vfx_engines.spec import Crop, Output, Precision, Resize, Transform
+from vfx_engines.tensorrt_api import is_installed
+from vfx_runtime.orientation import UPRIGHT
+from vfx_runtime.resize import FramePlan, plan
+from vfx_runtime.surfaces import (
+    KERNELS,
+    STRIP,
+    Convention,
+    Surface,
+    SurfaceFormat,
+    Taps,
+    colour,
+    geometry,
+    source,
+)
+
+pytestmark = pytest.mark.gpu
+
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def cuda() -> Iterator[Cuda]:
+    reason = missing_driver()
+    if reason is not None:
+        lacking("gpu", reason)
+    device = open_cuda()
+    yield device
+    device.close()
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
+    return CpuKernels(tmp_path_factory.mktemp("kernels"))
+
+
+class Uploaded:
+    """Arrays on the device, freed together."""
+
+    def __init__(self, cuda: Cuda, stream: int) -> None:
+        self._cuda, self._stream, self._addresses = cuda, stream, list[int]()
+
+    def put(self, array: NDArray[np.generic]) -> int:
+        address = self.room(array.nbytes)
+        self._cuda.copy_in(address, np.ascontiguousarray(array), self._stream)
+        return address
+
+    def room(self, size: int) -> int:
+        self._addresses.append(self._cuda.allocate(size))
+        return self._addresses[-1]
+
+    def free(self) -> None:
+        self._cuda.synchronize(self._stream)
+        for address in self._addresses:
+            self._cuda.free(address)
+
+
+def resized(
+    cuda: Cuda,
+    kind: SurfaceFormat,
+    planes: list[tuple[NDArray[np.generic], ...]],
+    item: FramePlan,
+    convention: Convention,
+) -> NDArray[np.uint8]:
+    """As `CpuKernels.resize`, on the device."""
+    cubin = compiled(source(), "preprocess.cu", cuda.compute_capability)
+    kernel = cuda.function(cuda.load(cubin), KERNELS[kind])
+    stream = cuda.stream()
+    device = Uploaded(cuda, stream)
+    out = np.zeros((len(planes), item.out_height, item.out_width, 3), np.uint8)
+    surfaces = (Surface * len(planes))(
+        *(
+            Surface(
+                device.put(pair[0]),
+                device.put(pair[-1]),
+                pair[0].strides[0],
+                pair[-1].strides[0],
+                number * out[0].nbytes,
+            )
+            for number, pair in enumerate(planes)
+        )
+    )
+    taps = Taps(
+        device.put(item.rows.start),
+        device.put(item.rows.weight),
+        device.put(item.columns.start),
+        device.put(item.columns.weight),
+    )
+    target = device.room(out.nbytes)
+    arguments = [
+        ctypes.c_void_p(device.put(np.frombuffer(bytes(surfaces), np.uint8))),
+        geometry(item, UPRIGHT),
+        colour(convention, kind),
+        taps,
+        ctypes.c_void_p(target),
+    ]
+    strips = -(-item.out_height // STRIP)
+    grid = (-(-item.out_width // 32), -(-strips // 4), len(planes))
+    cuda.launch(kernel, grid, (32, 4, 1), arguments, stream)
+    cuda.copy_out(out, target, stream)
+    device.free()
+    cuda.close_stream(stream)
+    return out
+
+
+@pytest.mark.parametrize("size", [(240, 320), (360, 480), (1080, 1920), (640, 360)])
+@pytest.mark.parametrize("kind", ["nv12", "p016", "rgb"])
+@pytest.mark.parametrize("convention", [Convention(5), Convention(1), Convention(9, interpolate=True)])
+def test_kernels_give_what_they_give_on_a_cpu(
+    cuda: Cuda, on_cpu: CpuKernels, size: tuple[int, int], kind: SurfaceFormat, convention: Convention
+) -> None:
+    height, width = size
+    random = np.random.default_rng(0)
+    item = plan(Transform(Resize("short_side", 256, 256), Crop(224, 224, "centre_floor")), height, width)
+    planes: list[tuple[NDArray[np.generic], ...]] = []
+    for _ in range(3):
+        if kind == "rgb":
+            planes.append((random.integers(0, 256, (height, width, 3), np.uint8),))
+            continue
+        dtype = np.uint16 if kind == "p016" else np.uint8
+        top = np.iinfo(dtype).max
+        luma = random.integers(0, top, (height, width), dtype, endpoint=True)
+        planes.append((luma, random.integers(0, top, (height // 2, width), dtype, endpoint=True)))
+
+    made = resized(cuda, kind, planes, item, convention)
+    wanted = on_cpu.resize(kind, planes, item, convention)
+
+    np.testing.assert_array_equal(made, wanted)
+
+
+class Copying:
+    """A backend whose executor is the gather kernel: the output is the input."""
+
+    name = "copy"
+    precision: Precision = "fp32"
+
+    def __init__(self, cuda: Cuda) -> None:
+        cubin = compiled(source(), "preprocess.cu", cuda.compute_capability)
+        self._cuda, self._kernel = cuda, cuda.function(cuda.load(cubin), "gather_windows")
+        self._stream = cuda.stream()
+        self._device = Uploaded(cuda, self._stream)
+        self._index = self._device.put(np.arange(BATCH, dtype=np.int32))
+        cuda.synchronize(self._stream)
+        self.slots = CudaSlots(cuda, SPEC, BATCH, 3, self._enqueue, graphs=True)
+        self.buffers = self.slots.buffers
+
+    def _enqueue(self, slot: int, count: int, stream: int) -> None:
+        address, (target,) = self.slots.addresses(slot)
+        chunks = FRAMES * SIZE * SIZE * 3 // 16
+        arguments = [
+            ctypes.c_void_p(address),
+            ctypes.c_void_p(self._index),
+            ctypes.c_longlong(chunks),
+            ctypes.c_int(0),
+            ctypes.c_void_p(target),
+        ]
+        self._cuda.launch(self._kernel, (-(-chunks // 128), count, 1), (128, 1, 1), arguments, stream)
+
+    def start(self, slot: int, count: int) -> None:
+        self.slots.start(slot, count)
+
+    def wait(self, slot: int) -> list[NDArray[np.generic]]:
+        return list(self.slots.wait(slot))
+
+    def close(self) -> None:
+        self.slots.close()
+        self._device.free()
+        self._cuda.close_stream(self._stream)
+
+
+def _copying_spec() -> object:
+    spec = tiny_spec()
+    return type(spec)(
+        model="copy",
+        weights=spec.weights,
+        precision="fp32",
+        input=spec.input,
+        sampling=spec.sampling,
+        transform=spec.transform,
+        # Four bytes of pixels are one number.
+        outputs=(Output("pixels", (FRAMES * SIZE * SIZE * 3 // 4,)),),
+    )
+
+
+SPEC = _copying_spec()
+
+
+def test_slots_overlap_and_graphs_replay(cuda: Cuda) -> None:
+    backend = Copying(cuda)
+    with Engine(SPEC, backend) as engine:  # type: ignore[arg-type]
+        flying: dict[int, NDArray[np.uint8]] = {}
+        for turn in range(60):
+            slot = turn % engine.slots
+            if slot in flying:
+                check_copy(engine, slot, flying[slot])
+            count = 1 + turn % 7 % BATCH
+            # Bytes below 64 make no NaN of any four.
+            given = np.random.default_rng(turn).integers(0, 64, (count, FRAMES, SIZE, SIZE, 3), np.uint8)
+            engine.buffer(slot)[:count] = given
+            engine.submit(slot, count)
+            flying[slot] = given
+        for slot, given in flying.items():
+            check_copy(engine, slot, given)
+        assert backend.slots.graphs, "a kernel and two copies can be captured"
+
+
+def check_copy(engine: Engine, slot: int, given: NDArray[np.uint8]) -> None:
+    found = engine.collect(slot)["pixels"]
+    np.testing.assert_array_equal(found.view(np.uint8).reshape(given.shape), given)
+
+
+def test_onnx_runtime_on_cuda(cuda: Cuda, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        lacking("onnxruntime-cuda", "this ONNX Runtime has no CUDA provider")
+    windows = np.random.default_rng(0).integers(0, 256, (11, FRAMES, SIZE, SIZE, 3), np.uint8)
+    with open_engine(tiny_engine(tmp_path / "tiny.onnx"), device="cuda", batch=BATCH) as engine:
+        np.testing.assert_allclose(engine.run(windows)["features"], tiny_features(windows), rtol=TINY)
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("settings", [BuildSettings(), BuildSettings(batches=((4, 4, 4),), level=0)])
+def test_a_plan_is_built_and_run(cuda: Cuda, tmp_path: Path, settings: BuildSettings) -> None:
+    if not is_installed():
+        lacking("tensorrt", "TensorRT is not installed")
+    from vfx_engines.plan_builder import build_plan
+
+    path = tmp_path / "tiny.plan"
+    spec = build_plan(tiny_engine(tmp_path / "tiny.onnx"), path, settings, cache=tmp_path)
+    windows = np.random.default_rng(0).integers(0, 256, (11, FRAMES, SIZE, SIZE, 3), np.uint8)
+
+    assert spec.plan is not None
+    assert spec.plan.device == cuda.name
+    with open_engine(path) as engine:
+        np.testing.assert_allclose(engine.run(windows)["features"], tiny_features(windows), rtol=1e-3)
