@@ -79,10 +79,16 @@ def test_a_polite_end_leaves_a_clean_folder(work: Path, tmp_path: Path, which: s
 @pytest.mark.parametrize("format", ["npz", "hdf5"])
 def test_two_at_once_share_the_work(work: Path, tmp_path: Path, format: str) -> None:
     output, alone = tmp_path / "out", tmp_path / "alone"
-    both = command(work, output, "--format", format)
+    # A core each, as two runs that share a machine should be started.
+    both = command(work, output, "--format", format, "--threads", "1")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen(both, **pipes) for _ in range(2)]
-    results = [run.communicate(timeout=120) for run in runs]
+    try:
+        results = [run.communicate(timeout=120) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
     subprocess.run(command(work, alone, "--format", format), check=True, capture_output=True)
 
     assert [run.returncode for run in runs] == [0, 0], results

@@ -308,7 +308,7 @@ def test_hdf5_names_videos_that_cannot_be_in_one_file(writer, job):
 
 def test_hdf5_without_h5py(writer, monkeypatch):
     monkeypatch.setattr(hdf5_module, "h5py", None)
-    with pytest.raises(UsageError, match=r"vfx\[hdf5\]"):
+    with pytest.raises(UsageError, match="pip install h5py"):
         writer("hdf5")
 
 
