@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vfx_engines.spec import Crop, EngineSpec, Input, Output, Precision, Resize, Sampling, Transform, Weights
-from vfx_export.catalogue import Download, Model
+from vfx_export.model import Download, Model
 
 FRAMES, SIZE = 4, 8
 

@@ -9,8 +9,9 @@ export_module(my_module, my_spec, Path("mine.onnx"))      # any torch module, pr
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vfx_export.catalogue import CATALOGUE, Model, find
+    from vfx_export.catalogue import CATALOGUE, find
     from vfx_export.exporting import export_model, export_module
+    from vfx_export.model import Model
 
 __all__ = ["CATALOGUE", "Model", "export_model", "export_module", "find"]
 
@@ -19,8 +20,9 @@ def __getattr__(name: str) -> object:
     # On first use: torch takes seconds to import, and `vfx-export --help` passes through here.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from vfx_export import catalogue, exporting
+    from vfx_export import catalogue, exporting, model
 
-    value: object = getattr(catalogue if hasattr(catalogue, name) else exporting, name)
+    home = next(module for module in (model, catalogue, exporting) if name in vars(module))
+    value: object = getattr(home, name)
     globals()[name] = value
     return value

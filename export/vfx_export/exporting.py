@@ -19,9 +19,10 @@ from vfx_engines.errors import OutputError, shown
 from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import EngineSpec, Output, Precision, Weights
 from vfx_engines.versions import vfx_version
-from vfx_export.catalogue import Model, catalogue_shapes
+from vfx_export.catalogue import catalogue_shapes
 from vfx_export.checkpoints import read_checkpoint
 from vfx_export.fitting import load_into
+from vfx_export.model import Model
 from vfx_export.proof import example_inputs, prove, reference
 from vfx_export.trace import LowPrecision, lowered, trace
 

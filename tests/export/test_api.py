@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import vfx_export
-from vfx_export.catalogue import CATALOGUE, Model, find
+from vfx_export.catalogue import CATALOGUE, find
 from vfx_export.exporting import export_model, export_module
+from vfx_export.model import Model
 
 
 def test_the_public_names() -> None:
