@@ -5,21 +5,26 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from simulated_cuda import Kernel
+from vfx_engines.cuda import Argument
 from vfx_runtime.orientation import UPRIGHT, Orientation
+from vfx_runtime.picture import Convention, SurfaceFormat
 from vfx_runtime.resize import FramePlan
 from vfx_runtime.surfaces import (
     KERNELS,
     STRIP,
-    Convention,
+    Colour,
+    Frames,
     Geometry,
     Surface,
-    SurfaceFormat,
+    Surfaces,
     Taps,
     colour,
     geometry,
@@ -29,18 +34,25 @@ from vfx_runtime.surfaces import (
 UNTOLD = Convention()
 _BLOCK = (32, 4, 1)
 
-_ENTRIES = """
-extern "C" void run_{name}(const int* grid, const int* block, const Surface* surfaces,
-                           const Geometry* geometry, const Colour* colour, const Taps* taps, u8* out) {{
-    launch(grid, block, [&] {{ {name}(surfaces, *geometry, *colour, *taps, out); }});
+# As the driver launches: an array of the addresses of the arguments.
+_ENTRY = """
+extern "C" void run_{name}(const int* grid, const int* block, void** arguments) {{
+    launch(grid, block, [&] {{ {name}({arguments}); }});
 }}
 """
-_GATHER = """
-extern "C" void run_gather(const int* grid, const int* block, const uint4* ring, const int* index,
-                           long long chunks, int blank, uint4* out) {
-    launch(grid, block, [&] { gather_windows(ring, index, chunks, blank, out); });
+_RESIZE = ("Surfaces", "Geometry", "Colour", "Taps")
+_PARAMETERS = {
+    **dict.fromkeys(KERNELS.values(), _RESIZE),
+    "gather_chunks": ("Frames", "long long", "int", "uint4*"),
+    "gather_bytes": ("Frames", "long long", "int", "u8*"),
 }
-"""
+_SIZES = {
+    **{kind.__name__: ctypes.sizeof(kind) for kind in (Surfaces, Geometry, Colour, Taps, Frames)},
+    "long long": 8,
+    "int": 4,
+    "uint4*": 8,
+    "u8*": 8,
+}
 
 
 class CpuKernels:
@@ -51,8 +63,13 @@ class CpuKernels:
         if compiler is None:
             pytest.skip("g++ is not installed")
         code = folder / "kernels.cpp"
-        entries = "".join(_ENTRIES.format(name=name) for name in KERNELS.values())
-        code.write_text(source() + entries + _GATHER)
+        entries = "".join(
+            _ENTRY.format(
+                name=name, arguments=", ".join(f"*({kind}*)arguments[{i}]" for i, kind in enumerate(kinds))
+            )
+            for name, kinds in _PARAMETERS.items()
+        )
+        code.write_text(source() + entries)
         library = folder / "kernels.so"
         shim = Path(__file__).with_name("cuda_shim.h")
         # No contraction into fused multiply-adds here; the GPU's may move a rounding by one level.
@@ -68,6 +85,27 @@ class CpuKernels:
         subprocess.run([compiler, *flags, "-include", shim, "-o", library, code], check=True)
         self._library = ctypes.CDLL(str(library))
 
+    def for_driver(self) -> dict[str, tuple[Kernel, list[int]]]:
+        """The kernels as `SimulatedDriver` runs them: a function, and the sizes of its arguments."""
+
+        def runner(name: str) -> Kernel:
+            def run(grid: Sequence[int], block: Sequence[int], addresses: list[int]) -> None:
+                self._run(name, grid, block, addresses)
+
+            return run
+
+        return {name: (runner(name), [_SIZES[kind] for kind in kinds]) for name, kinds in _PARAMETERS.items()}
+
+    def _run(self, name: str, grid: Sequence[int], block: Sequence[int], addresses: Sequence[int]) -> None:
+        self._library[f"run_{name}"](
+            (ctypes.c_int * 3)(*grid),
+            (ctypes.c_int * 3)(*block),
+            (ctypes.c_void_p * len(addresses))(*addresses),
+        )
+
+    def _call(self, name: str, grid: Sequence[int], block: Sequence[int], *arguments: Argument) -> None:
+        self._run(name, grid, block, [ctypes.addressof(item) for item in arguments])
+
     def resize(
         self,
         kind: SurfaceFormat,
@@ -78,53 +116,44 @@ class CpuKernels:
     ) -> NDArray[np.uint8]:
         """Pictures of one or two planes each to uint8 [n, out_height, out_width, 3]."""
         out = np.zeros((len(planes), plan.out_height, plan.out_width, 3), np.uint8)
-        surfaces = (Surface * len(planes))(
-            *(
-                Surface(
-                    item[0].ctypes.data,
-                    item[-1].ctypes.data,
-                    item[0].strides[0],
-                    item[-1].strides[0],
-                    number * out[0].nbytes,
-                )
-                for number, item in enumerate(planes)
-            )
-        )
         taps = Taps(
             plan.rows.start.ctypes.data,
             plan.rows.weight.ctypes.data,
             plan.columns.start.ctypes.data,
             plan.columns.weight.ctypes.data,
         )
-        sizes: Geometry = geometry(plan, turn)
-        colours = colour(convention, kind)
+        surfaces = Surfaces()
+        for number, item in enumerate(planes):
+            surfaces.at[number] = Surface(
+                item[0].ctypes.data,
+                item[1].ctypes.data if len(item) > 1 else None,
+                item[2].ctypes.data if len(item) > 2 else None,
+                item[0].strides[0],
+                item[-1].strides[0],
+                out[number].ctypes.data,
+            )
         strips = -(-plan.out_height // STRIP)
         grid = (-(-plan.out_width // _BLOCK[0]), -(-strips // _BLOCK[1]), len(planes))
-        run = self._library[f"run_{KERNELS[kind]}"]
-        run(
-            (ctypes.c_int * 3)(*grid),
-            (ctypes.c_int * 3)(*_BLOCK),
-            surfaces,
-            ctypes.byref(sizes),
-            ctypes.byref(colours),
-            ctypes.byref(taps),
-            ctypes.c_void_p(out.ctypes.data),
+        self._call(
+            KERNELS[kind], grid, _BLOCK, surfaces, geometry(plan, turn), colour(convention, kind), taps
         )
         return out
 
     def gather(
-        self, ring: NDArray[np.uint8], index: list[int], blank: tuple[int, int, int]
+        self, kernel: str, frames: list[NDArray[np.uint8] | None], size: int, blank: tuple[int, int, int]
     ) -> NDArray[np.uint8]:
-        """Frames [n, height, width, 3] of a ring by their places; a negative one is blank."""
-        out = np.zeros((len(index), *ring.shape[1:]), np.uint8)
-        chunks = ring[0].nbytes // 16
-        places = np.array(index, np.int32)
-        self._library.run_gather(
-            (ctypes.c_int * 3)(-(-chunks // 128), len(index), 1),
-            (ctypes.c_int * 3)(128, 1, 1),
-            ctypes.c_void_p(ring.ctypes.data),
-            ctypes.c_void_p(places.ctypes.data),
-            ctypes.c_longlong(chunks),
+        """Frames of ``size`` bytes, wherever they lie, one after the other; None is blank."""
+        out = np.zeros((len(frames), size), np.uint8)
+        addresses = Frames()
+        for i, frame in enumerate(frames):
+            addresses.at[i] = None if frame is None else frame.ctypes.data
+        count = size // 16 if kernel == "gather_chunks" else size
+        self._call(
+            kernel,
+            (-(-count // 128), len(frames), 1),
+            (128, 1, 1),
+            addresses,
+            ctypes.c_longlong(count),
             ctypes.c_int(blank[0] | blank[1] << 8 | blank[2] << 16),
             ctypes.c_void_p(out.ctypes.data),
         )

@@ -97,6 +97,7 @@ class SimulatedDriver:
         self._host: dict[int, Any] = {}
         self._things: dict[int, Any] = {}
         self._lock = threading.Lock()
+        self._default_stream = _Stream(self)
         self.launched_graphs = 0
 
     def delay(self) -> float:
@@ -131,14 +132,18 @@ class SimulatedDriver:
 
     def put(self, stream: int, work: Work) -> None:
         """For what stands for a library that enqueues: a fake TensorRT, a fake provider."""
-        self._things[int(stream)].put(lambda: work)
+        self._stream(stream).put(lambda: work)
+
+    def _stream(self, handle: Any) -> _Stream:
+        found: _Stream = self._things[int(handle)] if int(handle) else self._default_stream
+        return found
 
     def spoil(self, stream: int) -> None:
         """A capture that runs on the stream will fail, as where an operation cannot be captured."""
-        self._things[int(stream)].spoilt = True
+        self._stream(stream).spoilt = True
 
     def capturing(self, stream: int) -> bool:
-        return self._things[int(stream)].captured is not None
+        return self._stream(stream).captured is not None
 
     def _new(self, thing: Any) -> int:
         with self._lock:
@@ -228,7 +233,7 @@ class SimulatedDriver:
         return self._put(stream, lambda: ctypes.memmove(int(target), int(source), size))
 
     def _put(self, stream: Any, work: Callable[[], Any]) -> Any:
-        self._things[int(stream)].put(lambda: work)
+        self._stream(stream).put(lambda: work)
         return (OK,)
 
     # Streams and events
@@ -243,7 +248,7 @@ class SimulatedDriver:
     def _cuStreamSynchronize(self, stream: Any) -> Any:
         if self.capturing(stream):
             return (CAPTURE_UNSUPPORTED,)
-        self._things[int(stream)].finish()
+        self._stream(stream).finish()
         return (OK,)
 
     def _cuStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> Any:
@@ -253,7 +258,7 @@ class SimulatedDriver:
             happened = happening.happened
             return lambda: _wait(happened)
 
-        self._things[int(stream)].put(prepare)
+        self._stream(stream).put(prepare)
         return (OK,)
 
     def _cuEventCreate(self, flags: int) -> Any:
@@ -265,7 +270,7 @@ class SimulatedDriver:
 
     def _cuEventRecord(self, event: Any, stream: Any) -> Any:
         item = self._things[int(event)]
-        self._things[int(stream)].put(lambda: item.record().set)
+        self._stream(stream).put(lambda: item.record().set)
         return (OK,)
 
     def _cuEventSynchronize(self, event: Any) -> Any:
@@ -310,11 +315,11 @@ class SimulatedDriver:
     # Graphs
 
     def _cuStreamBeginCapture(self, stream: Any, mode: Any) -> Any:
-        self._things[int(stream)].captured = []
+        self._stream(stream).captured = []
         return (OK,)
 
     def _cuStreamEndCapture(self, stream: Any) -> Any:
-        item = self._things[int(stream)]
+        item = self._stream(stream)
         captured, item.captured = item.captured, None
         if item.spoilt or not self._can_capture:
             item.spoilt = False
@@ -335,7 +340,7 @@ class SimulatedDriver:
     def _cuGraphLaunch(self, graph: Any, stream: Any) -> Any:
         self.launched_graphs += 1
         for prepare in self._things[int(graph)]["graph"]:
-            self._things[int(stream)].put(prepare)
+            self._stream(stream).put(prepare)
         return (OK,)
 
 

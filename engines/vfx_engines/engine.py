@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vfx_engines.cuda import Cuda
 from vfx_engines.errors import EngineError, InputError
 from vfx_engines.spec import EngineSpec, Precision
 
@@ -50,6 +51,28 @@ class Backend(Protocol):
         """Give back all memory. Nothing is in flight."""
 
 
+class DeviceInput(NamedTuple):
+    """The input of a slot in device memory."""
+
+    address: int
+    """``[batch, *input.shape[1:]]`` of the spec's dtype, contiguous."""
+    stream: int
+    """Which the slot's work is put on: let it wait for what writes the input."""
+
+
+@runtime_checkable
+class DeviceBackend(Backend, Protocol):
+    """A backend whose input can be written where it is read, without a copy from the host."""
+
+    cuda: Cuda
+
+    def device_input(self, slot: int) -> DeviceInput:
+        """Where the slot reads its input."""
+
+    def start_on_device(self, slot: int, count: int) -> None:
+        """`start` on what lies in `device_input`."""
+
+
 class Engine:
     """A loaded engine.
 
@@ -69,6 +92,7 @@ class Engine:
         self.spec = spec
         self.device = device
         self._backend = backend
+        self._on_device = backend if isinstance(backend, DeviceBackend) else None
         self._buffers = list(backend.buffers)
         self._in_flight = [0] * len(self._buffers)
         self._batch = len(self._buffers[0])
@@ -113,18 +137,39 @@ class Engine:
         self._check_free(slot)
         return self._buffers[slot]
 
-    def submit(self, slot: int, count: int) -> None:
-        """Start the first ``count`` rows of a slot and return at once.
+    @property
+    def cuda(self) -> Cuda | None:
+        """The device, where `device_input` can be written."""
+        return self._on_device.cuda if self._on_device else None
+
+    def device_input(self, slot: int) -> DeviceInput:
+        """The input of a slot in device memory, to be written by other streams of the same device.
 
         Raises:
-            InputError: no such slot, in flight already, or ``count`` is not between 1 and ``batch``.
+            InputError: the slot is in flight, or the engine reads host memory.
+        """
+        self._check_free(slot)
+        return self._device_backend().device_input(slot)
+
+    def submit(self, slot: int, count: int, *, on_device: bool = False) -> None:
+        """Start the first ``count`` rows of a slot and return at once.
+
+        Args:
+            slot: free.
+            count: rows.
+            on_device: run what lies in `device_input`, not what lies in `buffer`.
+
+        Raises:
+            InputError: no such slot, in flight already, or ``count`` is not between 1 and ``batch``; or
+                ``on_device`` with an engine that has no `device_input`.
         """
         self._check_free(slot)
         if not 1 <= count <= self.batch:
             raise InputError(f"slot {slot}: {count} rows submitted, expected 1 to {self.batch}")
+        start = self._device_backend().start_on_device if on_device else self._backend.start
         self._in_flight[slot] = count
         try:
-            self._backend.start(slot, count)
+            start(slot, count)
         except BaseException:
             self._in_flight[slot] = 0
             raise
@@ -208,6 +253,11 @@ class Engine:
         # Nobody wants the result, nor the reason why there is none.
         with suppress(EngineError):
             self._backend.wait(slot)
+
+    def _device_backend(self) -> DeviceBackend:
+        if self._on_device is None:
+            raise InputError(f"{self.name}: reads its input from host memory, see Engine.buffer")
+        return self._on_device
 
     def _check(self, slot: int) -> None:
         if not self._buffers:

@@ -1,6 +1,6 @@
 """What every decoder gives: frames in presentation order, with their true times.
 
-On a CPU `vfx_runtime.pyav_decoder` meets this protocol; a decoder on a GPU will.
+`vfx_runtime.pyav_decoder` meets this protocol, on a CPU and on a GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from vfx_runtime.picture import Picture
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -33,6 +35,8 @@ class VideoInfo:
     """FFmpeg's name of the codec, such as ``h264``."""
     rotation: int
     """Degrees (0, 90, 180, 270) that stored pictures are turned counter-clockwise for display."""
+    on_gpu: bool
+    """Whether a GPU decodes it, and pictures lie in its memory."""
 
 
 class Frame(Protocol):
@@ -58,6 +62,16 @@ class Frame(Protocol):
 
         Nothing is converted until this is called, and each call converts again. Rows may lie further
         apart than their length. Call it on the thread that reads the decoder.
+
+        Raises:
+            VideoError: the pixel format cannot be converted.
+        """
+        ...
+
+    def picture(self) -> Picture:
+        """The frame as it was decoded, for a GPU to convert, resize and crop in one pass.
+
+        What a GPU would not convert as `rgb` does to the bit is given as RGB, converted here.
 
         Raises:
             VideoError: the pixel format cannot be converted.

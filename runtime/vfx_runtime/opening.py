@@ -7,13 +7,14 @@ import os
 from vfx_runtime.decode import Decoder
 
 
-def open_video(path: str | os.PathLike[str], threads: int = 1) -> Decoder:
+def open_video(path: str | os.PathLike[str], threads: int = 1, gpu: int | None = None) -> Decoder:
     """Open a local video file and decode its first frame.
 
     Args:
         path: The file; never taken for a URL.
         threads: Threads that decode this video. One costs the least CPU time; more are for a single
             long video on idle cores.
+        gpu: Number of the GPU to decode on, where its NVDEC units can; None decodes on the CPU.
 
     Raises:
         VideoError: the file is missing, empty, truncated, no regular file, or holds no video that
@@ -22,4 +23,4 @@ def open_video(path: str | os.PathLike[str], threads: int = 1) -> Decoder:
     # Here, not above: FFmpeg's libraries are time that a command which only prints help need not take.
     from vfx_runtime.pyav_decoder import PyAvDecoder
 
-    return PyAvDecoder(path, threads)
+    return PyAvDecoder(path, threads, gpu)

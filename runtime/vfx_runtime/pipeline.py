@@ -1,10 +1,10 @@
 """Videos in, rows of features out, with every stage overlapped and nothing unbounded.
 
-Worker threads decode, resize and gather; the engine's slots are the queue between them and the
-device. A window is gathered straight into its place in a slot, so windows of different videos share
-a batch, and a worker that runs ahead waits for a free slot: memory depends neither on the length of
-a video nor on their number. One thread collects finished slots in the order they were submitted,
-which keeps the rows of each video in order.
+Worker threads decode, resize and gather, on the CPU or on the engine's own GPU (`vfx_runtime.preprocess`);
+the engine's slots are the queue between them and the device. A window is gathered straight into its place
+in a slot, so windows of different videos share a batch, and a worker that runs ahead waits for a free slot:
+memory depends neither on the length of a video nor on their number. One thread collects finished slots in
+the order they were submitted, which keeps the rows of each video in order.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ import queue
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vfx_engines.engine import Engine, Outputs
-from vfx_engines.errors import UsageError, VfxError, VideoError, shown
-from vfx_engines.spec import Sampling, Transform
+from vfx_engines.errors import EngineError, UsageError, VfxError, VideoError, shown
+from vfx_engines.opening import cuda_index
+from vfx_engines.spec import Sampling
 from vfx_runtime.decode import Decoder, Frame
 from vfx_runtime.features import RowSpool
 from vfx_runtime.inputs import Job
 from vfx_runtime.opening import open_video
-from vfx_runtime.resize import plan
+from vfx_runtime.preprocess import Preprocess, preprocess_for
 from vfx_runtime.sampling import Held, Window, Windows, resample
-
-Pixels = NDArray[np.uint8]
 
 _AHEAD = 64
 """Videos that may be begun before the oldest unfinished one is done: bounds what is held of each."""
@@ -67,6 +67,8 @@ class Stats:
     windows: int = 0
     frames: int = 0
     """Decoded."""
+    frames_on_gpu: int = 0
+    """Decoded on a GPU, of those."""
     _fractions: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -82,7 +84,9 @@ class Pipeline:
         engine: open; its slots are the pipeline's while a run lasts.
         sampling: the spec's own, or with another step, frame rate or edge rule. The number of frames
             is the engine's.
-        workers: videos decoded at once; None chooses by cores.
+        workers: videos decoded at once on the CPU; None chooses by cores.
+        gpu_decoders: videos decoded at once on the engine's GPU, beside those. Both kinds take the next
+            video when they are done with one, so each gets as many as it is fast.
         spool_folder: where rows that outgrow memory go; None for the system's temporary folder.
 
     Raises:
@@ -95,6 +99,7 @@ class Pipeline:
         sampling: Sampling | None = None,
         *,
         workers: int | None = None,
+        gpu_decoders: int = 0,
         spool_folder: Path | None = None,
     ) -> None:
         if engine.spec.input.modality != "frames":
@@ -108,7 +113,8 @@ class Pipeline:
         self._cores = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
-        self._workers = workers or max(1, min(self._cores, 16))
+        self._workers = max(1, min(self._cores, 16)) if workers is None else workers
+        self._gpu_decoders = gpu_decoders
         self._folder = spool_folder
 
     def run(self, jobs: Iterable[Job], total: int | None = None) -> Iterator[Result]:
@@ -121,9 +127,11 @@ class Pipeline:
         Raises:
             EngineError: the engine failed; no video can go on.
         """
-        workers = min(self._workers, total) if total else self._workers
-        threads = max(1, self._cores // workers) if total and total < self._cores else 1
-        run = _Run(self, jobs, workers, threads)
+        decoders = [cuda_index(self.engine.device)] * self._gpu_decoders + [None] * self._workers
+        if total:
+            decoders = decoders[:total]
+        threads = max(1, self._cores // len(decoders)) if total and total < self._cores else 1
+        run = _Run(self, jobs, decoders, threads)
         try:
             yield from run.results()
         finally:
@@ -161,7 +169,9 @@ class _Stopped(Exception):
 class _Run:
     """One call of `Pipeline.run`: its threads and what they share."""
 
-    def __init__(self, pipeline: Pipeline, jobs: Iterable[Job], workers: int, threads: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, jobs: Iterable[Job], decoders: Sequence[int | None], threads: int
+    ) -> None:
         self._engine = pipeline.engine
         self._sampling = pipeline.sampling
         self._stats = pipeline.stats
@@ -182,14 +192,16 @@ class _Run:
         """Slots that get no more windows, in the order in which they were filled."""
         self._submitted: deque[int] = deque()
         self._engine_failure: Exception | None = None
-        self._working = workers
+        self._working = len(decoders)
         self._begun = 0
         self._open: set[int] = set()
         """Numbers of the videos begun and not yet finished."""
 
         self._workers = [
-            threading.Thread(target=self._guard, args=(self._work,), name=f"vfx-decode-{i}", daemon=True)
-            for i in range(workers)
+            threading.Thread(
+                target=self._guard, args=(partial(self._work, gpu),), name=f"vfx-decode-{i}", daemon=True
+            )
+            for i, gpu in enumerate(decoders)
         ]
         self._collector = threading.Thread(
             target=self._guard, args=(self._collect,), name="vfx-collect", daemon=True
@@ -241,32 +253,52 @@ class _Run:
 
     # Workers
 
-    def _work(self) -> None:
+    def _work(self, gpu: int | None) -> None:
+        """What a worker does: one video after the other, on the GPU of this number where there is one."""
         try:
-            while (video := self._next_video()) is not None:
-                try:
-                    self._process(video)
-                except VfxError as error:
-                    video.error = error
-                except _Stopped:
-                    raise
-                except Exception as error:  # a defect of ours or a library's: it costs one video, not the run
-                    frame = traceback.extract_tb(error.__traceback__)[-1]
-                    video.error = VideoError(
-                        f"{shown(video.job.path)}: internal error, please report it: "
-                        f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
-                    )
-                with self._slots:
-                    video.ended = True
-                    finished = self._finished(video)
-                if finished:
-                    self._finish(video)
+            with closing(self._preprocess()) as preprocess:
+                self._work_through(preprocess, gpu)
         finally:
             with self._slots:
                 self._working -= 1
                 if not self._working:
                     self._seal()
                 self._slots.notify_all()
+
+    def _preprocess(self) -> Preprocess[Any]:
+        try:
+            return preprocess_for(self._engine)
+        except VfxError as error:
+            raise self._fail(error) from error
+
+    def _work_through(self, preprocess: Preprocess[Any], gpu: int | None) -> None:
+        while (video := self._next_video()) is not None:
+            try:
+                self._process(video, preprocess, gpu)
+            except EngineError as error:
+                raise self._fail(error) from error
+            except VfxError as error:
+                video.error = error
+            except _Stopped:
+                raise
+            except Exception as error:  # a defect of ours or a library's: it costs one video, not the run
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                video.error = VideoError(
+                    f"{shown(video.job.path)}: internal error, please report it: "
+                    f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+                )
+            with self._slots:
+                video.ended = True
+                finished = self._finished(video)
+            if finished:
+                self._finish(video)
+
+    def _fail(self, error: Exception) -> _Stopped:
+        """Note a failure that is not that of one video, for the collector to end the run with."""
+        with self._slots:
+            self._engine_failure = self._engine_failure or error
+            self._slots.notify_all()
+        return _Stopped()
 
     def _next_video(self) -> _Video | None:
         with self._slots:
@@ -288,23 +320,26 @@ class _Run:
     def _far_ahead(self) -> bool:
         return bool(self._open) and self._begun - min(self._open) >= _AHEAD
 
-    def _process(self, video: _Video) -> None:
-        with closing(open_video(video.job.path, self._threads)) as decoder:
+    def _process(self, video: _Video, preprocess: Preprocess[Any], gpu: int | None) -> None:
+        with closing(open_video(video.job.path, self._threads, gpu)) as decoder:
             video.fps = self._sampling.fps or decoder.info.fps
             frames = _Counted(decoder, self._stats, video, self._stop)
             if self._sampling.fps:
                 frames.longest_shown = _LONGEST_SHOWN
             try:
-                for window, samples in windows(frames, self._sampling, self._engine.spec.transform):
-                    self._gather(video, window, samples)
+                for window, samples in windows(frames, self._sampling, preprocess.prepare):
+                    self._gather(video, window, samples, preprocess)
             finally:
                 with self._slots:
                     self._stats.frames += frames.count
+                    self._stats.frames_on_gpu += frames.count if decoder.info.on_gpu else 0
                     self._stats._fractions.pop(video.number, None)
         if not video.gathered:
             raise _too_short(video.job, self._engine, self._sampling, frames.count)
 
-    def _gather(self, video: _Video, window: Window, samples: dict[int, _Sample]) -> None:
+    def _gather(
+        self, video: _Video, window: Window, samples: dict[int, _Sample], preprocess: Preprocess[Any]
+    ) -> None:
         first, last = samples[window.first], samples[window.last]
         place = _Place(
             video,
@@ -313,14 +348,10 @@ class _Run:
         )
         slot, row = self._reserve(place)
         try:
-            target = self._engine_row(slot, row)
-            for i, number in enumerate(window.samples):
-                target[i] = self._engine.spec.input.blank if number < 0 else samples[number].pixels
+            prepared = [None if number < 0 else samples[number].prepared for number in window.samples]
+            preprocess.place(slot, row, prepared)
         finally:
             self._commit(slot)
-
-    def _engine_row(self, slot: int, row: int) -> Pixels:
-        return self._engine.buffer(slot)[row]  # type: ignore[no-any-return]  # an array of the spec's dtype
 
     # Slots
 
@@ -362,12 +393,9 @@ class _Run:
         while self._sealed and not self._copying[self._sealed[0]]:
             slot = self._sealed.popleft()
             try:
-                self._engine.submit(slot, len(self._places[slot]))
-            except Exception as error:
-                # Not an error of the video that happened to fill the slot: the collector ends the run.
-                self._engine_failure = error
-                self._slots.notify_all()
-                raise _Stopped from error
+                self._engine.submit(slot, len(self._places[slot]), on_device=self._engine.cuda is not None)
+            except Exception as error:  # not of the video that happened to fill the slot
+                raise self._fail(error) from error
             self._submitted.append(slot)
             self._slots.notify_all()
 
@@ -442,7 +470,8 @@ class _Run:
 class _Sample:
     """A resized frame as the windows see it."""
 
-    pixels: Pixels
+    prepared: Any
+    """What `Preprocess.prepare` made of it."""
     frame: int
     """Number of the source frame."""
     start: Fraction
@@ -450,11 +479,11 @@ class _Sample:
 
 
 def windows(
-    frames: Iterable[Frame], sampling: Sampling, transform: Transform
+    frames: Iterable[Frame], sampling: Sampling, prepare: Callable[[Frame], Any]
 ) -> Iterator[tuple[Window, dict[int, _Sample]]]:
     """The windows of a video, each with the samples that it is made of.
 
-    A frame is resized once, however many windows use it, and not even converted if none does. What
+    A frame is prepared once, however many windows use it, and not even converted if none does. What
     is kept never exceeds a window's span.
     """
     planner = Windows(sampling)
@@ -464,17 +493,17 @@ def windows(
     may_skip = sampling.fps is None and sampling.edges == "drop"
     seekable = frames if may_skip and isinstance(frames, _Counted) else None
     for held, is_last in _last_marked(resample(frames, sampling.fps)):
-        pixels = None
+        prepared = None
         first = held.first if sampling.fps else held.frame.index
         if first > number + 1:
             planner.skip(first)
         for i in range(held.count):
             number = first + i
             if planner.needs(number, last=is_last and i == held.count - 1):
-                if pixels is None:
-                    pixels = _resized(held, transform)
+                if prepared is None:
+                    prepared = prepare(held.frame)
                 start = held.start + i * held.length
-                kept[number] = _Sample(pixels, held.frame.index, start, start + held.length)
+                kept[number] = _Sample(prepared, held.frame.index, start, start + held.length)
             window = planner.add(number)
             if window is not None:
                 yield window, kept
@@ -484,14 +513,6 @@ def windows(
             seekable.skip_to(planner.floor)
     for window in planner.finish():
         yield window, kept
-
-
-def _resized(held: Held[Frame], transform: Transform) -> Pixels:
-    rgb = held.frame.rgb()
-    frame_plan = plan(transform, *rgb.shape[:2])
-    out = np.empty((frame_plan.out_height, frame_plan.out_width, 3), np.uint8)
-    frame_plan.apply(rgb, out)
-    return out
 
 
 def _last_marked(items: Iterator[Held[Frame]]) -> Iterator[tuple[Held[Frame], bool]]:

@@ -1,7 +1,8 @@
 """Frames of a video file, in presentation order, with their true times.
 
 PyAV decodes: one thread and one conversion context per video take the least CPU time of all that
-was measured (benchmarks/decoders.py). A GPU decoder meets the same `Decoder` protocol.
+was measured (benchmarks/decoders.py). The same FFmpeg decodes on a GPU's NVDEC units where it is asked to:
+container, times and checks are then the same, and only the pictures lie elsewhere.
 
 No rows rather than wrong rows: a frame that the decoder had to guess, a frame that went missing and
 a file that is shorter than it says end the video with one `VideoError`. Damage that leaves a valid
@@ -27,7 +28,8 @@ from av.video.stream import VideoStream
 
 from vfx_engines.errors import VideoError, shown
 from vfx_runtime.decode import Pixels, VideoInfo
-from vfx_runtime.orientation import displayed, orientation
+from vfx_runtime.orientation import UPRIGHT, displayed, orientation
+from vfx_runtime.picture import Convention, Picture, Plane, SurfaceFormat
 from vfx_runtime.video_file import (
     MAX_PIXELS,
     Timeline,
@@ -48,6 +50,21 @@ _VIGILANT = frozenset({"av1", "h264", "mpeg1video", "mpeg2video", "mpeg4"})
 
 # One packet, one frame: a packet whose time no frame bears was lost in the decoder.
 _FRAME_PER_PACKET = frozenset({"av1", "h264", "hevc", "vp9"})
+
+_SURFACES: dict[str, SurfaceFormat] = {
+    "yuv420p": "i420",
+    "yuvj420p": "i420",
+    "nv12": "nv12",
+    "p010le": "p016",
+    "p016le": "p016",
+}
+"""Pixel formats that the kernels read as they are."""
+
+_MATRICES = frozenset({1, 2, 5, 6})
+"""AVColorSpace of which the kernels' conversion of 8 bits is FFmpeg's to the bit."""
+
+_FULL_RANGE = 2
+"""AVColorRange."""
 
 
 class PyAvFrame:
@@ -73,14 +90,39 @@ class PyAvFrame:
         """Convert the frame: uint8 [height, width, 3], see `Frame.rgb`."""
         return self._to_rgb(self._picture)
 
+    def picture(self) -> Picture:
+        """The frame as it was decoded, see `Frame.picture`."""
+        stored = self._picture
+        on_device = stored.sw_format is not None
+        kind = _SURFACES.get((stored.sw_format or stored.format).name)
+        # FFmpeg scales the chroma of an odd height with a filter of its own.
+        as_it_is = kind is not None and (kind == "p016" or stored.height % 2 == 0)
+        if kind is None or not as_it_is or int(stored.colorspace) not in _MATRICES:
+            image = self.rgb()
+            plane = Plane(image.ctypes.data, image.strides[0], len(image))
+            height, width = image.shape[:2]
+            return Picture("rgb", (plane,), height, width, Convention(), UPRIGHT, False, image)
+        planes = tuple(Plane(item.buffer_ptr, item.line_size, item.height) for item in stored.planes)
+        full = int(stored.color_range) == _FULL_RANGE or stored.format.name == "yuvj420p"
+        turn = orientation(stored)
+        height, width = stored.height, stored.width
+        if turn.transpose:
+            height, width = width, height
+        convention = Convention(int(stored.colorspace), full)
+        return Picture(kind, planes, height, width, convention, turn, on_device, stored)
+
 
 class PyAvDecoder:
-    """A `Decoder` on the CPU through PyAV. It reads one frame ahead, so that `end` is known."""
+    """A `Decoder` through PyAV. It reads one frame ahead, so that `end` is known.
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+    Args:
+        path: see `vfx_runtime.opening.open_video`, like ``threads`` and ``gpu``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1, gpu: int | None = None) -> None:
         self._path = os.fspath(path)
         self._name = shown(self._path)
-        self._threads = threads
+        self._threads, self._gpu = threads, gpu
         self._size = regular_file_size(self._path, self._name)
         self._reformatter = VideoReformatter()
         self._timeline: Timeline | None = None
@@ -93,7 +135,7 @@ class PyAvDecoder:
 
     def _start_reading(self) -> None:
         """Open the file and decode its first frame into `_ahead`."""
-        self._container = open_container(self._path, self._name)
+        self._container = open_container(self._path, self._name, self._gpu)
         try:
             self._stream = video_stream(self._container, self._name)
             self._codec = self._stream.codec_context.codec.canonical_name
@@ -307,7 +349,8 @@ class PyAvDecoder:
         width, height = picture.width, picture.height
         if turn.transpose:
             width, height = height, width
-        return VideoInfo(width, height, fps, frames, seconds, self._codec, turn.rotation)
+        on_gpu = picture.sw_format is not None
+        return VideoInfo(width, height, fps, frames, seconds, self._codec, turn.rotation, on_gpu)
 
     def _check_length(self) -> None:
         """The file holds all the bytes that its own index and header announce."""

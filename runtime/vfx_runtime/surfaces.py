@@ -7,13 +7,12 @@ the same source on a CPU.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
 
 from vfx_engines.errors import VideoError
 from vfx_runtime.orientation import Orientation
+from vfx_runtime.picture import Convention, SurfaceFormat
 from vfx_runtime.resize import FramePlan
 
 _FIXED = 1 << 13
@@ -22,25 +21,43 @@ _FIXED = 1 << 13
 STRIP = 8
 """Output rows of a thread, as the kernel has it."""
 
-SurfaceFormat = Literal["nv12", "p016", "rgb"]
+MOST_SURFACES = 16
+"""Pictures of one launch."""
+
+MOST_FRAMES = 64
+"""Frames that one launch gathers."""
 
 KERNELS: dict[SurfaceFormat, str] = {
     "nv12": "frames_from_nv12",
     "p016": "frames_from_p016",
+    "i420": "frames_from_i420",
     "rgb": "frames_from_rgb",
 }
 
 
 class Surface(ctypes.Structure):
-    """One decoded picture: addresses, and bytes from row to row."""
+    """One decoded picture: addresses, bytes from row to row, and where its pixels go."""
 
     _fields_ = (
         ("luma", ctypes.c_void_p),
         ("chroma", ctypes.c_void_p),
+        ("chroma_red", ctypes.c_void_p),
         ("luma_pitch", ctypes.c_longlong),
         ("chroma_pitch", ctypes.c_longlong),
-        ("out", ctypes.c_longlong),
+        ("out", ctypes.c_void_p),
     )
+
+
+class Surfaces(ctypes.Structure):
+    """The pictures of one launch."""
+
+    _fields_ = (("at", Surface * MOST_SURFACES),)
+
+
+class Frames(ctypes.Structure):
+    """Addresses of the frames of a window, null for a blank one."""
+
+    _fields_ = (("at", ctypes.c_void_p * MOST_FRAMES),)
 
 
 class Geometry(ctypes.Structure):
@@ -82,24 +99,6 @@ class Taps(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Convention:
-    """How a stream's colours are to be read, in FFmpeg's numbers (ITU-T H.273)."""
-
-    matrix: int = 2
-    """AVColorSpace: 1 BT.709, 5 and 6 BT.601, 9 BT.2020, 2 not told, which FFmpeg reads as BT.601."""
-    full_range: bool = False
-    """Whether luma runs from 0 to 255 instead of 16 to 235."""
-    interpolate: bool = False
-    """Chroma between its neighbours by its siting, in real numbers; False takes each sample for its 2x2
-    block. On 8 bits that is then FFmpeg's own conversion to the bit, and with it what OpenCV, decord and
-    PyAV give, and what all published features were made of."""
-    left: bool = True
-    """Siting: chroma on even columns (MPEG-2 and later), else between two."""
-    top: bool = False
-    """Siting: chroma on even rows, else between two."""
-
-
 _LUMA_WEIGHTS: dict[int, tuple[float, float]] = {
     1: (0.2126, 0.0722),
     2: (0.299, 0.114),
@@ -129,7 +128,7 @@ def colour(convention: Convention, kind: SurfaceFormat) -> Colour:
     red_v, blue_u = 2 * (1 - red) * chroma, 2 * (1 - blue) * chroma
     green_u, green_v = -blue_u * blue / green, -red_v * red / green
     return Colour(
-        as_ffmpeg=kind == "nv12" and not convention.interpolate,
+        as_ffmpeg=kind == "i420" or (kind == "nv12" and not convention.interpolate),
         black_8=8 * black,
         luma_gain=round(luma * _FIXED),
         red_cr=round(red_v * _FIXED),

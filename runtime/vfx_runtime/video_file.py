@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
@@ -54,8 +55,13 @@ def regular_file_size(path: str, name: str) -> int:
     return status.st_size
 
 
-def open_container(path: str, name: str) -> InputContainer:
+def open_container(path: str, name: str, gpu: int | None = None) -> InputContainer:
     """Open the container without regard to what else it names.
+
+    Args:
+        path: the file.
+        name: of the file in messages.
+        gpu: number of the GPU whose NVDEC units decode what they can; pictures then stay in its memory.
 
     Raises:
         VideoError: it cannot be read, or is of no kind that holds a video in one file.
@@ -66,6 +72,7 @@ def open_container(path: str, name: str) -> InputContainer:
             options={"max_pixels": str(MAX_PIXELS)},
             container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
             metadata_errors="replace",
+            hwaccel=None if gpu is None else _nvdec(gpu),
         )
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, OSError):
@@ -79,6 +86,12 @@ def open_container(path: str, name: str) -> InputContainer:
             f"{name}: not a video file of a kind that vfx reads, or damaged at its start; "
             "expected MP4, Matroska, WebM, AVI, MPEG, GIF or their like"
         ) from None
+
+
+def _nvdec(gpu: int) -> HWAccel:
+    # In the device's primary context, where all else of vfx works. A stream that NVDEC cannot take is
+    # decoded on the CPU by the same library.
+    return HWAccel("cuda", gpu, allow_software_fallback=True, is_hw_owned=True)
 
 
 def video_stream(container: InputContainer, name: str) -> VideoStream:

@@ -26,13 +26,14 @@ from vfx_engines.nvrtc import compiled
 from vfx_engines.spec import Crop, Output, Precision, Resize, Transform
 from vfx_engines.tensorrt_api import is_installed
 from vfx_runtime.orientation import UPRIGHT
+from vfx_runtime.picture import Convention, SurfaceFormat
 from vfx_runtime.resize import FramePlan, plan
 from vfx_runtime.surfaces import (
     KERNELS,
     STRIP,
-    Convention,
+    Frames,
     Surface,
-    SurfaceFormat,
+    Surfaces,
     Taps,
     colour,
     geometry,
@@ -93,32 +94,25 @@ def resized(
     stream = cuda.stream()
     device = Uploaded(cuda, stream)
     out = np.zeros((len(planes), item.out_height, item.out_width, 3), np.uint8)
-    surfaces = (Surface * len(planes))(
-        *(
-            Surface(
-                device.put(pair[0]),
-                device.put(pair[-1]),
-                pair[0].strides[0],
-                pair[-1].strides[0],
-                number * out[0].nbytes,
-            )
-            for number, pair in enumerate(planes)
+    target = device.room(out.nbytes)
+    surfaces = Surfaces()
+    for number, pair in enumerate(planes):
+        addresses = [device.put(plane) for plane in pair]
+        surfaces.at[number] = Surface(
+            addresses[0],
+            addresses[1] if len(pair) > 1 else None,
+            addresses[2] if len(pair) > 2 else None,
+            pair[0].strides[0],
+            pair[-1].strides[0],
+            target + number * out[0].nbytes,
         )
-    )
     taps = Taps(
         device.put(item.rows.start),
         device.put(item.rows.weight),
         device.put(item.columns.start),
         device.put(item.columns.weight),
     )
-    target = device.room(out.nbytes)
-    arguments = [
-        ctypes.c_void_p(device.put(np.frombuffer(bytes(surfaces), np.uint8))),
-        geometry(item, UPRIGHT),
-        colour(convention, kind),
-        taps,
-        ctypes.c_void_p(target),
-    ]
+    arguments = [surfaces, geometry(item, UPRIGHT), colour(convention, kind), taps]
     strips = -(-item.out_height // STRIP)
     grid = (-(-item.out_width // 32), -(-strips // 4), len(planes))
     cuda.launch(kernel, grid, (32, 4, 1), arguments, stream)
@@ -129,7 +123,7 @@ def resized(
 
 
 @pytest.mark.parametrize("size", [(240, 320), (360, 480), (1080, 1920), (640, 360)])
-@pytest.mark.parametrize("kind", ["nv12", "p016", "rgb"])
+@pytest.mark.parametrize("kind", KERNELS)
 @pytest.mark.parametrize("convention", [Convention(5), Convention(1), Convention(9, interpolate=True)])
 def test_kernels_give_what_they_give_on_a_cpu(
     cuda: Cuda, on_cpu: CpuKernels, size: tuple[int, int], kind: SurfaceFormat, convention: Convention
@@ -145,7 +139,9 @@ def test_kernels_give_what_they_give_on_a_cpu(
         dtype = np.uint16 if kind == "p016" else np.uint8
         top = np.iinfo(dtype).max
         luma = random.integers(0, top, (height, width), dtype, endpoint=True)
-        planes.append((luma, random.integers(0, top, (height // 2, width), dtype, endpoint=True)))
+        count, columns = (2, width // 2) if kind == "i420" else (1, width)
+        shape = (count, height // 2, columns)
+        planes.append((luma, *random.integers(0, top, shape, dtype, endpoint=True)))
 
     made = resized(cuda, kind, planes, item, convention)
     wanted = on_cpu.resize(kind, planes, item, convention)
@@ -161,20 +157,20 @@ class Copying:
 
     def __init__(self, cuda: Cuda) -> None:
         cubin = compiled(source(), "preprocess.cu", cuda.compute_capability)
-        self._cuda, self._kernel = cuda, cuda.function(cuda.load(cubin), "gather_windows")
+        self._cuda, self._kernel = cuda, cuda.function(cuda.load(cubin), "gather_chunks")
         self._stream = cuda.stream()
         self._device = Uploaded(cuda, self._stream)
-        self._index = self._device.put(np.arange(BATCH, dtype=np.int32))
-        cuda.synchronize(self._stream)
         self.slots = CudaSlots(cuda, SPEC, BATCH, 3, self._enqueue, graphs=True)
         self.buffers = self.slots.buffers
 
     def _enqueue(self, slot: int, count: int, stream: int) -> None:
         address, (target,) = self.slots.addresses(slot)
         chunks = FRAMES * SIZE * SIZE * 3 // 16
+        rows = Frames()
+        for row in range(count):
+            rows.at[row] = address + row * chunks * 16
         arguments = [
-            ctypes.c_void_p(address),
-            ctypes.c_void_p(self._index),
+            rows,
             ctypes.c_longlong(chunks),
             ctypes.c_int(0),
             ctypes.c_void_p(target),

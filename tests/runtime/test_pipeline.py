@@ -25,6 +25,7 @@ from vfx_runtime.features import Features
 from vfx_runtime.inputs import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.pipeline import Pipeline, Result
+from vfx_runtime.preprocess import CpuPreprocess
 from vfx_runtime.resize import plan
 
 
@@ -148,14 +149,14 @@ def test_rows_are_right_whatever_the_timing(
     seed: int,
 ) -> None:
     chance = random.Random(seed)
-    place_of = pipeline_module._Run._engine_row
+    place = CpuPreprocess.place
 
-    def slow_copy(run: Any, slot: int, row: int) -> Any:
+    def slow_copy(preprocess: CpuPreprocess, slot: int, row: int, frames: Any) -> None:
         time.sleep(chance.choice([0, 0, 0.004]))
-        return place_of(run, slot, row)
+        place(preprocess, slot, row, frames)
 
     # A worker that is slow to copy holds its slot back while later ones fill up.
-    monkeypatch.setattr(pipeline_module._Run, "_engine_row", slow_copy)
+    monkeypatch.setattr(CpuPreprocess, "place", slow_copy)
     device = Device(slots, batch, seed=seed)
     pipeline = Pipeline(Engine(tiny_spec(), device), workers=workers)
 
@@ -264,10 +265,10 @@ def test_an_error_of_the_list_of_jobs_ends_the_run(videos: list[Job]) -> None:
 def test_a_defect_costs_one_video_and_is_reported(videos: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
     real = pipeline_module.open_video
 
-    def open_video(path: Path, threads: int) -> Any:
+    def open_video(path: Path, threads: int, gpu: int | None) -> Any:
         if path == videos[1].path:
             raise ZeroDivisionError("a defect")
-        return real(path, threads)
+        return real(path, threads, gpu)
 
     monkeypatch.setattr(pipeline_module, "open_video", open_video)
     found = read(Pipeline(Engine(tiny_spec(), Device(2, 4))).run(videos))

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from cuda_on_cpu import CpuKernels
 from vfx_engines.spec import Crop, Filter, Resize, Transform
 from vfx_runtime.orientation import UPRIGHT, Orientation, displayed
+from vfx_runtime.picture import Convention, SurfaceFormat
 from vfx_runtime.resize import FramePlan, plan
-from vfx_runtime.surfaces import Convention, Surface, SurfaceFormat, colour
+from vfx_runtime.surfaces import Surface, Surfaces, colour
 from vfx_runtime.taps import Taps
 
 Pixels = NDArray[np.uint8]
@@ -145,7 +146,10 @@ def test_rgb_is_the_cpu_path_to_the_bit(kernels: CpuKernels, name: str) -> None:
 # FFmpeg scales the chroma of an odd height with a bicubic filter instead.
 @pytest.mark.parametrize("name", [name for name in GEOMETRIES if name != "odd"])
 @pytest.mark.parametrize("told", ["BT.601", "BT.709", "BT.601, full range"])
-def test_nv12_is_the_cpu_path_to_the_bit(kernels: CpuKernels, name: str, told: str) -> None:
+@pytest.mark.parametrize("kind", ["nv12", "i420"])
+def test_420_is_the_cpu_path_to_the_bit(
+    kernels: CpuKernels, name: str, told: str, kind: SurfaceFormat
+) -> None:
     """FFmpeg's conversion included: a frame decoded on a GPU gives the features that one on a CPU gives."""
     luma, chroma = semi_planar(name, 2)
     convention = CONVENTIONS[told]
@@ -162,7 +166,10 @@ def test_nv12_is_the_cpu_path_to_the_bit(kernels: CpuKernels, name: str, told: s
         plane.update(rows.tobytes())
     frame.colorspace, frame.color_range = convention.matrix, 2 if convention.full_range else 1
     converted = VideoReformatter().reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC)
-    (made,) = kernels.resize("nv12", [(luma, chroma)], plan_of(name), convention, GEOMETRIES[name][3])
+    planes: tuple[NDArray[np.generic], ...] = (luma, chroma)
+    if kind == "i420":
+        planes = (luma, *(np.ascontiguousarray(chroma[:, part : 2 * columns : 2]) for part in (0, 1)))
+    (made,) = kernels.resize(kind, [planes], plan_of(name), convention, GEOMETRIES[name][3])
 
     np.testing.assert_array_equal(made, on_the_cpu(converted.to_ndarray(), name))
 
@@ -201,21 +208,24 @@ def test_frames_go_where_they_are_told(kernels: CpuKernels) -> None:
         np.testing.assert_array_equal(made, wanted)
 
 
-def test_windows_are_gathered(kernels: CpuKernels) -> None:
-    ring = np.random.default_rng(5).integers(0, 256, (7, 16, 28, 3), np.uint8)
-    index = [3, 4, 5, -1, 4, 5, 6, 0]
-    made = kernels.gather(ring, index, (10, 120, 250))
+@pytest.mark.parametrize(("kernel", "shape"), [("gather_chunks", (16, 28, 3)), ("gather_bytes", (7, 9, 3))])
+def test_windows_are_gathered(kernels: CpuKernels, kernel: str, shape: tuple[int, ...]) -> None:
+    pool = np.random.default_rng(5).integers(0, 256, (7, *shape), np.uint8)
+    index = [3, 4, 5, None, 4, 5, 6, 0]
+    frames = [None if place is None else pool[place] for place in index]
+    made = kernels.gather(kernel, frames, pool[0].nbytes, (10, 120, 250))
 
     for frame, place in zip(made, index, strict=True):
-        wanted = ring[place] if place >= 0 else np.broadcast_to(np.uint8([10, 120, 250]), ring[0].shape)
-        np.testing.assert_array_equal(frame, wanted)
+        wanted = np.broadcast_to(np.uint8([10, 120, 250]), shape) if place is None else pool[place]
+        np.testing.assert_array_equal(frame.reshape(shape), wanted)
 
 
 def test_structures_are_as_large_as_the_kernel_thinks() -> None:
     import ctypes
 
-    from vfx_runtime.surfaces import Colour, Geometry
+    from vfx_runtime.surfaces import Colour, Frames, Geometry
     from vfx_runtime.surfaces import Taps as Addresses
 
-    assert [ctypes.sizeof(item) for item in (Surface, Geometry, Colour, Addresses)] == [40, 36, 64, 32]
+    sizes = [ctypes.sizeof(item) for item in (Surface, Surfaces, Geometry, Colour, Addresses, Frames)]
+    assert sizes == [48, 768, 36, 64, 32, 512]
     assert colour(Convention(), "nv12").red_v == pytest.approx(1.596, abs=1e-3)

@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vfx_engines.cuda import Bytes, Cuda, CudaError
-from vfx_engines.engine import Array
+from vfx_engines.engine import Array, DeviceInput
 from vfx_engines.spec import EngineSpec
 
 Enqueue = Callable[[int, int, int], None]
 """Puts the computing of (slot, count) on the stream given third."""
+
+_Run = tuple[int, bool]
+"""Rows, and whether the input is on the device already."""
 
 
 @dataclass(slots=True)
@@ -34,9 +37,9 @@ class _Slot:
     outputs: list[int]
     host_input: Array
     host_outputs: list[Array]
-    last: int = 0
-    """Count of the last run: what runs first with another one may allocate, and cannot be captured."""
-    graphs: dict[int, int] = field(default_factory=dict)
+    last: _Run | None = None
+    """What ran last: what runs first in another way may allocate, and cannot be captured."""
+    graphs: dict[_Run, int] = field(default_factory=dict)
 
 
 class CudaSlots:
@@ -96,18 +99,22 @@ class CudaSlots:
         """The stream of a slot."""
         return self._slots[slot].stream
 
-    def start(self, slot: int, count: int) -> None:
-        """See `vfx_engines.engine.Backend.start`."""
+    def device_input(self, slot: int) -> DeviceInput:
+        """See `vfx_engines.engine.DeviceBackend.device_input`."""
+        return DeviceInput(self._slots[slot].input, self._slots[slot].stream)
+
+    def start(self, slot: int, count: int, on_device: bool = False) -> None:
+        """See `vfx_engines.engine.Backend.start`; ``on_device`` leaves the copy in out."""
         self._cuda.activate()
-        item = self._slots[slot]
-        graph = item.graphs.get(count)
-        if graph is None and self.graphs and count == item.last:
-            graph = self._capture(slot, count)
+        item, run = self._slots[slot], (count, on_device)
+        graph = item.graphs.get(run)
+        if graph is None and self.graphs and run == item.last:
+            graph = self._capture(slot, run)
         if graph is not None:
             self._cuda.launch_graph(graph, item.stream)
         else:
-            self._put(slot, count)
-            item.last = count
+            self._put(slot, run)
+            item.last = run
         self._cuda.record(item.done, item.stream)
 
     def wait(self, slot: int) -> Sequence[Array]:
@@ -125,10 +132,12 @@ class CudaSlots:
         self._undo.close()
         self._slots = []
 
-    def _put(self, slot: int, count: int) -> None:
+    def _put(self, slot: int, run: _Run) -> None:
         """The three steps, on the slot's stream."""
         cuda, item = self._cuda, self._slots[slot]
-        cuda.copy_in(item.input, item.host_input[:count], item.stream)
+        count, on_device = run
+        if not on_device:
+            cuda.copy_in(item.input, item.host_input[:count], item.stream)
         if self._compute is None:
             self._enqueue(slot, count, item.stream)
         else:
@@ -140,19 +149,19 @@ class CudaSlots:
         for host, address in zip(item.host_outputs, item.outputs, strict=True):
             cuda.copy_out(host[:count], address, item.stream)
 
-    def _capture(self, slot: int, count: int) -> int | None:
+    def _capture(self, slot: int, run: _Run) -> int | None:
         """The slot's work as a graph; None, from now on for all slots, where it cannot be captured."""
         item = self._slots[slot]
         try:
             self._cuda.begin_capture(item.stream)
             try:
-                self._put(slot, count)
+                self._put(slot, run)
             finally:
                 graph = self._cuda.end_capture(item.stream)
         except CudaError:
             self.graphs = False
             return None
-        item.graphs[count] = graph
+        item.graphs[run] = graph
         self._undo.callback(self._cuda.close_graph, graph)
         return graph
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vfx_engines.backends.cuda_slots import CudaSlots
 from vfx_engines.cuda import Cuda, OutOfDeviceMemory
-from vfx_engines.engine import Array
+from vfx_engines.engine import Array, DeviceInput
 from vfx_engines.errors import EngineError, UsageError, reason, shown
 from vfx_engines.spec import EngineSpec, Precision
 
@@ -43,7 +43,7 @@ class OnnxRuntimeCudaBackend:
             raise UsageError(f"device cuda:{index}: an .onnx file needs ONNX Runtime: {_GET}") from None
         if _PROVIDER not in onnxruntime.get_available_providers():
             raise UsageError(f"device cuda:{index}: this ONNX Runtime is built without CUDA: {_GET}")
-        self._cuda, self._spec, self._index = cuda, spec, index
+        self.cuda, self._spec, self._index = cuda, spec, index
         cuda.activate()
         self._stream = cuda.stream()
         options = onnxruntime.SessionOptions()
@@ -92,6 +92,14 @@ class OnnxRuntimeCudaBackend:
         """Copy in, compute, copy out."""
         self._slots.start(slot, count)
 
+    def device_input(self, slot: int) -> DeviceInput:
+        """The slot's device buffer."""
+        return self._slots.device_input(slot)
+
+    def start_on_device(self, slot: int, count: int) -> None:
+        """Compute, copy out."""
+        self._slots.start(slot, count, on_device=True)
+
     def wait(self, slot: int) -> Sequence[Array]:
         """The slot's page-locked outputs."""
         return self._slots.wait(slot)
@@ -99,13 +107,13 @@ class OnnxRuntimeCudaBackend:
     def close(self) -> None:
         """The session before the stream that it works on, the device last."""
         self._release()
-        self._cuda.close()
+        self.cuda.close()
 
     def _release(self) -> None:
         self._bindings.clear()
         del self._session
         self._slots.close()
-        self._cuda.close_stream(self._stream)
+        self.cuda.close_stream(self._stream)
 
     def _enqueue(self, slot: int, count: int, stream: int) -> None:
         binding = self._bindings.get((slot, count))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vfx_engines.backends.cuda_slots import CudaSlots
 from vfx_engines.cuda import Cuda
-from vfx_engines.engine import Array
+from vfx_engines.engine import Array, DeviceInput
 from vfx_engines.errors import EngineError, shown
 from vfx_engines.spec import EngineSpec, Precision
 from vfx_engines.tensorrt_api import LoadedPlan, PlanContext, TensorRt
@@ -37,7 +37,7 @@ class TensorRtBackend:
     def __init__(
         self, path: Path, spec: EngineSpec, library: TensorRt, cuda: Cuda, batch: int | None = None
     ) -> None:
-        self._spec, self._cuda = spec, cuda
+        self._spec, self.cuda = spec, cuda
         cuda.activate()
         self._plan: LoadedPlan = library.load(path, with_host_code=_brings_runtime(spec))
         self._check(path)
@@ -68,6 +68,14 @@ class TensorRtBackend:
         """A static plan runs whole: rows beyond ``count`` are what was there, and nobody reads them."""
         self._slots.start(slot, max(count, self._least))
 
+    def device_input(self, slot: int) -> DeviceInput:
+        """The slot's device buffer."""
+        return self._slots.device_input(slot)
+
+    def start_on_device(self, slot: int, count: int) -> None:
+        """As `start`, without the copy in."""
+        self._slots.start(slot, max(count, self._least), on_device=True)
+
     def wait(self, slot: int) -> Sequence[Array]:
         """The slot's page-locked outputs."""
         return self._slots.wait(slot)
@@ -77,7 +85,7 @@ class TensorRtBackend:
         self._contexts = []
         self._slots.close()
         del self._plan
-        self._cuda.close()
+        self.cuda.close()
 
     def _enqueue(self, slot: int, count: int, stream: int) -> None:
         context, name = self._contexts[slot], self._spec.input.name

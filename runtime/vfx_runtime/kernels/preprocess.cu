@@ -11,14 +11,26 @@ typedef unsigned short u16;
 
 #define BITS 22
 #define STRIP 8
+#define MOST_SURFACES 16
+#define MOST_FRAMES 64
 
-// One decoded picture. Of RGB only `luma` is used: three bytes a pixel.
+// One decoded picture. Of RGB only `luma` is used: three bytes a pixel. Of two planes `chroma` holds Cb and
+// Cr in turns, of three Cb alone.
 struct Surface {
     const void* luma;
     const void* chroma;
+    const void* chroma_red;
     long long luma_pitch;  // bytes from row to row
     long long chroma_pitch;
-    long long out;  // where its pixels go, in bytes from the start of the output
+    u8* out;  // where its pixels go
+};
+
+// Passed by value: pictures and frames lie where they lie, and no table of addresses has to be copied first.
+struct Surfaces {
+    Surface at[MOST_SURFACES];
+};
+struct Frames {
+    const void* at[MOST_FRAMES];
 };
 
 // How one size of frame becomes the input's size; the sizes are those of the picture as displayed.
@@ -67,6 +79,31 @@ template <typename T> struct Scale;
 template <> struct Scale<u8> { static __device__ __forceinline__ float unit() { return 1.0f; } };
 template <> struct Scale<u16> { static __device__ __forceinline__ float unit() { return 1.0f / 256.0f; } };
 
+static __device__ __forceinline__ Rgb converted_as_ffmpeg(const Colour& colour, int luma, int blue, int red) {
+    const int cb = 8 * blue - 1024, cr = 8 * red - 1024;
+    const int base = ((8 * luma - colour.black_8) * colour.luma_gain) >> 16;
+    Rgb rgb;
+    rgb.red = clamp_to(base + ((cr * colour.red_cr) >> 16), 255);
+    rgb.green = clamp_to(base + ((cb * colour.green_cb) >> 16) + ((cr * colour.green_cr) >> 16), 255);
+    rgb.blue = clamp_to(base + ((cb * colour.blue_cb) >> 16), 255);
+    return rgb;
+}
+
+// A source of three planes of 8 bits, as decoders on a CPU leave it; always converted as FFmpeg does.
+struct Planar {
+    const Surface& surface;
+    const Colour& colour;
+
+    __device__ __forceinline__ Rgb at(int x, int y) const {
+        const long long chroma = (long long)(y >> 1) * surface.chroma_pitch + (x >> 1);
+        return converted_as_ffmpeg(
+            colour,
+            ((const u8*)surface.luma)[(long long)y * surface.luma_pitch + x],
+            ((const u8*)surface.chroma)[chroma],
+            ((const u8*)surface.chroma_red)[chroma]);
+    }
+};
+
 // A source of two planes, NV12 (u8) or P016 (u16): Cb and Cr lie in turns, half as many each way.
 template <typename T> struct SemiPlanar {
     const Surface& surface;
@@ -79,18 +116,9 @@ template <typename T> struct SemiPlanar {
 
     __device__ __forceinline__ Rgb at(int x, int y) const {
         const T luma = ((const T*)((const u8*)surface.luma + (long long)y * surface.luma_pitch))[x];
-        return colour.as_ffmpeg ? fixed(luma, x, y) : real(luma, x, y);
-    }
-
-    __device__ __forceinline__ Rgb fixed(T luma, int x, int y) const {
+        if (!colour.as_ffmpeg) return real(luma, x, y);
         const T* row = chroma_row(y >> 1);
-        const int cb = 8 * row[x & ~1] - 1024, cr = 8 * row[x | 1] - 1024;
-        const int base = ((8 * luma - colour.black_8) * colour.luma_gain) >> 16;
-        Rgb rgb;
-        rgb.red = clamp_to(base + ((cr * colour.red_cr) >> 16), 255);
-        rgb.green = clamp_to(base + ((cb * colour.green_cb) >> 16) + ((cr * colour.green_cr) >> 16), 255);
-        rgb.blue = clamp_to(base + ((cb * colour.blue_cb) >> 16), 255);
-        return rgb;
+        return converted_as_ffmpeg(colour, luma, row[x & ~1], row[x | 1]);
     }
 
     __device__ __forceinline__ Rgb real(T luma, int x, int y) const {
@@ -199,46 +227,49 @@ static __device__ __forceinline__ void resize_strip(
     }
 }
 
-extern "C" __global__ void frames_from_nv12(
-    const Surface* surfaces, Geometry geometry, Colour colour, Taps taps, u8* out) {
-    const Surface surface = surfaces[blockIdx.z];
+extern "C" __global__ void frames_from_nv12(Surfaces surfaces, Geometry geometry, Colour colour, Taps taps) {
+    const Surface surface = surfaces.at[blockIdx.z];
     const SemiPlanar<u8> source = {surface, colour, stored_width(geometry), stored_height(geometry)};
-    resize_strip(source, geometry, taps, out + surface.out);
+    resize_strip(source, geometry, taps, surface.out);
 }
 
-extern "C" __global__ void frames_from_p016(
-    const Surface* surfaces, Geometry geometry, Colour colour, Taps taps, u8* out) {
-    const Surface surface = surfaces[blockIdx.z];
+extern "C" __global__ void frames_from_p016(Surfaces surfaces, Geometry geometry, Colour colour, Taps taps) {
+    const Surface surface = surfaces.at[blockIdx.z];
     const SemiPlanar<u16> source = {surface, colour, stored_width(geometry), stored_height(geometry)};
-    resize_strip(source, geometry, taps, out + surface.out);
+    resize_strip(source, geometry, taps, surface.out);
 }
 
-extern "C" __global__ void frames_from_rgb(
-    const Surface* surfaces, Geometry geometry, Colour colour, Taps taps, u8* out) {
-    const Surface surface = surfaces[blockIdx.z];
+extern "C" __global__ void frames_from_i420(Surfaces surfaces, Geometry geometry, Colour colour, Taps taps) {
+    const Surface surface = surfaces.at[blockIdx.z];
+    const Planar source = {surface, colour};
+    resize_strip(source, geometry, taps, surface.out);
+}
+
+extern "C" __global__ void frames_from_rgb(Surfaces surfaces, Geometry geometry, Colour colour, Taps taps) {
+    const Surface surface = surfaces.at[blockIdx.z];
     const Packed source = {surface};
-    resize_strip(source, geometry, taps, out + surface.out);
+    resize_strip(source, geometry, taps, surface.out);
 }
 
-// Windows out of resized frames: frame i of the output is frame index[i] of the ring, or blank where that
-// is negative. A thread copies one chunk of 16 bytes; frames are a whole number of chunks.
-// Grid: x over the chunks of a frame, y over the frames of the output.
-extern "C" __global__ void gather_windows(
-    const uint4* ring, const int* index, long long chunks, int blank_rgb, uint4* out) {
+static __device__ __forceinline__ int blank_byte(int blank_rgb, long long at) {
+    return (blank_rgb >> (8 * (int)(at % 3))) & 255;
+}
+
+// Windows out of resized frames, wherever those lie: frame i of the output is the i-th address, or blank where
+// that is null. A thread copies one chunk of 16 bytes. Grid: x over the chunks of a frame, y over the frames.
+extern "C" __global__ void gather_chunks(Frames frames, long long chunks, int blank_rgb, uint4* out) {
     const long long chunk = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (chunk >= chunks) return;
-    const int frame = index[blockIdx.y];
+    const uint4* frame = (const uint4*)frames.at[blockIdx.y];
     uint4 value;
-    if (frame >= 0) {
-        value = ring[frame * chunks + chunk];
+    if (frame) {
+        value = frame[chunk];
     } else {
         unsigned int words[4];
         for (int word = 0; word < 4; ++word) {
             words[word] = 0;
-            for (int i = 0; i < 4; ++i) {
-                const int channel = (int)((chunk * 16 + word * 4 + i) % 3);
-                words[word] |= (unsigned int)((blank_rgb >> (8 * channel)) & 255) << (8 * i);
-            }
+            for (int i = 0; i < 4; ++i)
+                words[word] |= (unsigned int)blank_byte(blank_rgb, chunk * 16 + word * 4 + i) << (8 * i);
         }
         value.x = words[0];
         value.y = words[1];
@@ -246,4 +277,12 @@ extern "C" __global__ void gather_windows(
         value.w = words[3];
     }
     out[blockIdx.y * chunks + chunk] = value;
+}
+
+// The same, byte by byte, for frames that are not a whole number of chunks.
+extern "C" __global__ void gather_bytes(Frames frames, long long bytes, int blank_rgb, u8* out) {
+    const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= bytes) return;
+    const u8* frame = (const u8*)frames.at[blockIdx.y];
+    out[blockIdx.y * bytes + at] = frame ? frame[at] : (u8)blank_byte(blank_rgb, at);
 }

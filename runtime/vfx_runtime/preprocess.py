@@ -1,0 +1,76 @@
+"""What happens between a decoded frame and its place in a window: one protocol, on a CPU and on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfx_engines.engine import Engine
+from vfx_runtime.decode import Frame
+from vfx_runtime.resize import plan
+
+Pixels = NDArray[np.uint8]
+P = TypeVar("P")
+
+
+class Preprocess(Protocol[P]):
+    """Brings frames to the engine's input and windows into its slots. Each decoding thread has its own."""
+
+    on_device: bool
+    """Whether windows are placed in the engine's device memory, and not in `Engine.buffer`."""
+
+    def prepare(self, frame: Frame) -> P:
+        """Resize and crop a frame. The result serves any number of windows, until it is let go.
+
+        Raises:
+            VideoError: the frame cannot be converted, or is too small.
+            EngineError: the device failed.
+        """
+
+    def place(self, slot: int, row: int, frames: Sequence[P | None]) -> None:
+        """Put a window into a row of a free slot; None is a blank frame.
+
+        Raises:
+            EngineError: the device failed.
+        """
+
+    def close(self) -> None:
+        """Give back what it holds; once is enough."""
+
+
+class CpuPreprocess:
+    """`Preprocess` in host memory: Pillow's arithmetic, see `vfx_runtime.resize`."""
+
+    on_device = False
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._transform = engine, engine.spec.transform
+
+    def prepare(self, frame: Frame) -> Pixels:
+        """uint8 [out_height, out_width, 3]."""
+        rgb = frame.rgb()
+        frame_plan = plan(self._transform, *rgb.shape[:2])
+        out = np.empty((frame_plan.out_height, frame_plan.out_width, 3), np.uint8)
+        frame_plan.apply(rgb, out)
+        return out
+
+    def place(self, slot: int, row: int, frames: Sequence[Pixels | None]) -> None:
+        """Copy them straight into the memory that the device reads."""
+        target = self._engine.buffer(slot)[row]
+        for i, pixels in enumerate(frames):
+            target[i] = self._engine.spec.input.blank if pixels is None else pixels
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def preprocess_for(engine: Engine) -> Preprocess[Any]:
+    """A preprocess for one thread, where the engine's input is: in host or in device memory."""
+    if engine.cuda is None:
+        return CpuPreprocess(engine)
+    from vfx_runtime.preprocess_cuda import CudaPreprocess
+
+    return CudaPreprocess(engine, engine.cuda)

@@ -1,0 +1,317 @@
+"""Decoded pictures to windows in an engine's device memory: colour, resize, crop and gathering by kernels.
+
+A thread has a stream of its own, and all that it does to a frame happens on it: the upload where the CPU
+decoded, the kernel that makes the frame, the kernels that gather windows of it. So a frame's memory can be
+used again as soon as Python lets go of it, and nothing is waited for but a block of uploads that is to be
+filled again. A slot's own stream waits for the windows that were placed in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfx_engines.cuda import Bytes, Cuda
+from vfx_engines.engine import Engine
+from vfx_engines.nvrtc import compiled
+from vfx_runtime.decode import Frame
+from vfx_runtime.orientation import Orientation
+from vfx_runtime.picture import Convention, Picture, SurfaceFormat
+from vfx_runtime.resize import FramePlan, plan
+from vfx_runtime.surfaces import (
+    KERNELS,
+    MOST_FRAMES,
+    MOST_SURFACES,
+    STRIP,
+    Frames,
+    Surface,
+    Surfaces,
+    Taps,
+    colour,
+    geometry,
+    source,
+)
+
+_BLOCKS = 3
+"""Blocks of uploads of a thread: one is filled while others are copied and read."""
+
+_BLOCK_BYTES = 8 << 20
+_FRAMES_PER_CHUNK = 32
+_TABLES_KEPT = 32
+"""Tap tables kept on the device, one for each size of video seen of late."""
+
+_THREADS = (32, 4, 1)
+_CHUNK = 16
+_THREADS_THAT_COPY = 256
+
+_DEFAULT_STREAM = 0
+"""Where FFmpeg puts what NVDEC decodes."""
+
+
+class DeviceFrame:
+    """A frame of the input's size in device memory, which goes back to its pool when Python drops this."""
+
+    __slots__ = ("_pool", "address")
+
+    def __init__(self, address: int, pool: list[int]) -> None:
+        self.address, self._pool = address, pool
+
+    def __del__(self) -> None:
+        self._pool.append(self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """What pictures have in common that one launch makes frames of."""
+
+    kind: SurfaceFormat
+    height: int
+    width: int
+    convention: Convention
+    turn: Orientation
+    on_device: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """Room for uploads, and what keeps the pictures alive that a launch reads."""
+
+    done: int
+    host: Bytes
+    device: int
+    used: int = 0
+    owners: list[object] = field(default_factory=list)
+
+
+class CudaPreprocess:
+    """`vfx_runtime.preprocess.Preprocess` on the engine's own device.
+
+    Args:
+        engine: a slot of it is written between its collection and its submission.
+        cuda: the engine's.
+
+    Raises:
+        UsageError: NVRTC is not installed.
+        OutOfDeviceMemory: no room for a thread's buffers.
+    """
+
+    on_device = True
+
+    def __init__(self, engine: Engine, cuda: Cuda) -> None:
+        self._engine, self._cuda = engine, cuda
+        self._transform = engine.spec.transform
+        height, width = (int(axis) for axis in engine.spec.input.shape[2:4])
+        self._frame_bytes = height * width * 3
+        self._row_bytes = self._frame_bytes * int(engine.spec.input.shape[1])
+        blank = engine.spec.input.blank
+        self._blank = blank[0] | blank[1] << 8 | blank[2] << 16
+        self._free: list[int] = []
+        self._tables: OrderedDict[tuple[int, int], tuple[Taps, int]] = OrderedDict()
+        self._blocks: list[_Block] = []
+        self._pending: list[Surface] = []
+        self._group: _Group | None = None
+        self._closed = False
+        cuda.activate()
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            self._stream = cuda.stream()
+            undo.callback(cuda.close_stream, self._stream)
+            self._decoded, self._placed = cuda.event(), cuda.event()
+            undo.callback(cuda.close_event, self._decoded)
+            undo.callback(cuda.close_event, self._placed)
+            module = cuda.load(compiled(source(), "preprocess.cu", cuda.compute_capability))
+            self._kernels = {kind: cuda.function(module, name) for kind, name in KERNELS.items()}
+            self._in_chunks = self._frame_bytes % _CHUNK == 0
+            self._gather = cuda.function(module, "gather_chunks" if self._in_chunks else "gather_bytes")
+            for _ in range(_BLOCKS):
+                done = cuda.event()
+                undo.callback(cuda.close_event, done)
+                self._blocks.append(_Block(done, *self._room(_BLOCK_BYTES)))
+                undo.callback(self._give_back_block, self._blocks[-1])
+            self._undo = undo.pop_all()
+
+    def prepare(self, frame: Frame) -> DeviceFrame:
+        """Enqueue one frame; up to 16 of one size share a copy and a launch."""
+        picture = frame.picture()
+        group = _Group(
+            picture.kind,
+            picture.height,
+            picture.width,
+            picture.convention,
+            picture.turn,
+            picture.on_device,
+        )
+        plan(self._transform, group.height, group.width)  # what is too small is said of this frame
+        needed = 0 if picture.on_device else sum(_padded(plane.size) for plane in picture.planes)
+        if self._pending and (
+            group != self._group
+            or len(self._pending) == MOST_SURFACES
+            or self._blocks[0].used + needed > len(self._blocks[0].host)
+        ):
+            self._flush()
+        if not self._pending:
+            self._group = group
+            self._open_block(needed)
+        made = self._take()
+        self._pending.append(self._surface(picture, made.address))
+        return made
+
+    def place(self, slot: int, row: int, frames: Sequence[DeviceFrame | None]) -> None:
+        """Gather a window on this thread's stream; the slot's stream waits for it."""
+        self._flush()
+        target = self._engine.device_input(slot)
+        address = target.address + row * self._row_bytes
+        for first in range(0, len(frames), MOST_FRAMES):
+            part = frames[first : first + MOST_FRAMES]
+            addresses = Frames()
+            for i, item in enumerate(part):
+                addresses.at[i] = None if item is None else item.address
+            count = self._frame_bytes // (_CHUNK if self._in_chunks else 1)
+            self._cuda.launch(
+                self._gather,
+                (-(-count // _THREADS_THAT_COPY), len(part), 1),
+                (_THREADS_THAT_COPY, 1, 1),
+                [
+                    addresses,
+                    ctypes.c_longlong(count),
+                    ctypes.c_int(self._blank),
+                    ctypes.c_void_p(address + first * self._frame_bytes),
+                ],
+                self._stream,
+            )
+        self._cuda.record(self._placed, self._stream)
+        self._cuda.wait(target.stream, self._placed)
+
+    def synchronize(self) -> None:
+        """Block until all frames and windows so far are made: for benchmarks."""
+        self._flush()
+        self._cuda.synchronize(self._stream)
+
+    def close(self) -> None:
+        """Give everything back, once the stream is done with it; once is enough."""
+        if self._closed:
+            return
+        self._closed = True
+        self._cuda.activate()
+        self._cuda.synchronize(self._stream)
+        for _, address in self._tables.values():
+            self._cuda.free(address)
+        self._undo.close()
+
+    def _flush(self) -> None:
+        """Upload what is pending, and make frames of it."""
+        if not self._pending or self._group is None:
+            return
+        cuda, block, group = self._cuda, self._blocks[0], self._group
+        if group.on_device:
+            cuda.record(self._decoded, _DEFAULT_STREAM)
+            cuda.wait(self._stream, self._decoded)
+        else:
+            cuda.copy_in(block.device, block.host[: block.used], self._stream)
+        item = plan(self._transform, group.height, group.width)
+        surfaces = Surfaces()
+        for i, surface in enumerate(self._pending):
+            surfaces.at[i] = surface
+        strips = -(-item.out_height // STRIP)
+        grid = (-(-item.out_width // _THREADS[0]), -(-strips // _THREADS[1]), len(self._pending))
+        arguments = [
+            surfaces,
+            geometry(item, group.turn),
+            colour(group.convention, group.kind),
+            self._taps(item),
+        ]
+        cuda.launch(self._kernels[group.kind], grid, _THREADS, arguments, self._stream)
+        cuda.record(block.done, self._stream)
+        self._blocks.append(self._blocks.pop(0))
+        self._pending = []
+
+    def _open_block(self, needed: int) -> None:
+        """Make the next block ready for writing, and large enough."""
+        block = self._blocks[0]
+        self._cuda.block(block.done)
+        block.owners.clear()
+        block.used = 0
+        if needed > len(block.host):
+            larger = self._room(needed)
+            self._give_back_block(block)
+            block.host, block.device = larger
+
+    def _surface(self, picture: Picture, out: int) -> Surface:
+        block = self._blocks[0]
+        addresses = []
+        for plane in picture.planes:
+            if picture.on_device:
+                addresses.append(plane.address)
+                continue
+            ctypes.memmove(block.host.ctypes.data + block.used, plane.address, plane.size)
+            addresses.append(block.device + block.used)
+            block.used += _padded(plane.size)
+        if picture.on_device:
+            block.owners.append(picture.owner)
+        return Surface(
+            addresses[0],
+            addresses[1] if len(addresses) > 1 else None,
+            addresses[2] if len(addresses) > 2 else None,
+            picture.planes[0].pitch,
+            picture.planes[-1].pitch,
+            out,
+        )
+
+    def _taps(self, item: FramePlan) -> Taps:
+        """A plan's tables on the device."""
+        key = item.height, item.width
+        found = self._tables.get(key)
+        if found is None:
+            arrays = (item.rows.start, item.rows.weight, item.columns.start, item.columns.weight)
+            tables = [_bytes(array) for array in arrays]
+            places = np.cumsum([0, *(len(table) for table in tables)])
+            address = self._cuda.allocate(int(places[-1]))
+            staged = self._cuda.pinned(int(places[-1]))
+            np.concatenate(tables, out=staged)
+            self._cuda.copy_in(address, staged, self._stream)
+            self._cuda.synchronize(self._stream)
+            self._cuda.unpin(staged)
+            found = Taps(*(address + int(place) for place in places[:-1])), address
+            self._tables[key] = found
+            if len(self._tables) > _TABLES_KEPT:
+                _, (_, old) = self._tables.popitem(last=False)
+                self._cuda.free(old)  # the stream was waited for above
+        self._tables.move_to_end(key)
+        return found[0]
+
+    def _take(self) -> DeviceFrame:
+        if not self._free:
+            size = _padded(self._frame_bytes)
+            chunk = self._cuda.allocate(size * _FRAMES_PER_CHUNK)
+            self._undo.callback(self._cuda.free, chunk)
+            self._free.extend(chunk + i * size for i in range(_FRAMES_PER_CHUNK))
+        return DeviceFrame(self._free.pop(), self._free)
+
+    def _room(self, size: int) -> tuple[Bytes, int]:
+        host = self._cuda.pinned(size)
+        with ExitStack() as undo:
+            undo.callback(self._cuda.unpin, host)
+            device = self._cuda.allocate(size)
+            undo.pop_all()
+        return host, device
+
+    def _give_back_block(self, block: _Block) -> None:
+        self._cuda.unpin(block.host)
+        self._cuda.free(block.device)
+
+
+def _padded(size: int) -> int:
+    """The next multiple of what CUDA aligns memory to."""
+    return -(-size // 256) * 256
+
+
+def _bytes(array: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """An array's bytes, padded so that the next one is aligned."""
+    flat = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+    return np.pad(flat, (0, _padded(len(flat)) - len(flat)))

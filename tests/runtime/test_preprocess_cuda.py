@@ -1,0 +1,393 @@
+"""Preprocessing on a simulated device: its kernels run as C++, its streams in random order.
+
+A frame whose memory is used again too early, a window gathered before its frames are made or a slot computed
+before its windows are placed gives wrong rows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cuda_on_cpu import CpuKernels
+from make_video import Codec, make_video
+from parity_kit import video
+from simulated_cuda import SimulatedDriver
+from tiny import tiny_features, tiny_spec
+from tiny_on_device import TinyOnDevice
+from tolerances import TINY
+from vfx_engines import cuda_python
+from vfx_engines.engine import Engine
+from vfx_engines.errors import EngineError, VideoError
+from vfx_engines.spec import Crop, EngineSpec, Resize, Transform
+from vfx_runtime import pipeline as pipeline_module
+from vfx_runtime.decode import Frame, VideoInfo
+from vfx_runtime.features import Features
+from vfx_runtime.inputs import Job
+from vfx_runtime.opening import open_video
+from vfx_runtime.orientation import UPRIGHT
+from vfx_runtime.picture import Convention, Picture, Plane
+from vfx_runtime.pipeline import Pipeline, Result
+from vfx_runtime.preprocess import CpuPreprocess
+from vfx_runtime.preprocess_cuda import CudaPreprocess
+from vfx_runtime.resize import plan
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
+    return CpuKernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(params=range(3))
+def driver(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kernels: CpuKernels
+) -> Iterator[SimulatedDriver]:
+    simulated = SimulatedDriver(seed=request.param, kernels=kernels.for_driver())
+    monkeypatch.setattr(cuda_python, "driver", simulated)
+    yield simulated
+    assert simulated.leaks() == []
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
+    """Of several sizes and formats: planes as they are, full range, an odd height, a palette, 8-bit RGB."""
+    folder = tmp_path_factory.mktemp("videos")
+    kinds: list[tuple[Codec, int, int, int]] = [
+        ("h264", 40, 30, 37),
+        ("mjpeg", 48, 32, 21),
+        ("h264", 62, 46, 12),
+        ("h264_rgb", 40, 30, 11),
+        ("ffv1", 45, 33, 18),
+        ("gif", 40, 40, 12),
+        ("vp9", 64, 48, 61),
+    ]
+    suffix = {"gif": ".gif", "ffv1": ".mkv"}
+    return [
+        Job(
+            make_video(
+                folder / f"v{i}{suffix.get(codec, '.mp4')}", codec=codec, width=width, height=height, frames=n
+            ),
+            f"v{i}",
+        )
+        for i, (codec, width, height, n) in enumerate(kinds)
+    ]
+
+
+def read(results: Iterator[Result]) -> dict[str, Features | Exception]:
+    found: dict[str, Features | Exception] = {}
+    for result in results:
+        if result.rows is None:
+            assert result.error is not None
+            found[result.job.name] = result.error
+        else:
+            with result.rows as rows:
+                found[result.job.name] = rows.features(result.fps, {})
+    return found
+
+
+class OnHost:
+    """The same engine as a plain function of host memory."""
+
+    name, precision = "host", "fp32"
+
+    def __init__(self) -> None:
+        spec = tiny_spec()
+        self.buffers = [np.zeros((4, *map(int, spec.input.shape[1:])), np.uint8) for _ in range(2)]
+        self._counts = [0, 0]
+
+    def start(self, slot: int, count: int) -> None:
+        self._counts[slot] = count
+
+    def wait(self, slot: int) -> list[NDArray[Any]]:
+        return [tiny_features(self.buffers[slot][: self._counts[slot]])]
+
+    def close(self) -> None:
+        pass
+
+
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "side by side": {},
+    "overlapping": {"step": 1},
+    "spread": {"stride": 3, "step": 2},
+    "filled with blanks": {"edges": "zeros", "anchor": "centre", "step": 1},
+    "filled with the last": {"edges": "repeat"},
+    "another rate": {"fps": 40.0},
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("slots", [2, 3])
+def test_rows_are_those_of_the_cpu(
+    driver: SimulatedDriver, videos: list[Job], sampling: str, slots: int
+) -> None:
+    spec = tiny_spec(**SAMPLINGS[sampling])
+    expected = read(Pipeline(Engine(spec, OnHost()), spec.sampling, workers=2).run(videos))
+    with Engine(spec, TinyOnDevice(driver, slots, graphs=True), "cuda:0") as engine:
+        pipeline = Pipeline(engine, spec.sampling, workers=3)
+        found = read(pipeline.run(videos))
+
+    assert found.keys() == expected.keys()
+    for name, want in expected.items():
+        have = found[name]
+        assert isinstance(have, Features)
+        assert isinstance(want, Features)
+        np.testing.assert_array_equal(have.frame_range, want.frame_range)
+        # The same pixels to the bit, so the same means.
+        np.testing.assert_array_equal(have.arrays["features"], want.arrays["features"])
+    assert pipeline.stats.frames_on_gpu == 0
+
+
+def test_more_frames_than_a_launch_takes(driver: SimulatedDriver, tmp_path: Path) -> None:
+    """A window of 70 frames is gathered in two launches; frames of 5x7 pixels are no whole chunks."""
+    spec = resized_spec(70, 5, 7, Transform(Resize("exact", 6, 9), Crop(5, 7)))
+    path = make_video(tmp_path / "v.mp4", frames=70)
+    backend = Blank(driver, spec)
+    with Engine(spec, backend, "cuda:0") as engine:
+        on_cpu, on_cuda = CpuPreprocess(engine), CudaPreprocess(engine, backend.cuda)
+        preprocess: CpuPreprocess | CudaPreprocess
+        for slot, preprocess in enumerate((on_cpu, on_cuda)):
+            with open_video(path) as decoder:
+                preprocess.place(slot, 0, [preprocess.prepare(frame) for frame in decoder])
+        on_cuda.synchronize()
+        np.testing.assert_array_equal(device_bytes(engine, 1), engine.buffer(0).reshape(-1))
+        on_cuda.close()
+
+
+def device_bytes(engine: Engine, slot: int) -> NDArray[np.uint8]:
+    size = engine.buffer(slot).nbytes
+    address = engine.device_input(slot).address
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+def resized_spec(frames: int, height: int, width: int, transform: Transform) -> EngineSpec:
+    spec = tiny_spec()
+    return replace(
+        spec,
+        input=replace(spec.input, shape=("batch", frames, height, width, 3)),
+        sampling=replace(spec.sampling, frames=frames, step=frames),
+        transform=transform,
+    )
+
+
+class Blank(TinyOnDevice):
+    """Any spec; nothing is computed."""
+
+    def __init__(self, driver: SimulatedDriver, spec: EngineSpec) -> None:
+        from vfx_engines.backends.cuda_slots import CudaSlots
+        from vfx_engines.cuda_python import CudaPython
+
+        self.driver, self.cuda, self._stream = driver, CudaPython(0), None
+        self.slots = CudaSlots(self.cuda, spec, 1, 2, lambda slot, count, stream: None)
+        self.buffers = self.slots.buffers
+
+
+@pytest.mark.parametrize("name", ["v_GGSY1Qvo990.mp4"])
+def test_real_pixels_are_those_of_the_cpu(driver: SimulatedDriver, name: str) -> None:
+    transform = Transform(Resize("short_side", 256, 256), Crop(224, 224, "centre_floor"))
+    spec = resized_spec(3, 224, 224, transform)
+    backend = Blank(driver, spec)
+    with Engine(spec, backend, "cuda:0") as engine, open_video(video(name)) as decoder:
+        preprocess = CudaPreprocess(engine, backend.cuda)
+        frames: list[Frame] = [next(decoder) for _ in range(3)]
+        preprocess.place(0, 0, [preprocess.prepare(frame) for frame in frames])
+        preprocess.synchronize()
+        assert frames[0].picture().kind == "i420", "the planes are uploaded as they are"
+        made = device_bytes(engine, 0)
+        for number, frame in enumerate(frames):
+            rgb = frame.rgb()
+            wanted = np.empty((224, 224, 3), np.uint8)
+            plan(spec.transform, *rgb.shape[:2]).apply(rgb, wanted)
+            np.testing.assert_array_equal(made.reshape(3, 224, 224, 3)[number], wanted)
+        preprocess.close()
+
+
+# Decoding on the GPU
+
+
+class Surfaces:
+    """What NVDEC decodes into: few surfaces, each written again as soon as nobody holds its picture."""
+
+    def __init__(self, driver: SimulatedDriver, size: int, count: int) -> None:
+        self._driver = driver
+        self._free = [int(driver.cuMemAlloc(size)[1]) for _ in range(count)]
+        self._addresses = list(self._free)
+        self._released = threading.Condition()
+
+    def decode(self, luma: NDArray[np.uint8], chroma: NDArray[np.uint8]) -> tuple[int, object]:
+        """Enqueue the writing of a picture on the default stream; its address and its owner."""
+        with self._released:
+            assert self._released.wait_for(lambda: self._free, 30), "surfaces are held for ever"
+            address = self._free.pop()
+
+        def write() -> None:
+            ctypes.memmove(address, luma.ctypes.data, luma.nbytes)
+            ctypes.memmove(address + luma.nbytes, chroma.ctypes.data, chroma.nbytes)
+
+        self._driver.put(0, write)
+        owner = Owner()
+        weakref.finalize(owner, self._release, address)
+        return address, owner
+
+    def _release(self, address: int) -> None:
+        with self._released:
+            self._free.append(address)
+            self._released.notify()
+
+    def close(self) -> None:
+        gc.collect()
+        assert len(self._free) == len(self._addresses)
+        for address in self._addresses:
+            self._driver.cuMemFree(address)
+
+
+class Owner:
+    """Something that can be referred to weakly."""
+
+
+@dataclass
+class GpuFrame:
+    """A frame whose picture lies in simulated device memory."""
+
+    index: int
+    start: Fraction
+    end: Fraction
+    height: int
+    width: int
+    luma: NDArray[np.uint8]
+    chroma: NDArray[np.uint8]
+    surfaces: Surfaces
+
+    def rgb(self) -> Any:
+        raise AssertionError("a picture on the device must not be converted on the host")
+
+    def picture(self) -> Picture:
+        address, owner = self.surfaces.decode(self.luma, self.chroma)
+        planes = (
+            Plane(address, self.luma.shape[1], len(self.luma)),
+            Plane(address + self.luma.nbytes, self.chroma.shape[1], len(self.chroma)),
+        )
+        return Picture("nv12", planes, self.height, self.width, Convention(), UPRIGHT, True, owner)
+
+
+class GpuDecoder:
+    """Decodes on the CPU, and hands out what NVDEC would."""
+
+    def __init__(self, path: Path, driver: SimulatedDriver) -> None:
+        self._inner = open_video(path)
+        self.info: VideoInfo = replace(self._inner.info, on_gpu=True)
+        self._surfaces = Surfaces(driver, self.info.height * self.info.width * 3 // 2, 60)
+
+    def __iter__(self) -> GpuDecoder:
+        return self
+
+    def __next__(self) -> GpuFrame:
+        frame = next(self._inner)
+        picture = frame.picture()
+        assert picture.kind == "i420"
+        planes = [
+            np.ctypeslib.as_array((ctypes.c_uint8 * item.size).from_address(item.address))
+            .reshape(item.rows, item.pitch)[:, : picture.width >> (number > 0)]
+            .copy()
+            for number, item in enumerate(picture.planes)
+        ]
+        chroma = np.stack(planes[1:], axis=2).reshape(len(planes[1]), -1)
+        return GpuFrame(
+            frame.index,
+            frame.start,
+            frame.end,
+            picture.height,
+            picture.width,
+            planes[0],
+            chroma,
+            self._surfaces,
+        )
+
+    def skip_to(self, index: int) -> None:
+        self._inner.skip_to(index)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def test_pictures_on_the_device_stay_there(
+    driver: SimulatedDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [
+        Job(make_video(tmp_path / f"v{i}.mp4", width=40 + 2 * i, height=32, frames=20 + 13 * i), f"v{i}")
+        for i in range(5)
+    ]
+    spec = tiny_spec(step=2)
+    expected = read(Pipeline(Engine(spec, OnHost()), workers=2).run(jobs))
+    decoders: list[GpuDecoder] = []
+
+    def open_on(path: Path, threads: int, gpu: int | None) -> Any:
+        if gpu is None:
+            return open_video(path, threads)
+        decoders.append(GpuDecoder(path, driver))
+        return decoders[-1]
+
+    monkeypatch.setattr(pipeline_module, "open_video", open_on)
+    with Engine(spec, TinyOnDevice(driver, 3), "cuda:0") as engine:
+        pipeline = Pipeline(engine, workers=1, gpu_decoders=2)
+        found = read(pipeline.run(jobs))
+
+    assert len(decoders) + pipeline.stats.videos >= len(jobs)
+    assert 0 < pipeline.stats.frames_on_gpu <= pipeline.stats.frames
+    for name, want in expected.items():
+        have = found[name]
+        assert isinstance(have, Features)
+        assert isinstance(want, Features)
+        np.testing.assert_allclose(have.arrays["features"], want.arrays["features"], rtol=TINY)
+    for decoder in decoders:
+        decoder._surfaces.close()
+
+
+# What goes wrong
+
+
+def test_a_bad_video_ends_its_own_job_only(
+    driver: SimulatedDriver, videos: list[Job], tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.mp4"
+    whole = videos[0].path.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    jobs = [videos[0], Job(damaged, "damaged"), videos[1]]
+    with Engine(tiny_spec(), TinyOnDevice(driver, 2), "cuda:0") as engine:
+        found = read(Pipeline(engine, workers=1).run(jobs))
+
+    assert isinstance(found["damaged"], VideoError)
+    assert isinstance(found["v0"], Features)
+    assert isinstance(found["v1"], Features)
+
+
+def test_too_little_memory_ends_the_run_with_its_reason(
+    videos: list[Job], kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated = SimulatedDriver(memory=1 << 20, kernels=kernels.for_driver())
+    monkeypatch.setattr(cuda_python, "driver", simulated)
+    with (
+        Engine(tiny_spec(), TinyOnDevice(simulated, 2), "cuda:0") as engine,
+        pytest.raises(EngineError, match="out of memory"),
+    ):
+        read(Pipeline(engine, workers=2).run(videos))
+    assert simulated.leaks() == []
+
+
+def test_a_host_engine_has_no_device_input() -> None:
+    engine = Engine(tiny_spec(), OnHost())
+    assert engine.cuda is None
+    with pytest.raises(Exception, match="reads its input from host memory"):
+        engine.device_input(0)
+    with pytest.raises(Exception, match="reads its input from host memory"):
+        engine.submit(0, 1, on_device=True)
