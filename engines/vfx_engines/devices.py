@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import re
 
 from vfx_engines.cuda import Cuda
 from vfx_engines.errors import UsageError
@@ -27,6 +28,28 @@ def missing_driver() -> str | None:
     if code or not count.value:
         return "the driver lists no device; see nvidia-smi and CUDA_VISIBLE_DEVICES"
     return None
+
+
+def device_list(text: str) -> list[str]:
+    """The devices that a ``--device`` names: ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1``, or ``all`` GPUs.
+
+    Raises:
+        UsageError: it is none of these, or there is no GPU for ``all``.
+    """
+    if text == "all":
+        reason = missing_driver()
+        if reason is not None:
+            raise UsageError(f"device all: no CUDA: {reason}; or run with --device cpu")
+        count = ctypes.c_int()
+        ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count))
+        return [f"cuda:{index}" for index in range(count.value)]
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4}(,\d{1,4})*)?", text):
+        raise UsageError(f"device {text!r}: expected cpu, cuda, cuda:N, cuda:N,M,... or all")
+    kind, _, numbers = text.partition(":")
+    devices = [f"{kind}:{int(number)}" for number in numbers.split(",")] if numbers else [kind]
+    if len(set(devices)) < len(devices):
+        raise UsageError(f"device {text!r}: names a GPU twice")
+    return devices
 
 
 def open_cuda(index: int = 0) -> Cuda:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,16 +25,18 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from vfx_engines.engine import Engine
+from vfx_engines.devices import device_list
 from vfx_engines.errors import UsageError, VfxError, shown
-from vfx_engines.opening import BackendName, open_engine, read_spec
-from vfx_engines.spec import Precision
+from vfx_engines.opening import BackendName, read_spec
+from vfx_engines.spec import EngineSpec, Precision
 from vfx_runtime.atomic import new_files, prepare_output
-from vfx_runtime.claims import Claims
-from vfx_runtime.extracting import Extracted, Tail, fingerprint, run_sampling, to_disk
+from vfx_runtime.extracting import Extracted, Tail, run_sampling
 from vfx_runtime.inputs import Job, find_videos
-from vfx_runtime.pipeline import Pipeline, Stats
-from vfx_runtime.writers import FORMATS, Writer, open_writer
+from vfx_runtime.nvdec import DECODERS, DecoderName
+from vfx_runtime.pipeline import Stats
+from vfx_runtime.processes import run_on_all
+from vfx_runtime.running import Listener, Task, run_here
+from vfx_runtime.writers import FORMATS, Format
 
 FAILURES_FILE = "failures.jsonl"
 
@@ -76,8 +79,8 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 )
 @click.option(
     "--device",
-    metavar="cpu|cuda|cuda:N",
-    help="Where to run.  [default: cuda for a .plan, cpu for an .onnx file]",
+    metavar="cpu|cuda|cuda:N,...|all",
+    help="Where to run; several GPUs share the list.  [default: cuda for a .plan, cpu for an .onnx file]",
 )
 @click.option(
     "--backend",
@@ -87,7 +90,16 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 @click.option("--precision", type=click.Choice(get_args(Precision)), help="[default: the engine's own]")
 @click.option("--batch", type=int, metavar="N", help="Windows per call.  [default: by their size]")
 @click.option("--threads", type=int, metavar="N", help="Cores for the engine.  [default: all]")
-@click.option("--workers", type=int, metavar="N", help="Videos decoded at once.  [default: one per core]")
+@click.option(
+    "--workers", type=int, metavar="N", help="Videos decoded at once on the CPU.  [default: one per core]"
+)
+@click.option(
+    "--decoder",
+    type=click.Choice(DECODERS),
+    default="auto",
+    show_default=True,
+    help="nvdec: on the engine's GPU alone; auto: there and on the CPU, each video by who is free first.",
+)
 @click.option("--show-pred", is_flag=True, help="Print the five likeliest classes of each window.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and leave.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -132,7 +144,7 @@ def _run(
     engine: Path,
     output: Path,
     root: Path | None,
-    format_: str,
+    format_: Format,
     fps: float | None,
     step: int | None,
     tail: Tail | None,
@@ -142,6 +154,7 @@ def _run(
     batch: int | None,
     threads: int | None,
     workers: int | None,
+    decoder: DecoderName,
     show_pred: bool,
     dry_run: bool,
 ) -> int:
@@ -153,6 +166,7 @@ def _run(
         raise UsageError(f"--workers {workers}: expected 1 or more")
     if show_pred and not any(item.labels for item in spec.outputs):
         raise UsageError(f"--show-pred: {engine} has no classifier: export it with --head")
+    devices: list[str | None] = [*device_list(device)] if device else [None]
     if spec.weights.file == "random":
         click.echo("vfx-run: RANDOM WEIGHTS: the features of this engine mean nothing", err=True)
     if dry_run:
@@ -162,58 +176,64 @@ def _run(
             click.echo(f"{shown(job.path)} -> {shown(output / job.name)}")
         return 0
     prepare_output(output)
-    with (
-        open_engine(
-            engine, device=device, precision=precision, backend=backend, batch=batch, threads=threads
-        ) as loaded,
-        Claims(output) as claims,
-    ):
-        click.echo(f"engine: {engine.name}, {loaded.name}", err=True)
-        if not claims.active:
-            click.echo(f"vfx-run: other processes may do the same videos: {claims.reason}", err=True)
-        mark = fingerprint(loaded, sampling)
-        writer = open_writer(format_, output, spec.outputs, fingerprint=mark, claims=claims)
-        return _extract(
-            jobs,
-            Pipeline(loaded, sampling, workers=workers, spool_folder=output),
-            writer,
-            claims,
-            output,
-            show_pred,
-        )
+    task = Task(
+        engine=engine,
+        output=output,
+        format=format_,
+        sampling=sampling,
+        precision=precision,
+        backend=backend,
+        batch=batch,
+        threads=threads,
+        workers=workers,
+        decoder=decoder,
+        keep=show_pred,
+    )
+    return _extract(task, spec, devices, jobs)
 
 
-def _extract(
-    jobs: list[Job], pipeline: Pipeline, writer: Writer, claims: Claims, output: Path, show_pred: bool
-) -> int:
+def _extract(task: Task, spec: EngineSpec, devices: list[str | None], jobs: list[Job]) -> int:
     skipped = written = 0
     failures: list[Extracted] = []
     started = time.perf_counter()
-    with _RunProgress(pipeline.stats, len(jobs)) as progress:
-        for done in to_disk(jobs, pipeline, writer, claims, progress.waiting, keep=show_pred):
-            if done.error is not None:
-                failures.append(done)
-                _console.print(f"failed: {done.error}", markup=False)
-            elif done.skipped:
-                skipped += 1
-                progress.skipped += 1
-            else:
-                written += 1
-                for file in done.files:
-                    click.echo(shown(file))
-            if done.features is not None:
-                _print_predictions(done, pipeline.engine)
-    _write_failures(output, failures)
+    with _RunProgress(len(jobs)) as progress:
+        listener = Listener(_say, progress.watch, progress.waiting)
+        results = (
+            run_here(task, devices[0], jobs, len(jobs), listener)
+            if len(devices) == 1
+            else run_on_all(task, [item for item in devices if item], jobs, listener)
+        )
+        # Closed here, whatever ends the loop: its end is what ends threads and other processes.
+        with closing(results):
+            for done in results:
+                if done.error is not None:
+                    failures.append(done)
+                    _console.print(f"failed: {done.error}", markup=False)
+                elif done.skipped:
+                    skipped += 1
+                    progress.skipped += 1
+                else:
+                    written += 1
+                    for file in done.files:
+                        click.echo(shown(file))
+                if done.features is not None:
+                    _print_predictions(done, spec)
+    _write_failures(task.output, failures)
     seconds = time.perf_counter() - started
-    _print_summary(written, skipped, failures, pipeline.stats, seconds)
+    _print_summary(written, skipped, failures, progress.stats, seconds)
     return len(failures)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 class _RunProgress(Progress):
     """One live line: videos, windows per second, time left. Nothing where stderr is no terminal."""
 
-    def __init__(self, stats: Stats, videos: int) -> None:
-        self._stats, self._videos = stats, videos
+    def __init__(self, videos: int) -> None:
+        self._videos = videos
+        self.stats = Stats()
         self._since = time.perf_counter()
         self._note = ""
         self.skipped = 0
@@ -230,13 +250,17 @@ class _RunProgress(Progress):
         )
         self.add_task("", total=videos, said="")
 
+    def watch(self, stats: Stats) -> None:
+        """Show these figures from now on."""
+        self.stats = stats
+
     def waiting(self, videos: int) -> None:
         """Say that other processes work on what is left."""
         self._note = f", waiting for {videos} of another process"
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Brings the line up to date; rich calls it ten times a second."""
-        stats, seconds = self._stats, max(time.perf_counter() - self._since, 1e-3)
+        stats, seconds = self.stats, max(time.perf_counter() - self._since, 1e-3)
         said = (
             f"{stats.videos + self.skipped}/{self._videos} videos, {stats.windows} windows, "
             f"{stats.windows / seconds:.1f} windows/s{self._note}"
@@ -247,9 +271,9 @@ class _RunProgress(Progress):
         yield from super().get_renderables()
 
 
-def _print_predictions(done: Extracted, engine: Engine) -> None:
+def _print_predictions(done: Extracted, spec: EngineSpec) -> None:
     assert done.features is not None
-    for item in engine.spec.outputs:
+    for item in spec.outputs:
         if item.labels is None:
             continue
         for row, logits in enumerate(done.features.arrays[item.name]):
@@ -281,7 +305,8 @@ def _print_summary(
     table = Table(box=None, show_header=False)
     table.add_row("videos", f"{written} done, {skipped} were done before, {len(failures)} failed")
     table.add_row("windows", f"{stats.windows}, {stats.windows / seconds:.2f} per second")
-    table.add_row("frames", f"{stats.frames}, {stats.frames / seconds:.0f} per second")
+    on_gpu = f", {stats.frames_on_gpu} of them decoded on the GPU" if stats.frames_on_gpu else ""
+    table.add_row("frames", f"{stats.frames}, {stats.frames / seconds:.0f} per second{on_gpu}")
     table.add_row("time", f"{seconds:.1f} s")
     _console.print(table)
     if failures:

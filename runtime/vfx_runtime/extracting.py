@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from vfx_runtime.atomic import prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Features
 from vfx_runtime.inputs import Job, find_videos
+from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.writers import Format, Writer, open_writer
 
@@ -193,13 +194,14 @@ def _extract(
             fingerprint=fingerprint(engine, sampling),
             claims=claims,
         )
-        yield from to_disk(jobs, Pipeline(engine, sampling, spool_folder=output), writer, claims)
+        pipeline = Pipeline(engine, sampling, gpu_decoders=gpu_decoders(engine), spool_folder=output)
+        yield from to_disk(jobs, len(jobs), pipeline, writer, claims)
 
 
 def in_memory(jobs: Sequence[Job], engine: Engine, sampling: Sampling) -> Iterator[Extracted]:
     """Run jobs and hand their features over."""
     meta = run_meta(engine, sampling)
-    for result in Pipeline(engine, sampling).run(jobs, len(jobs)):
+    for result in Pipeline(engine, sampling, gpu_decoders=gpu_decoders(engine)).run(jobs, len(jobs)):
         features = None
         if result.rows is not None:
             with result.rows as rows:
@@ -208,11 +210,13 @@ def in_memory(jobs: Sequence[Job], engine: Engine, sampling: Sampling) -> Iterat
 
 
 def to_disk(
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
+    total: int,
     pipeline: Pipeline,
     writer: Writer,
     claims: Claims,
     waiting: Callable[[int], None] = lambda count: None,
+    ended: Callable[[], None] = lambda: None,
     *,
     keep: bool = False,
 ) -> Iterator[Extracted]:
@@ -222,11 +226,13 @@ def to_disk(
     this returns, each is finished or has failed.
 
     Args:
-        jobs: what to do.
+        jobs: what to do; taken one at a time.
+        total: their number, or more: fewer videos than cores are decoded by several threads each.
         pipeline: its spool folder should be the output folder.
         writer: of the run's format.
         claims: on the output folder.
         waiting: told how many videos are left that other processes work on.
+        ended: called when all are done, before a pack is made of them.
         keep: give the features of what was written too.
 
     Raises:
@@ -234,11 +240,11 @@ def to_disk(
         OutputError: a pack of all outputs cannot be written; single ones are failures of their video.
     """
     meta = run_meta(pipeline.engine, pipeline.sampling)
-    left = list(jobs)
-    while left:
+    left: Iterable[Job] | None = jobs
+    while left is not None:
         desk = _Desk(writer, claims)
         try:
-            for result in pipeline.run(desk.give_out(left), len(left)):
+            for result in pipeline.run(desk.give_out(left), total):
                 files: tuple[Path, ...] = ()
                 features = None
                 error = result.error
@@ -255,10 +261,11 @@ def to_disk(
             yield from desk.settled()
         finally:
             desk.close()
-        if len(desk.elsewhere) == len(left):
-            waiting(len(left))
+        if desk.elsewhere and len(desk.elsewhere) == desk.seen:
+            waiting(desk.seen)
             time.sleep(_POLL_SECONDS)
-        left = desk.elsewhere
+        left, total = desk.elsewhere or None, len(desk.elsewhere)
+    ended()
     writer.finish()
 
 
@@ -271,10 +278,12 @@ class _Desk:
         self._settled: list[Extracted] = []
         self.elsewhere: list[Job] = []
         """Jobs that other processes have claimed."""
+        self.seen = 0
 
-    def give_out(self, jobs: Sequence[Job]) -> Iterator[Job]:
+    def give_out(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """The jobs that are to be done here; workers take them, one at a time."""
         for job in jobs:
+            self.seen += 1
             if not self._claims.take(job.name):
                 self.elsewhere.append(job)
                 continue

@@ -212,7 +212,7 @@ def measure_end_to_end(
     with Claims(folder) as claims, _Meter() as meter:
         mark = fingerprint(engine, sampling)
         writer = open_writer("npz", folder, engine.spec.outputs, fingerprint=mark, claims=claims)
-        for done in to_disk(jobs, pipeline, writer, claims):
+        for done in to_disk(jobs, len(jobs), pipeline, writer, claims):
             if done.error is not None:
                 raise done.error
     stats = pipeline.stats

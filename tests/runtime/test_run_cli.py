@@ -200,7 +200,7 @@ WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "batch": (("--batch", 0), "batch 0"),
     "threads": (("--threads", -2), "threads -2"),
     "workers": (("--workers", 0), "--workers 0"),
-    "device": (("--device", "abacus"), "device 'abacus': expected cpu, cuda, or cuda:N"),
+    "device": (("--device", "abacus"), "device 'abacus': expected cpu, cuda, cuda:N, cuda:N,M,... or all"),
     "precision": (("--precision", "fp16"), "export it with --precision fp16"),
     "root": (("--root", "/nowhere"), "--root"),
 }

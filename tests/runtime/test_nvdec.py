@@ -1,0 +1,79 @@
+"""Whether a GPU decodes, asked of a stand-in for NVIDIA's library."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from simulated_cuda import SimulatedDriver
+from tiny import tiny_engine, tiny_spec
+from tiny_on_device import TinyOnDevice
+from vfx_engines import cuda_python, open_engine
+from vfx_engines.engine import Engine
+from vfx_engines.errors import UsageError
+from vfx_runtime import nvdec
+
+# The structure as cuviddec.h declares it.
+LIBRARY = """
+typedef struct {
+    int codec, chroma; unsigned depth, reserved1[3];
+    unsigned char supported, units; unsigned short mask;
+    unsigned max_width, max_height, max_blocks; unsigned short min_width, min_height;
+    unsigned char histogram, bits; unsigned short bins; unsigned reserved3[10];
+} Caps;
+int cuvidGetDecoderCaps(Caps *caps) {
+    if (sizeof(Caps) != 88 || caps->codec != 4 || caps->chroma != 1 || caps->depth != 0) return 1;
+    caps->supported = SUPPORTED;
+    caps->units = UNITS;
+    return 0;
+}
+"""
+
+
+def library(folder: Path, supported: int, units: int) -> str:
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("gcc is not installed")
+    (folder / "nvcuvid.c").write_text(LIBRARY)
+    path = folder / f"libnvcuvid-{supported}-{units}.so"
+    flags = [f"-DSUPPORTED={supported}", f"-DUNITS={units}", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, "-o", path, folder / "nvcuvid.c"], check=True)
+    return str(path)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    driver = SimulatedDriver()
+    monkeypatch.setattr(cuda_python, "driver", driver)
+    return Engine(tiny_spec(), TinyOnDevice(driver, 2), "cuda:0")
+
+
+@pytest.mark.parametrize(("supported", "units", "decoders"), [(1, 7, 14), (1, 0, 2), (0, 7, 0)])
+def test_there_are_two_decoders_for_each_unit(
+    on_gpu: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: int, units: int, decoders: int
+) -> None:
+    monkeypatch.setattr(nvdec, "_LIBRARY", library(tmp_path, supported, units))
+
+    assert nvdec.gpu_decoders(on_gpu) == decoders
+    assert nvdec.gpu_decoders(on_gpu, "cpu") == 0
+    if not supported:
+        with pytest.raises(UsageError, match=r"decodes no H\.264"):
+            nvdec.gpu_decoders(on_gpu, "nvdec")
+
+
+def test_without_the_library_the_cpu_decodes(on_gpu: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvdec, "_LIBRARY", "libnvcuvid-that-is-not-there.so")
+
+    assert nvdec.gpu_decoders(on_gpu) == 0
+    with pytest.raises(UsageError, match="NVIDIA_DRIVER_CAPABILITIES"):
+        nvdec.gpu_decoders(on_gpu, "nvdec")
+
+
+def test_an_engine_on_a_cpu_has_its_videos_decoded_there(tmp_path: Path) -> None:
+    with open_engine(tiny_engine(tmp_path / "tiny.onnx")) as engine:
+        assert nvdec.gpu_decoders(engine) == 0
+        with pytest.raises(UsageError, match="is not on a GPU"):
+            nvdec.gpu_decoders(engine, "nvdec")
