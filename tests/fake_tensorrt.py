@@ -283,12 +283,25 @@ class _ContextActs:
             ctypes.memmove(target, features.ctypes.data, features.nbytes)
 
         trt.driver.put(stream_handle, compute)
+        profiler = self.__dict__.get("profiler")
+        if profiler is not None:
+            for layer, milliseconds in (("cast", 0.25), ("means", 0.75)):
+                profiler.report_layer_time(layer, milliseconds)
         return True
 
 
 class _InspectorActs:
     def get_engine_information(self, format: Any) -> str:
-        return json.dumps({"Layers": [{"Name": "tiny", "LayerType": "Reduce"}]})
+        layers = [{"Name": "cast", "LayerType": "Cast"}, {"Name": "means", "LayerType": "Reduce"}]
+        return json.dumps({"Layers": layers})
+
+
+class _ProfilerActs:
+    def __init__(self) -> None:
+        pass
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        raise NotImplementedError
 
 
 class _BuilderActs:
@@ -482,5 +495,6 @@ _ACTS: dict[str, Any] = {
     "IOptimizationProfile": _ProfileActs,
     "ITimingCache": _CacheActs,
     "IProgressMonitor": _MonitorActs,
+    "IProfiler": _ProfilerActs,
     "Logger": _LoggerActs,
 }

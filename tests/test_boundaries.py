@@ -14,7 +14,16 @@ from make_video import make_video
 from tiny import tiny_engine
 
 EXPORT = ("torch", "onnxscript", "safetensors")
-OPTIONAL = ("onnxruntime", "h5py", "matplotlib", "cuda", "pycuda", "tensorrt", "tensorrt_lean")
+OPTIONAL = (
+    "onnxruntime",
+    "h5py",
+    "matplotlib",
+    "cuda",
+    "pycuda",
+    "tensorrt",
+    "tensorrt_lean",
+    "tensorrt_lean_bindings",
+)
 DEV = ("decord", "PIL", "hypothesis", "pytest")
 
 ADAPTERS = {"vfx_engines.cuda_python": "cuda", "vfx_engines.cuda_pycuda": "pycuda"}

@@ -25,7 +25,8 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 def closure(requirements: list[str]) -> set[str]:
     """Names of all packages that requirements bring along, as the metadata of the installed ones say."""
     found: set[str] = set()
-    queue = [Requirement(text) for text in requirements]
+    # onnxruntime-gpu cannot be installed beside onnxruntime, and needs what that needs.
+    queue = [Requirement(text.replace("onnxruntime-gpu", "onnxruntime")) for text in requirements]
     while queue:
         requirement = queue.pop()
         name = canonicalize_name(requirement.name)

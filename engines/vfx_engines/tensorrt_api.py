@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from vfx_engines.spec import Plan
 INSTALL = (
     "TensorRT is not installed: install it from NVIDIA's index: pip install tensorrt-cu13 "
     "--extra-index-url https://pypi.nvidia.com"
+)
+
+
+_INSTALL_LEAN = (
+    "TensorRT's lean runtime is not installed: "
+    "pip install tensorrt-lean-cu13-bindings tensorrt-lean-cu13-libs"
 )
 
 
@@ -34,9 +41,9 @@ class TensorRt:
     """
 
     def __init__(self, *, lean: bool = False) -> None:
-        name = "tensorrt_lean" if lean else "tensorrt"
-        if not is_installed(lean=lean):
-            raise UsageError(f"{name}: {INSTALL}")
+        name = _module_name(lean)
+        if name is None:
+            raise UsageError(_INSTALL_LEAN if lean else INSTALL)
         try:
             self.module: Any = importlib.import_module(name)
         except (ImportError, OSError) as error:
@@ -160,12 +167,15 @@ class LoadedPlan:
             )
         return PlanContext(self._library, context)
 
-    def layers(self) -> str | None:
-        """JSON about the layers, as far as the plan was built to tell; None from the lean runtime."""
+    def layer_kinds(self) -> dict[str, str]:
+        """Layer name to kind, as far as the plan was built to tell; the lean runtime never does."""
         if self._library.lean:
-            return None
+            return {}
         inspector = self._engine.create_engine_inspector()
-        return str(inspector.get_engine_information(self._library.module.LayerInformationFormat.JSON))
+        text = inspector.get_engine_information(self._library.module.LayerInformationFormat.JSON)
+        # Of a plan that was not built to tell, layers are names alone.
+        layers = [layer for layer in json.loads(text)["Layers"] if isinstance(layer, dict)]
+        return {str(layer["Name"]): str(layer.get("LayerType", "")) for layer in layers}
 
 
 class PlanContext:
@@ -205,6 +215,23 @@ class PlanContext:
             EngineError: TensorRT failed.
         """
         self._check(self._context.execute_async_v3(stream), "an execution")
+
+    def report_layers(self, report: Callable[[str, float], None]) -> None:
+        """Tell, from the next execution on, each layer's name and milliseconds; executions then block."""
+        base: Any = self._library.module.IProfiler
+
+        class Profiler(base):  # type: ignore[misc]  # the base is known at run time only
+            """TensorRT's profiler, as a function."""
+
+            def __init__(self) -> None:
+                # pybind11 wants its own initialiser called by name.
+                base.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                """Called once for each layer of an execution."""
+                report(layer_name, float(ms))
+
+        self._context.profiler = Profiler()
 
     def _check(self, done: bool, what: str) -> None:
         if not done:
@@ -246,4 +273,11 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 def is_installed(*, lean: bool = False) -> bool:
     """Whether the library can be found; not whether it loads."""
-    return importlib.util.find_spec("tensorrt_lean" if lean else "tensorrt") is not None
+    return _module_name(lean) is not None
+
+
+def _module_name(lean: bool) -> str | None:
+    # The second is what the wheels with the library itself bring; the first only hands it on.
+    name = "tensorrt_lean" if lean else "tensorrt"
+    found = (item for item in (name, f"{name}_bindings") if importlib.util.find_spec(item) is not None)
+    return next(found, None)

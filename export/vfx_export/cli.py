@@ -93,7 +93,13 @@ _console = Console(stderr=True, highlight=False)
     show_default=True,
     help="Plan: which GPUs run it, beside those of this model.",
 )
-@click.option("--device", default="cuda:0", show_default=True, help="Plan: the GPU to build on.")
+@click.option("--device", default="cuda:0", show_default=True, help="Plan: the GPU to build or inspect on.")
+@click.option(
+    "--inspect",
+    type=click.Path(path_type=Path),
+    metavar="FILE.plan",
+    help="Print a plan's layers and the time of each, and leave.",
+)
 @click.option("--list", "list_", is_flag=True, help="Print the catalogue and leave.")
 @click.option("--json", "json_", is_flag=True, help="With --list: as JSON.")
 @click.option(
@@ -151,7 +157,13 @@ def _run(
     version_compatible: bool,
     hardware: Any,
     device: str,
+    inspect: Path | None,
 ) -> Path | None:
+    if inspect is not None:
+        from vfx_engines.inspection import inspect_plan, layer_table
+
+        click.echo(layer_table(*inspect_plan(inspect, cuda_index(device) or 0)))
+        return None
     _require_torch()
     if json_ and not list_:
         raise UsageError("--json goes with --list")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
+from vfx_engines.errors import VideoError
 from vfx_runtime.decode import Decoder
 
 
@@ -14,7 +16,8 @@ def open_video(path: str | os.PathLike[str], threads: int = 1, gpu: int | None =
         path: The file; never taken for a URL.
         threads: Threads that decode this video. One costs the least CPU time; more are for a single
             long video on idle cores.
-        gpu: Number of the GPU to decode on, where its NVDEC units can; None decodes on the CPU.
+        gpu: Number of the GPU to decode on; what its NVDEC units cannot take is decoded on the CPU, see
+            `VideoInfo.on_gpu`. None decodes on the CPU.
 
     Raises:
         VideoError: the file is missing, empty, truncated, no regular file, or holds no video that
@@ -23,4 +26,8 @@ def open_video(path: str | os.PathLike[str], threads: int = 1, gpu: int | None =
     # Here, not above: FFmpeg's libraries are time that a command which only prints help need not take.
     from vfx_runtime.pyav_decoder import PyAvDecoder
 
-    return PyAvDecoder(path, threads, gpu)
+    if gpu is not None:
+        # Too many decoders at once, a profile that the units lack, damage at the start: the CPU tells.
+        with suppress(VideoError):
+            return PyAvDecoder(path, threads, gpu)
+    return PyAvDecoder(path, threads)

@@ -89,8 +89,7 @@ def open_container(path: str, name: str, gpu: int | None = None) -> InputContain
 
 
 def _nvdec(gpu: int) -> HWAccel:
-    # In the device's primary context, where all else of vfx works. A stream that NVDEC cannot take is
-    # decoded on the CPU by the same library.
+    # In the device's primary context, where all else of vfx works.
     return HWAccel("cuda", gpu, allow_software_fallback=True, is_hw_owned=True)
 
 

@@ -16,7 +16,7 @@ def test_kernels_compile(tmp_path: Path, capability: tuple[int, int]) -> None:
     cubin = compiled(source(), "preprocess.cu", capability, tmp_path)
 
     assert cubin.startswith(b"\x7fELF")
-    for name in (*KERNELS.values(), "gather_windows"):
+    for name in (*KERNELS.values(), "gather_chunks", "gather_bytes"):
         assert name.encode() in cubin
 
 

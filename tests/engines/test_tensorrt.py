@@ -5,7 +5,6 @@ What this cannot show, a machine with TensorRT does: scripts/gpu.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import sys
@@ -21,13 +20,14 @@ from fake_tensorrt import KIT, VERSIONS, FakeTensorRt, tiny_plan
 from simulated_cuda import SimulatedDriver
 from tiny import FRAMES, SIZE, tiny_features, tiny_spec
 from tolerances import TINY
-from vfx_engines import cuda_python
+from vfx_engines import cuda_python, inspection
 from vfx_engines.backends.tensorrt import SLOTS, TensorRtBackend
 from vfx_engines.cuda_python import CudaPython
 from vfx_engines.engine import Engine
 from vfx_engines.errors import EngineError, UsageError
+from vfx_engines.plan_file import write_plan
 from vfx_engines.spec import EngineSpec, Plan
-from vfx_engines.tensorrt_api import TensorRt
+from vfx_engines.tensorrt_api import TensorRt, is_installed
 
 if not KIT.is_dir():
     if "parity" in os.environ.get("VFX_REQUIRE", ""):
@@ -172,9 +172,33 @@ def test_layers(module: FakeTensorRt, version: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.plan"
     lean = "lean" in version
     path.write_bytes(tiny_plan(version=BUILDERS[version], compatible=lean))
-    layers = TensorRt(lean=lean).load(path, with_host_code=False).layers()
+    kinds = TensorRt(lean=lean).load(path, with_host_code=False).layer_kinds()
 
-    assert layers is None if lean else json.loads(layers or "")["Layers"]
+    assert kinds == ({} if lean else {"cast": "Cast", "means": "Reduce"})
+
+
+@pytest.mark.parametrize("version", ["10.16", "11.4"])
+def test_a_plan_is_inspected_layer_by_layer(
+    module: FakeTensorRt, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "open_cuda", CudaPython)
+    path = tmp_path / "tiny.plan"
+    write_plan(path, tiny_plan(version=BUILDERS[version]), spec_of(version, compatible=False))
+    layers, batch = inspection.inspect_plan(path)
+
+    assert batch == 4
+    assert layers == [inspection.Layer("cast", "Cast", 0.25), inspection.Layer("means", "Reduce", 0.75)]
+    lines = inspection.layer_table(layers, batch).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["0.7500", "75.0%", "Reduce", "means"],
+        ["0.2500", "25.0%", "Cast", "cast"],
+        ["1.0000", "100.0%", "2", "layers,", "batch", "4"],
+    ]
+
+
+def test_only_plans_are_inspected(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"expected a \.plan"):
+        inspection.inspect_plan(tmp_path / "tiny.onnx")
 
 
 def test_the_fake_refuses_what_a_version_lacks(driver: SimulatedDriver) -> None:
@@ -195,8 +219,20 @@ def test_the_fake_refuses_what_a_version_lacks(driver: SimulatedDriver) -> None:
 
 
 def test_without_tensorrt_the_way_to_get_it_is_named() -> None:
-    with pytest.raises(
-        UsageError, match=r"tensorrt_lean: TensorRT is not installed: .*pypi\.nvidia\.com"
-    ) as caught:
-        TensorRt(lean=True)
-    assert str(caught.value).isprintable()
+    for lean, said in ((False, r"pypi\.nvidia\.com"), (True, "pip install tensorrt-lean-cu13-bindings")):
+        if is_installed(lean=lean):
+            pytest.skip("this machine has TensorRT")
+        with pytest.raises(UsageError, match=f"is not installed: .*{said}") as caught:
+            TensorRt(lean=lean)
+        assert str(caught.value).isprintable()
+
+
+def test_the_real_lean_runtime_loads_without_a_driver() -> None:
+    """Its wheels come from PyPI: pip install tensorrt-lean-cu13-bindings tensorrt-lean-cu13-libs."""
+    if not is_installed(lean=True):
+        pytest.skip("TensorRT's lean runtime is not installed")
+    library = TensorRt(lean=True)
+    library.logger.log(library.module.ILogger.ERROR, "something went wrong")
+
+    assert library.name.startswith("TensorRT lean 1")
+    assert library.last_error == "something went wrong"

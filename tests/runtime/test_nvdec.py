@@ -6,15 +6,20 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import av
+import av.codec.hwaccel
 import pytest
 
+from make_video import make_video
 from simulated_cuda import SimulatedDriver
 from tiny import tiny_engine, tiny_spec
 from tiny_on_device import TinyOnDevice
 from vfx_engines import cuda_python, open_engine
+from vfx_engines.devices import missing_driver
 from vfx_engines.engine import Engine
-from vfx_engines.errors import UsageError
+from vfx_engines.errors import UsageError, VideoError
 from vfx_runtime import nvdec
+from vfx_runtime.opening import open_video
 
 # The structure as cuviddec.h declares it.
 LIBRARY = """
@@ -77,3 +82,22 @@ def test_an_engine_on_a_cpu_has_its_videos_decoded_there(tmp_path: Path) -> None
         assert nvdec.gpu_decoders(engine) == 0
         with pytest.raises(UsageError, match="is not on a GPU"):
             nvdec.gpu_decoders(engine, "nvdec")
+
+
+def test_what_a_gpu_cannot_take_is_decoded_on_the_cpu(tmp_path: Path) -> None:
+    """Here there is no GPU at all."""
+    if missing_driver() is None:
+        pytest.skip("this machine has a CUDA device")
+    path = make_video(tmp_path / "v.mp4", frames=5)
+    with open_video(path, gpu=0) as decoder:
+        assert not decoder.info.on_gpu
+        assert [frame.index for frame in decoder] == [0, 1, 2, 3, 4]
+    with pytest.raises(VideoError, match="No such file"):
+        open_video(tmp_path / "absent.mp4", gpu=0)
+
+
+def test_the_ffmpeg_of_pyav_has_nvdec() -> None:
+    assert "cuda" in av.codec.hwaccel.hwdevices_available()
+    for codec in ("h264", "hevc", "vp9"):
+        kinds = {item.device_type for item in av.codec.Codec(codec, "r").hardware_configs or ()}
+        assert av.codec.hwaccel.HWDeviceType.cuda in kinds
