@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from conftest import lacking
 from cuda_on_cpu import CpuKernels
+from make_video import Codec, make_video
 from tiny import FRAMES, SIZE, tiny_engine, tiny_features, tiny_spec
 from tolerances import TINY
 from vfx_engines import Engine, open_engine
@@ -22,11 +23,16 @@ from vfx_engines.backends.cuda_slots import CudaSlots
 from vfx_engines.build_settings import BuildSettings
 from vfx_engines.cuda import Cuda
 from vfx_engines.devices import missing_driver, open_cuda
+from vfx_engines.engine import DeviceInput
 from vfx_engines.nvrtc import compiled
 from vfx_engines.spec import Crop, Output, Precision, Resize, Transform
 from vfx_engines.tensorrt_api import is_installed
+from vfx_runtime import nvdec
+from vfx_runtime.inputs import Job
+from vfx_runtime.opening import open_video
 from vfx_runtime.orientation import UPRIGHT
 from vfx_runtime.picture import Convention, SurfaceFormat
+from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.resize import FramePlan, plan
 from vfx_runtime.surfaces import (
     KERNELS,
@@ -64,21 +70,21 @@ class Uploaded:
     """Arrays on the device, freed together."""
 
     def __init__(self, cuda: Cuda, stream: int) -> None:
-        self._cuda, self._stream, self._addresses = cuda, stream, list[int]()
+        self.cuda, self._stream, self._addresses = cuda, stream, list[int]()
 
     def put(self, array: NDArray[np.generic]) -> int:
         address = self.room(array.nbytes)
-        self._cuda.copy_in(address, np.ascontiguousarray(array), self._stream)
+        self.cuda.copy_in(address, np.ascontiguousarray(array), self._stream)
         return address
 
     def room(self, size: int) -> int:
-        self._addresses.append(self._cuda.allocate(size))
+        self._addresses.append(self.cuda.allocate(size))
         return self._addresses[-1]
 
     def free(self) -> None:
-        self._cuda.synchronize(self._stream)
+        self.cuda.synchronize(self._stream)
         for address in self._addresses:
-            self._cuda.free(address)
+            self.cuda.free(address)
 
 
 def resized(
@@ -157,7 +163,7 @@ class Copying:
 
     def __init__(self, cuda: Cuda) -> None:
         cubin = compiled(source(), "preprocess.cu", cuda.compute_capability)
-        self._cuda, self._kernel = cuda, cuda.function(cuda.load(cubin), "gather_chunks")
+        self.cuda, self._kernel = cuda, cuda.function(cuda.load(cubin), "gather_chunks")
         self._stream = cuda.stream()
         self._device = Uploaded(cuda, self._stream)
         self.slots = CudaSlots(cuda, SPEC, BATCH, 3, self._enqueue, graphs=True)
@@ -175,10 +181,16 @@ class Copying:
             ctypes.c_int(0),
             ctypes.c_void_p(target),
         ]
-        self._cuda.launch(self._kernel, (-(-chunks // 128), count, 1), (128, 1, 1), arguments, stream)
+        self.cuda.launch(self._kernel, (-(-chunks // 128), count, 1), (128, 1, 1), arguments, stream)
 
     def start(self, slot: int, count: int) -> None:
         self.slots.start(slot, count)
+
+    def device_input(self, slot: int) -> DeviceInput:
+        return self.slots.device_input(slot)
+
+    def start_on_device(self, slot: int, count: int) -> None:
+        self.slots.start(slot, count, on_device=True)
 
     def wait(self, slot: int) -> list[NDArray[np.generic]]:
         return list(self.slots.wait(slot))
@@ -186,7 +198,7 @@ class Copying:
     def close(self) -> None:
         self.slots.close()
         self._device.free()
-        self._cuda.close_stream(self._stream)
+        self.cuda.close_stream(self._stream)
 
 
 def _copying_spec() -> object:
@@ -237,6 +249,67 @@ def test_onnx_runtime_on_cuda(cuda: Cuda, tmp_path: Path) -> None:
     windows = np.random.default_rng(0).integers(0, 256, (11, FRAMES, SIZE, SIZE, 3), np.uint8)
     with open_engine(tiny_engine(tmp_path / "tiny.onnx"), device="cuda", batch=BATCH) as engine:
         np.testing.assert_allclose(engine.run(windows)["features"], tiny_features(windows), rtol=TINY)
+
+
+def on_the_device(cuda: Cuda) -> Engine:
+    """The tiny engine's spec over an executor that copies, so that its rows are the pixels it was given."""
+    return Engine(SPEC, Copying(cuda), "cuda:0")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"step": 1}, {"stride": 3, "step": 2}, {"edges": "zeros"}])
+@pytest.mark.parametrize("gpu_decoders", [0, 2])
+def test_windows_from_files_are_those_of_the_cpu(
+    cuda: Cuda, tmp_path: Path, sampling: dict[str, object], gpu_decoders: int
+) -> None:
+    if gpu_decoders:
+        lacking_nvdec(cuda)
+    jobs = [
+        Job(make_video(tmp_path / f"v{i}.mp4", width=160 + 2 * i, height=128, frames=20 + 17 * i), f"v{i}")
+        for i in range(6)
+    ]
+    chosen = tiny_spec(**sampling).sampling
+    rows = {}
+    for where in ("cpu", "gpu"):
+        with on_the_device(cuda) as engine:
+            # Without the device's own input all is prepared on the CPU, and copied.
+            if where == "cpu":
+                engine._on_device = None
+            workers = 0 if where == "gpu" and gpu_decoders else 3
+            pipeline = Pipeline(
+                engine, chosen, workers=workers, gpu_decoders=gpu_decoders if where == "gpu" else 0
+            )
+            for result in pipeline.run(jobs, len(jobs)):
+                assert result.error is None, result.error
+                assert result.rows is not None
+                with result.rows as found:
+                    rows[where, result.job.name] = found.features(result.fps, {}).arrays["pixels"]
+            on_gpu = pipeline.stats.frames_on_gpu
+    assert on_gpu == (pipeline.stats.frames if gpu_decoders else 0)
+    for job in jobs:
+        np.testing.assert_array_equal(
+            rows["gpu", job.name].view(np.uint8), rows["cpu", job.name].view(np.uint8)
+        )
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "av1"])
+def test_nvdec_decodes_to_the_same_pixels(cuda: Cuda, tmp_path: Path, codec: Codec) -> None:
+    lacking_nvdec(cuda)
+    path = make_video(tmp_path / "v.mp4", codec=codec, width=256, height=144, frames=30)
+    cuda.activate()
+    with open_video(path, gpu=0) as on_gpu, open_video(path) as on_cpu:
+        if not on_gpu.info.on_gpu:
+            pytest.skip(f"this GPU decodes no {codec}")
+        for ours, theirs in zip(on_gpu, on_cpu, strict=True):
+            assert (ours.index, ours.start, ours.end) == (theirs.index, theirs.start, theirs.end)
+            assert ours.picture().on_device
+            # Downloaded: these codecs are exact, so the planes are the same.
+            np.testing.assert_array_equal(ours.rgb(), theirs.rgb())
+
+
+def lacking_nvdec(cuda: Cuda) -> None:
+    units, missing = nvdec._units(cuda)
+    if not units:
+        lacking("nvdec", missing)
 
 
 @pytest.mark.tensorrt
