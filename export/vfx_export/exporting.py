@@ -102,6 +102,7 @@ def export_model(
     frames: int | None = None,
     head: bool = False,
     seed: int = 0,
+    pca: Path | None = None,
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export a catalogue model.
@@ -114,14 +115,16 @@ def export_model(
         frames: frames of a window, if not the model's own. The step becomes the same.
         head: give the classifier's logits as a second output.
         seed: of random weights.
+        pca: parameters of the published post-processing, whose result becomes an output too (VGGish).
         stage: progress.
 
     Raises:
-        UsageError: the network cannot take ``frames``, or has no head.
-        CheckpointError: the weights are not this model's.
+        UsageError: the network cannot take ``frames``, or has no head or post-processing.
+        CheckpointError: the weights or the parameters are not this model's.
         ExportError: see `export_module`.
     """
     sampling = model.windows(frames)
+    outputs: tuple[Output, ...] = (model.feature, model.logits()) if head else (model.feature,)
     module = model.network(head)
     stage("reading the weights")
     if checkpoint is None:
@@ -137,10 +140,10 @@ def export_model(
             file=shown(checkpoint),
         )
         weights = Weights(shown(checkpoint.name), _sha256(checkpoint), model.licence, model.source)
-    outputs: tuple[Output, ...] = (model.feature,)
-    if head:
-        labels = model.labels()
-        outputs = (*outputs, Output("logits", (len(labels),), kind="logits", labels=labels))
+    if pca is not None:
+        outputs = (*outputs, model.postprocessed(module, pca))
+        source = f"{weights.source}; post-processing of {shown(pca.name)}, SHA-256 {_sha256(pca)}"
+        weights = dataclasses.replace(weights, source=source)
     spec = EngineSpec(
         model=model.name,
         weights=weights,
