@@ -86,7 +86,8 @@ class Input:
 class Sampling:
     """Which frames make a window. Counts are in frames after ``fps`` was applied.
 
-    Of sound, a frame is one sample, and ``fps`` the sample rate in hertz."""
+    Of sound, a frame is one sample, and ``fps`` the sample rate in hertz.
+    """
 
     frames: int
     """Frames in a window."""

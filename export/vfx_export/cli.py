@@ -405,7 +405,7 @@ def _report(path: Path, spec: EngineSpec) -> None:
         _console.print("[bold red]RANDOM WEIGHTS[/]: the features of this engine mean nothing")
     outputs = ", ".join(f"{output.name} {list(output.shape)}" for output in spec.outputs)
     _console.print(
-        f"{shown(path.name)}: {spec.model}, {spec.precision}, {spec.sampling.frames} {_counted(spec)} -> {outputs}, "
+        f"{shown(path.name)}: {spec.model}, {spec.precision}, {_counted(spec)} -> {outputs}, "
         f"{os.path.getsize(path) / 2**20:.1f} MiB",
         markup=False,
         soft_wrap=True,
@@ -419,7 +419,8 @@ def _report(path: Path, spec: EngineSpec) -> None:
 
 
 def _counted(spec: EngineSpec) -> str:
-    return "samples" if spec.input.modality == "audio" else "frames"
+    what = "samples" if spec.input.modality == "audio" else "frames"
+    return f"{spec.sampling.frames} {what}"
 
 
 def _print_catalogue(as_json: bool) -> None:

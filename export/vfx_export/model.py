@@ -55,7 +55,7 @@ class Model:
     """Whether it takes windows of its own length only."""
     modality: Literal["frames", "audio"] = "frames"
     postprocess: Callable[[nn.Module, Path], Output] | None = None
-    """Reads the parameters of the published post-processing into a module, which then gives this output too."""
+    """Adds the published post-processing to a module, with a file's parameters; the output it then gives."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames side by side.

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfx_engines.engine import Engine, Outputs
-from vfx_engines.errors import UsageError, VfxError, VideoError, shown
+from vfx_engines.errors import VfxError, VideoError, shown
 from vfx_engines.spec import Sampling, Transform
+from vfx_runtime.audio import check_audio, sound_windows
 from vfx_runtime.decode import Decoder, Frame
 from vfx_runtime.features import RowSpool
 from vfx_runtime.inputs import Job
@@ -86,7 +87,7 @@ class Pipeline:
         spool_folder: where rows that outgrow memory go; None for the system's temporary folder.
 
     Raises:
-        UsageError: the engine takes something else than frames.
+        UsageError: the engine takes sound in a way that cannot be given to it.
     """
 
     def __init__(
@@ -97,13 +98,10 @@ class Pipeline:
         workers: int | None = None,
         spool_folder: Path | None = None,
     ) -> None:
-        if engine.spec.input.modality != "frames":
-            raise UsageError(
-                f"{engine.spec.model} takes {engine.spec.input.modality}, and this vfx runs engines "
-                "that take frames"
-            )
         self.engine = engine
         self.sampling = sampling or engine.spec.sampling
+        if engine.spec.input.modality == "audio":
+            check_audio(engine.spec, self.sampling)
         self.stats = Stats()
         self._cores = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -289,6 +287,9 @@ class _Run:
         return bool(self._open) and self._begun - min(self._open) >= _AHEAD
 
     def _process(self, video: _Video) -> None:
+        if self._engine.spec.input.modality == "audio":
+            self._process_sound(video)
+            return
         with closing(open_video(video.job.path, self._threads)) as decoder:
             video.fps = self._sampling.fps or decoder.info.fps
             frames = _Counted(decoder, self._stats, video, self._stop)
@@ -303,6 +304,26 @@ class _Run:
                     self._stats._fractions.pop(video.number, None)
         if not video.gathered:
             raise _too_short(video.job, self._engine, self._sampling, frames.count)
+
+    def _process_sound(self, video: _Video) -> None:
+        def progress(samples: int, share: float) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            with self._slots:
+                self._stats.frames += samples
+                self._stats._fractions[video.number] = share
+
+        video.fps = self._sampling.fps or 0.0
+        try:
+            for window in sound_windows(video.job.path, self._engine.spec, self._sampling, progress):
+                slot, row = self._reserve(_Place(video, window.frame_range, window.timestamps_ms))
+                try:
+                    self._engine_row(slot, row)[:] = window.samples
+                finally:
+                    self._commit(slot)
+        finally:
+            with self._slots:
+                self._stats._fractions.pop(video.number, None)
 
     def _gather(self, video: _Video, window: Window, samples: dict[int, _Sample]) -> None:
         first, last = samples[window.first], samples[window.last]

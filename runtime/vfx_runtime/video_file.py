@@ -29,6 +29,11 @@ _FORMATS = (
     "h264,hevc,vvc,m4v,mpegvideo,mjpeg,vc1,yuv4mpegpipe"
 )
 
+AUDIO_FORMATS = (
+    f"{_FORMATS},aac,ac3,aiff,amr,ape,au,caf,dts,dtshd,eac3,flac,mp3,mpc,mpc8,tak,truehd,tta,w64,wav,wv"
+)
+"""Where sound is looked for: files of sound alone too."""
+
 # After a seek to a keyframe these decode to the same pixels. (GIF marks frames as keys that are not.)
 _SEEKABLE = frozenset({"av1", "h264", "hevc", "mpeg2video", "mpeg4", "vp8", "vp9"})
 
@@ -54,8 +59,13 @@ def regular_file_size(path: str, name: str) -> int:
     return status.st_size
 
 
-def open_container(path: str, name: str) -> InputContainer:
+def open_container(path: str, name: str, formats: str = _FORMATS) -> InputContainer:
     """Open the container without regard to what else it names.
+
+    Args:
+        path: of a local file.
+        name: what messages call it.
+        formats: FFmpeg's names of the demuxers that may read it.
 
     Raises:
         VideoError: it cannot be read, or is of no kind that holds a video in one file.
@@ -64,7 +74,7 @@ def open_container(path: str, name: str) -> InputContainer:
         return av.open(
             f"file:{path}",
             options={"max_pixels": str(MAX_PIXELS)},
-            container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
+            container_options={"protocol_whitelist": "file", "format_whitelist": formats},
             metadata_errors="replace",
         )
     except (av.FFmpegError, ValueError) as error:
@@ -74,6 +84,11 @@ def open_container(path: str, name: str) -> InputContainer:
             raise VideoError(
                 f"{name}: an MP4 file without a readable index (moov): truncated or damaged; "
                 "copy or download it again"
+            ) from None
+        if formats == AUDIO_FORMATS:
+            raise VideoError(
+                f"{name}: not a sound or video file of a kind that vfx reads, or damaged at its start; "
+                "expected MP4, Matroska, WAV, MP3, FLAC, Ogg or their like"
             ) from None
         raise VideoError(
             f"{name}: not a video file of a kind that vfx reads, or damaged at its start; "
