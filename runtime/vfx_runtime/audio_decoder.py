@@ -2,8 +2,9 @@
 
 Samples are what ``ffmpeg FILE sound.wav`` writes, 16-bit, and the mean over their channels: so
 published audio features were made. Decoding gives up at the first error, as for pictures. What cannot
-be noticed: damage that leaves a valid bitstream (AAC, MP3, Opus and Vorbis have no checksum of their
-own samples, FLAC has), and the missing end of a raw MP3, AAC or Ogg file, which do not say how long they are.
+be noticed: damage that leaves a valid bitstream (AAC notices nearly all random damage, MP3 a third, Opus,
+MP2 and plain PCM none; FLAC, WavPack and TrueAudio have checksums), and the missing end of an Ogg file, or
+of an MP3 file without Xing's header: they do not say how long they are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from vfx_engines.errors import VideoError, shown
-from vfx_runtime.video_file import AUDIO_FORMATS, announced_size, open_container, regular_file_size
+from vfx_runtime.video_file import (
+    AUDIO_FORMATS,
+    announced_mp3_size,
+    announced_size,
+    open_container,
+    regular_file_size,
+)
 
 Samples = npt.NDArray[np.float32]
 
@@ -77,8 +84,7 @@ class AudioDecoder:
                 context.options = {"err_detect": "crccheck+explode"}
             self._check_length()
             self._time_base = self._stream.time_base or Fraction(1, 1_000_000)
-            origin = Fraction(self._container.start_time or 0, 1_000_000) / self._time_base
-            self._origin = (origin + Fraction(1, 2)) // 1
+            self._origin = self._find_origin()
             self._frames = self._decode()
             self._first = next(self._frames, None)
             if self._first is None:
@@ -169,6 +175,16 @@ class AudioDecoder:
         mono: Samples = (_as_16_bit(values, kind).mean(axis=0) / 32768).astype(np.float32)
         return mono
 
+    def _find_origin(self) -> int:
+        """The container's start in ticks, as the ffmpeg tool subtracts it."""
+        micro = Fraction(1, 1_000_000)
+        start = (self._container.start_time or 0) * micro
+        own = self._stream.start_time
+        # It is rounded to microseconds: where the sound itself comes first, its ticks are exact.
+        if own is not None and abs(own * self._time_base - start) <= micro:
+            return own
+        return int((start / self._time_base + Fraction(1, 2)) // 1)
+
     def _time(self, frame: AudioFrame) -> Fraction | None:
         return None if frame.pts is None else (frame.pts - self._origin) * self._time_base
 
@@ -179,7 +195,7 @@ class AudioDecoder:
 
     def _check_length(self) -> None:
         """The file holds all the bytes that its own index and header announce."""
-        announced = announced_size(self._path)
+        announced = max(announced_size(self._path), announced_mp3_size(self._path))
         if len(self._stream.index_entries):
             last = self._stream.index_entries[-1]
             announced = max(announced, last.pos + last.size)
@@ -191,9 +207,9 @@ class AudioDecoder:
 
     def _check_end(self) -> None:
         announced, found = self.duration_seconds, self.count / self.rate
-        if self._container.format.name in _EXACT and announced is not None and found < announced - 0.1:
+        if self._container.format.name in _EXACT and announced is not None and found < announced - 1e-3:
             raise VideoError(
-                f"{self._name}: truncated: it announces {announced:.2f} s of sound and has {found:.2f}; "
+                f"{self._name}: truncated: it announces {announced:.2f} s of sound and has {found:.2f}: "
                 "copy or download it again"
             )
 
@@ -208,7 +224,7 @@ class AudioDecoder:
 def _as_16_bit(values: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
     """Samples of FFmpeg's sample format ``kind`` as it converts them to ``s16``, in whatever dtype."""
     if kind in ("flt", "dbl"):
-        return np.clip(np.rint(values * 32768.0), -32768, 32767)
+        return np.rint(np.clip(values, -1, 1) * 32768.0).clip(-32768, 32767)
     if kind == "u8":
         return (values.astype(np.int32) - 128) * 256
     if kind == "s32":

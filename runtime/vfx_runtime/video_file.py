@@ -138,6 +138,29 @@ def announced_size(path: str) -> int:
     return 0
 
 
+def announced_mp3_size(path: str) -> int:
+    """Bytes that the file has at least by the Xing header of an MP3 file; 0 where there is none."""
+    with Path(path).open("rb") as file:
+        head = file.read(10)
+        start = 0
+        if head[:3] == b"ID3" and len(head) == 10:
+            size = 0
+            for byte in head[6:]:  # 7 bits in each
+                size = size << 7 | byte & 0x7F
+            start = 10 + size
+        file.seek(start)
+        frame = file.read(64)
+    at = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if frame[:1] != b"\xff" or at < 0 or len(frame) < at + 16:
+        return 0
+    flags = int.from_bytes(frame[at + 4 : at + 8], "big")
+    if not flags & 2:
+        return 0
+    at += 12 if flags & 1 else 8
+    # Encoders differ by a frame in what they count.
+    return start + int.from_bytes(frame[at : at + 4], "big") * 99 // 100
+
+
 def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
     """The variable-length size at `at` (RFC 8794, 4), None for unknown, and where it ends."""
     if at >= len(data) or data[at] == 0:
