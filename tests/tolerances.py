@@ -18,3 +18,6 @@ TINY = 1e-5
 
 TIMESTAMP_MS = 1e-6
 """Presentation times in float64 milliseconds: rounding of a few thousand only."""
+
+RESAMPLED_TONE = 2e-4
+"""A tone through 16 bits and another sample rate against its formula: measured 1e-4, by 24 bits cut to 16."""

@@ -209,7 +209,7 @@ class AudioDecoder:
         announced, found = self.duration_seconds, self.count / self.rate
         if self._container.format.name in _EXACT and announced is not None and found < announced - 1e-3:
             raise VideoError(
-                f"{self._name}: truncated: it announces {announced:.2f} s of sound and has {found:.2f}: "
+                f"{self._name}: damaged or truncated: it announces {announced:.3f} s and has {found:.3f}: "
                 "copy or download it again"
             )
 
@@ -224,7 +224,8 @@ class AudioDecoder:
 def _as_16_bit(values: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
     """Samples of FFmpeg's sample format ``kind`` as it converts them to ``s16``, in whatever dtype."""
     if kind in ("flt", "dbl"):
-        return np.rint(np.clip(values, -1, 1) * 32768.0).clip(-32768, 32767)
+        rounded: npt.NDArray[Any] = np.rint(np.clip(values, -1, 1) * 32768.0).clip(-32768, 32767)
+        return rounded
     if kind == "u8":
         return (values.astype(np.int32) - 128) * 256
     if kind == "s32":

@@ -30,14 +30,14 @@ class Resampler:
     """
 
     def __init__(self, rate: int, target: int) -> None:
-        common = gcd(rate, target)
-        self._up, self._down = target // common, rate // common
         scale = min(1.0, target / rate)
         self._reach = ceil(_CROSSINGS / scale)
         """Samples of the input to each side of an output sample that count."""
-        self._filters = [
-            _filter(phase * self._down % self._up / self._up, self._reach, scale) for phase in range(self._up)
-        ]
+        up, down = target // gcd(rate, target), rate // gcd(rate, target)
+        # Repeating the phases until windows of one phase do not overlap: BLAS multiplies no others.
+        turns = ceil((2 * self._reach + 2) / down)
+        self._up, self._down = up * turns, down * turns
+        self._filters = _filters(self._up, self._down, self._reach, scale)
         self._portion = rate
         self._waiting: list[Samples] = []
         self._waiting_count = 0
@@ -90,10 +90,18 @@ class Resampler:
         return out
 
 
-def _filter(fraction: float, reach: int, scale: float) -> Samples:
-    """Weights of the ``2 * reach + 2`` samples about an output ``fraction`` behind sample ``reach``."""
-    at = (np.arange(-reach, reach + 2) - fraction) * scale
-    inside = np.sqrt(np.maximum(0, 1 - (at / _CROSSINGS) ** 2))
-    window = np.where(np.abs(at) <= _CROSSINGS, np.i0(_BETA * inside) / np.i0(_BETA), 0)
-    weights: Samples = (scale * _ROLL_OFF * np.sinc(_ROLL_OFF * at) * window).astype(np.float32)
+def _filters(up: int, down: int, reach: int, scale: float) -> Samples:
+    """Weights of ``2 * reach + 2`` samples for each phase, ``[up, taps]``.
+
+    An output of phase p lies ``p * down / up`` samples behind one of phase 0, and so a fraction of a sample
+    behind the one at ``reach``.
+    """
+    weights = np.empty((up, 2 * reach + 2), np.float32)
+    taps = np.arange(-reach, reach + 2)
+    for first in range(0, up, 256):  # rates without a common divisor have thousands
+        phases = np.arange(first, min(first + 256, up))
+        at = (taps - phases[:, None] * down % up / up) * scale
+        inside = np.sqrt(np.maximum(0, 1 - (at / _CROSSINGS) ** 2))
+        window = np.where(np.abs(at) <= _CROSSINGS, np.i0(_BETA * inside) / np.i0(_BETA), 0)
+        weights[phases] = scale * _ROLL_OFF * np.sinc(_ROLL_OFF * at) * window
     return weights
