@@ -7,7 +7,7 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +36,7 @@ def export_module(
     path: Path,
     *,
     low_precision: LowPrecision | None = None,
+    quantised: Collection[str] = (),
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export any torch module as an engine: trace it, prove it, and write the file whole or not at all.
@@ -47,6 +48,7 @@ def export_module(
         spec: what it eats and gives; ``precision`` is that of the graph.
         path: the ``.onnx`` file to write; one that is there is replaced.
         low_precision: a rewriting of the module for matrix units, used unless the precision is fp32.
+        quantised: names of outputs that the module rounds to whole numbers: the proof lets them be one apart.
         stage: progress.
 
     Returns:
@@ -68,7 +70,7 @@ def export_module(
         model = trace(low, torch.from_numpy(inputs), spec)
         onnx.save(model, part)
         stage("comparing the file with the module")
-        spec = dataclasses.replace(spec, proof=prove(part, spec, inputs, expected))
+        spec = dataclasses.replace(spec, proof=prove(part, spec, inputs, expected, quantised))
         embed_spec(model, spec)
         onnx.save(model, part)
     return spec
@@ -140,8 +142,10 @@ def export_model(
             file=shown(checkpoint),
         )
         weights = Weights(shown(checkpoint.name), _sha256(checkpoint), model.licence, model.source)
+    quantised: tuple[str, ...] = ()
     if pca is not None:
-        outputs = (*outputs, model.postprocessed(module, pca))
+        quantiser = model.postprocessed(module, pca)
+        outputs, quantised = (*outputs, quantiser), (quantiser.name,)
         source = f"{weights.source}; post-processing of {shown(pca.name)}, SHA-256 {_sha256(pca)}"
         weights = dataclasses.replace(weights, source=source)
     spec = EngineSpec(
@@ -153,7 +157,9 @@ def export_model(
         transform=model.transform,
         outputs=outputs,
     )
-    return export_module(module, spec, path, low_precision=model.low_precision, stage=stage)
+    return export_module(
+        module, spec, path, low_precision=model.low_precision, quantised=quantised, stage=stage
+    )
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> None:
