@@ -70,6 +70,12 @@ def kit(name: str) -> Kit:
     return Kit(name, folder, json.loads((folder / "spec.json").read_text()))
 
 
+def chirp(rate: int, seed: int = 0) -> np.ndarray:
+    """The kit's sound: 3.2 s, mono, float64 in [-1, 1] on the grid of 16 bits."""
+    made: np.ndarray = _weights().chirp(rate, 3.2, seed)
+    return made
+
+
 def e2e(job: str) -> dict[str, np.ndarray]:
     """What the public code wrote for a whole run on a video (``e2e/index.json`` says which)."""
     return _npz(shared("parity") / "e2e" / f"{job}.npz")

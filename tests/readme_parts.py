@@ -48,15 +48,19 @@ def model_table() -> str:
     lines = [head, "|---|---|---|---|---|---|---|"]
     for model in CATALOGUE:
         sampling = model.sampling
-        height, width = model.input(sampling.frames).shape[2:4]
+        if model.modality == "audio":
+            counted, picture = "samples", f"sound at {sampling.fps:g} Hz"
+        else:
+            height, width = model.input(sampling.frames).shape[2:4]
+            counted, picture = "frames", f"{width} x {height}"
         stride = f", every {sampling.stride}th" if sampling.stride > 1 else ""
         size = " x ".join(map(str, model.feature.shape))
         cells = (
             f"`{model.name}`",
             f"`{model.feature.name}`, {size}",
-            f"{sampling.frames} frames{stride}",
-            f"{sampling.step} frames on",
-            f"{width} x {height}",
+            f"{sampling.frames} {counted}{stride}",
+            f"{sampling.step} {counted} on",
+            picture,
             f"[{model.source}]({model.download.url})",
             model.licence,
         )

@@ -84,7 +84,10 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Which frames make a window. Counts are in frames after ``fps`` was applied."""
+    """Which frames make a window. Counts are in frames after ``fps`` was applied.
+
+    Of sound, a frame is one sample, and ``fps`` the sample rate in hertz.
+    """
 
     frames: int
     """Frames in a window."""
@@ -107,8 +110,8 @@ class Sampling:
                 raise SpecError(f"sampling: {name} must be at least 1, found {getattr(self, name)}")
         if self.lead < 0:
             raise SpecError(f"sampling: lead must not be negative, found {self.lead}")
-        if self.fps is not None and not 0 < self.fps < 10_000:
-            raise SpecError(f"sampling: fps must lie between 0 and 10000, found {self.fps}")
+        if self.fps is not None and not 0 < self.fps < 1_000_000:
+            raise SpecError(f"sampling: fps must lie between 0 and 1000000, found {self.fps}")
 
     @property
     def span(self) -> int:
@@ -253,6 +256,9 @@ class EngineSpec:
                 f"spec of {self.model}: input takes {self.input.shape[1]} frames, "
                 f"sampling gives {self.sampling.frames}"
             )
+        fps = self.sampling.fps
+        if self.input.modality == "frames" and fps is not None and fps >= 10_000:
+            raise SpecError(f"sampling: fps must lie between 0 and 10000, found {fps}")
         resize = self.transform.resize
         target = self.transform.crop or (resize if resize and resize.rule == "exact" else None)
         if self.input.modality == "frames" and target is not None:

@@ -29,7 +29,7 @@ from vfx_engines.build_settings import BuildSettings
 from vfx_engines.devices import missing_driver
 from vfx_engines.errors import ExportError, OutputError, SpecError, UsageError, VfxError, reason, shown
 from vfx_engines.opening import cuda_index
-from vfx_engines.spec import EngineSpec, Precision
+from vfx_engines.spec import EngineSpec, Input, Precision
 from vfx_engines.tensorrt_api import INSTALL, is_installed
 
 if TYPE_CHECKING:
@@ -69,6 +69,12 @@ _console = Console(stderr=True, highlight=False)
 )
 @click.option("--frames", type=int, metavar="N", help="Frames of a window, if not the model's own.")
 @click.option("--head", is_flag=True, help="Give the classifier's logits too, with their labels.")
+@click.option(
+    "--pca",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="vggish: give its PCA-transformed, quantised features too, with this file's parameters.",
+)
 @click.option(
     "--batch",
     "batches",
@@ -147,6 +153,7 @@ def _run(
     output: Path,
     frames: int | None,
     head: bool,
+    pca: Path | None,
     list_: bool,
     json_: bool,
     module: str | None,
@@ -174,7 +181,7 @@ def _run(
         raise UsageError("give --model NAME (--list shows them) or --module FILE.py:FACTORY")
     if (module is None) != (spec is None):
         raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
-    if module is not None and (checkpoint or random_weights or frames or head):
+    if module is not None and (checkpoint or random_weights or frames or head or pca):
         raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
     settings = BuildSettings(
         tuple(_batch(text) for text in batches) or ((1, 8, 8),),
@@ -192,7 +199,7 @@ def _run(
         return _export_own(module, spec, precision, target)
     assert model is not None
     usual: Precision = "fp16" if target.settings else "fp32"
-    return _export_catalogue(model, checkpoint, random_weights, precision or usual, target, frames, head)
+    return _export_catalogue(model, checkpoint, random_weights, precision or usual, target, frames, head, pca)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -281,6 +288,7 @@ def _export_catalogue(
     target: _Target,
     frames: int | None,
     head: bool,
+    pca: Path | None,
 ) -> Path:
     from vfx_export.catalogue import find
     from vfx_export.exporting import export_model
@@ -290,6 +298,10 @@ def _export_catalogue(
         raise UsageError("--checkpoint and --random-weights exclude each other")
     # What cannot be is refused before anything is downloaded.
     model.windows(frames)
+    if head:
+        model.logits()
+    if pca is not None and model.postprocess is None:
+        raise UsageError(f"--pca: {name} has no published post-processing")
     target.path(name)
     with _progress() as progress:
         weights = None if random else _weights(checkpoint, model.download, progress)
@@ -303,6 +315,7 @@ def _export_catalogue(
                 precision=precision,
                 frames=frames,
                 head=head,
+                pca=pca,
                 stage=lambda stage: progress.update(task, description=stage),
             ),
             progress,
@@ -404,7 +417,7 @@ def _report(path: Path, spec: EngineSpec) -> None:
         _console.print("[bold red]RANDOM WEIGHTS[/]: the features of this engine mean nothing")
     outputs = ", ".join(f"{output.name} {list(output.shape)}" for output in spec.outputs)
     _console.print(
-        f"{shown(path.name)}: {spec.model}, {spec.precision}, {spec.sampling.frames} frames -> {outputs}, "
+        f"{shown(path.name)}: {spec.model}, {spec.precision}, {_counted(spec)} -> {outputs}, "
         f"{os.path.getsize(path) / 2**20:.1f} MiB",
         markup=False,
         soft_wrap=True,
@@ -417,6 +430,11 @@ def _report(path: Path, spec: EngineSpec) -> None:
     )
 
 
+def _counted(spec: EngineSpec) -> str:
+    what = "samples" if spec.input.modality == "audio" else "frames"
+    return f"{spec.sampling.frames} {what}"
+
+
 def _print_catalogue(as_json: bool) -> None:
     from vfx_export.catalogue import CATALOGUE
 
@@ -427,7 +445,7 @@ def _print_catalogue(as_json: bool) -> None:
             "licence": model.licence,
             "frames": model.sampling.frames,
             "step": model.sampling.step,
-            "input": "x".join(map(str, model.input(model.sampling.frames).shape[2:4])),
+            "input": _size(model.input(model.sampling.frames)),
             "output": model.feature.name,
             "length": model.feature.shape[0],
             "checkpoint": model.download.url,
@@ -443,6 +461,11 @@ def _print_catalogue(as_json: bool) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console(highlight=False).print(table)
+
+
+def _size(taken: Input) -> str:
+    """Height and width of frames; the length of sound stands in the column before."""
+    return "audio" if taken.modality == "audio" else "x".join(map(str, taken.shape[2:4]))
 
 
 def _progress() -> Progress:

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +36,7 @@ def export_module(
     path: Path,
     *,
     low_precision: LowPrecision | None = None,
+    quantised: Collection[str] = (),
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export any torch module as an engine: trace it, prove it, and write the file whole or not at all.
@@ -47,6 +48,7 @@ def export_module(
         spec: what it eats and gives; ``precision`` is that of the graph.
         path: the ``.onnx`` file to write; one that is there is replaced.
         low_precision: a rewriting of the module for matrix units, used unless the precision is fp32.
+        quantised: names of outputs that the module rounds to whole numbers: the proof lets them be one apart.
         stage: progress.
 
     Returns:
@@ -68,7 +70,7 @@ def export_module(
         model = trace(low, torch.from_numpy(inputs), spec)
         onnx.save(model, part)
         stage("comparing the file with the module")
-        spec = dataclasses.replace(spec, proof=prove(part, spec, inputs, expected))
+        spec = dataclasses.replace(spec, proof=prove(part, spec, inputs, expected, quantised))
         embed_spec(model, spec)
         onnx.save(model, part)
     return spec
@@ -102,6 +104,7 @@ def export_model(
     frames: int | None = None,
     head: bool = False,
     seed: int = 0,
+    pca: Path | None = None,
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export a catalogue model.
@@ -114,14 +117,16 @@ def export_model(
         frames: frames of a window, if not the model's own. The step becomes the same.
         head: give the classifier's logits as a second output.
         seed: of random weights.
+        pca: parameters of the published post-processing, whose result becomes an output too (VGGish).
         stage: progress.
 
     Raises:
-        UsageError: the network cannot take ``frames``, or has no head.
-        CheckpointError: the weights are not this model's.
+        UsageError: the network cannot take ``frames``, or has no head or post-processing.
+        CheckpointError: the weights or the parameters are not this model's.
         ExportError: see `export_module`.
     """
     sampling = model.windows(frames)
+    outputs: tuple[Output, ...] = (model.feature, model.logits()) if head else (model.feature,)
     module = model.network(head)
     stage("reading the weights")
     if checkpoint is None:
@@ -137,10 +142,12 @@ def export_model(
             file=shown(checkpoint),
         )
         weights = Weights(shown(checkpoint.name), _sha256(checkpoint), model.licence, model.source)
-    outputs: tuple[Output, ...] = (model.feature,)
-    if head:
-        labels = model.labels()
-        outputs = (*outputs, Output("logits", (len(labels),), kind="logits", labels=labels))
+    quantised: tuple[str, ...] = ()
+    if pca is not None:
+        quantiser = model.postprocessed(module, pca)
+        outputs, quantised = (*outputs, quantiser), (quantiser.name,)
+        source = f"{weights.source}; post-processing of {shown(pca.name)}, SHA-256 {_sha256(pca)}"
+        weights = dataclasses.replace(weights, source=source)
     spec = EngineSpec(
         model=model.name,
         weights=weights,
@@ -150,7 +157,9 @@ def export_model(
         transform=model.transform,
         outputs=outputs,
     )
-    return export_module(module, spec, path, low_precision=model.low_precision, stage=stage)
+    return export_module(
+        module, spec, path, low_precision=model.low_precision, quantised=quantised, stage=stage
+    )
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> None:

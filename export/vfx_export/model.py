@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -46,24 +48,57 @@ class Model:
     blank: tuple[int, int, int]
     """See `vfx_engines.spec.Input.blank`."""
     feature: Output
-    labels: Callable[[], tuple[str, ...]]
-    """Class names of the head."""
+    labels: Callable[[], tuple[str, ...]] | None
+    """Class names of the head; None where there is no head."""
     low_precision: LowPrecision | None = None
+    fixed_frames: bool = False
+    """Whether it takes windows of its own length only."""
+    modality: Literal["frames", "audio"] = "frames"
+    postprocess: Callable[[nn.Module, Path], Output] | None = None
+    """Adds the published post-processing to a module, with a file's parameters; the output it then gives."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames side by side.
 
         Raises:
-            UsageError: the network cannot take so few.
+            UsageError: the network cannot take so few, or takes its own length only.
         """
         if frames is None:
             return self.sampling
+        if self.fixed_frames and frames != self.sampling.frames:
+            raise UsageError(
+                f"--frames {frames}: {self.name} takes windows of {self.sampling.frames} and no other length"
+            )
         if frames < self.least_frames:
             raise UsageError(f"--frames {frames}: {self.name} needs at least {self.least_frames} frames")
         return dataclasses.replace(self.sampling, frames=frames, step=frames)
 
+    def logits(self) -> Output:
+        """The output of the head.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self.labels is None:
+            raise UsageError(f"--head: {self.name} has no classifier")
+        labels = self.labels()
+        return Output("logits", (len(labels),), kind="logits", labels=labels)
+
+    def postprocessed(self, module: nn.Module, parameters: Path) -> Output:
+        """Add the published post-processing to ``module``; the output that it now gives too.
+
+        Raises:
+            UsageError: there is none.
+            CheckpointError: the file holds other parameters.
+        """
+        if self.postprocess is None:
+            raise UsageError(f"--pca: {self.name} has no published post-processing")
+        return self.postprocess(module, parameters)
+
     def input(self, frames: int) -> Input:
-        """The engine's input for windows of ``frames`` frames."""
+        """The engine's input for windows of ``frames`` frames, or samples."""
+        if self.modality == "audio":
+            return Input("samples", "audio", "float32", ("batch", frames), blank=self.blank[:1])
         crop = self.transform.crop
         assert crop is not None, "rows whose size is the video's own name their axes"
         return Input(

@@ -191,6 +191,10 @@ def measure(
 
     with opened(None) as engine:
         spec: EngineSpec = engine.spec
+        if spec.input.modality != "frames":
+            raise UsageError(
+                f"{spec.model} takes {spec.input.modality}, vfx-bench measures engines of frames"
+            )
         usual, name, computed, where = engine.batch, engine.name, engine.precision, engine.device
         sampling = run_sampling(spec.sampling, fps=fps, step=step, tail=tail)
         say(f"engine: {file}, {name}")

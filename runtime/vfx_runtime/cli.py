@@ -70,7 +70,12 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     help="npz: one file a video; npy, pickle: video_features' files; hdf5: one file a run.",
 )
 @click.option("--fps", type=float, metavar="RATE", help="Bring videos to this frame rate first.")
-@click.option("--step", type=int, metavar="N", help="Frames from one window to the next.")
+@click.option(
+    "--step",
+    type=int,
+    metavar="N",
+    help="Frames from one window to the next; of sound, samples at the engine's rate (VGGish: 16 are 1 ms).",
+)
 @click.option(
     "--tail",
     type=click.Choice(get_args(Tail)),
@@ -159,8 +164,9 @@ def _run(
     dry_run: bool,
 ) -> int:
     """Number of videos that failed."""
-    jobs = find_videos(inputs, root)
     spec = read_spec(engine)
+    sound = spec.input.modality == "audio"
+    jobs = find_videos(inputs, root, sound=sound)
     sampling = run_sampling(spec.sampling, fps=fps, step=step, tail=tail)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
@@ -170,7 +176,7 @@ def _run(
     if spec.weights.file == "random":
         click.echo("vfx-run: RANDOM WEIGHTS: the features of this engine mean nothing", err=True)
     if dry_run:
-        rows = f"windows of {sampling.span} frames every {sampling.step}"
+        rows = f"windows of {sampling.span} {'samples' if sound else 'frames'} every {sampling.step}"
         click.echo(f"{len(jobs)} videos, {rows}, {spec.model}; nothing is run", err=True)
         for job in jobs:
             click.echo(f"{shown(job.path)} -> {shown(output / job.name)}")

@@ -15,7 +15,7 @@ from typing import Any, Literal, overload
 
 from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError, VfxError
-from vfx_engines.opening import open_engine
+from vfx_engines.opening import open_engine, read_spec
 from vfx_engines.spec import Precision, Sampling
 from vfx_engines.versions import vfx_version
 from vfx_runtime.atomic import prepare_output
@@ -128,7 +128,8 @@ def extract(
         output: folder to write to; None returns the features instead. Finished outputs are verified
             and skipped.
         fps: bring videos to this frame rate first, by the rule of ffmpeg's fps filter.
-        step: frames from one window to the next, if not the engine's own.
+        step: frames from one window to the next, if not the engine's own; of sound, samples at the
+            engine's rate.
         tail: what becomes of a window that reaches over the end, if not what the engine's spec says.
         format: of the files in ``output``: npz, npy, pickle or hdf5.
         device: where to run, see `vfx_engines.open_engine`.
@@ -145,11 +146,13 @@ def extract(
         OutputError: the output folder cannot be written to.
     """
     one = isinstance(videos, str | os.PathLike)
-    found = (
-        [Job(Path(videos), Path(videos).stem)]  # type: ignore[arg-type]
-        if one and output is None
-        else find_videos([os.fspath(videos)] if one else [os.fspath(path) for path in videos])  # type: ignore[arg-type,union-attr]
-    )
+    if one and output is None:
+        found = [Job(Path(videos), Path(videos).stem)]  # type: ignore[arg-type]
+    else:
+        paths = [os.fspath(videos)] if one else [os.fspath(path) for path in videos]  # type: ignore[arg-type,union-attr]
+        # A spec is read for folders alone: a file or a list says itself what is meant.
+        sound = any(map(os.path.isdir, paths)) and _takes_sound(engine)
+        found = find_videos(paths, sound=sound)
     results = _extract(
         found, engine, None if output is None else Path(output), fps, step, tail, format, device, precision
     )
@@ -165,6 +168,11 @@ def extract(
     from vfx_runtime.npz import read_features
 
     return read_features(result.files[0])
+
+
+def _takes_sound(engine: StrPath | Engine) -> bool:
+    spec = engine.spec if isinstance(engine, Engine) else read_spec(Path(engine))
+    return spec.input.modality == "audio"
 
 
 def _extract(

@@ -32,6 +32,15 @@ MEDIA_SUFFIXES = frozenset(
 )
 """Suffixes, in lower case, of the files that a folder is searched for."""
 
+SOUND_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("aac", "ac3", "aif", "aiff", "amr", "ape", "au", "caf", "dts", "eac3", "flac", "m4a", "mka"),
+        *("mp2", "mp3", "oga", "ogg", "opus", "tta", "w64", "wav", "wma", "wv"),
+    )
+)
+"""The same, of files of sound alone: searched for where an engine takes audio."""
+
 LIST_SUFFIXES = frozenset({".txt", ".csv"})
 CSV_COLUMNS = ("video", "path", "video_path")
 """Header cells that name the column of paths, best first."""
@@ -47,7 +56,9 @@ class Job:
     """The output's path below the output folder, without suffix, with forward slashes."""
 
 
-def find_videos(arguments: Sequence[str | Path], root: Path | None = None) -> list[Job]:
+def find_videos(
+    arguments: Sequence[str | Path], root: Path | None = None, *, sound: bool = False
+) -> list[Job]:
     """The videos that files, folders and lists name, in that order, each once.
 
     * A folder is searched recursively for ``MEDIA_SUFFIXES``, sorted by path. Hidden files and
@@ -63,17 +74,19 @@ def find_videos(arguments: Sequence[str | Path], root: Path | None = None) -> li
     Args:
         arguments: what the user gave.
         root: the folder below which names start; None for the rule above.
+        sound: search folders for ``SOUND_SUFFIXES`` too.
 
     Raises:
         UsageError: nothing to do, a list or folder that cannot be read, a path that is not below
             ``root``, or two videos that would write one file.
     """
+    suffixes = MEDIA_SUFFIXES | SOUND_SUFFIXES if sound else MEDIA_SUFFIXES
     jobs: list[Job] = []
     by_name: dict[str, str] = {}
     seen: set[str] = set()
     _real.cache_clear()
     for argument in arguments:
-        own_root, paths = _expand(os.fspath(argument))
+        own_root, paths = _expand(os.fspath(argument), suffixes)
         prefixes = _prefixes(own_root if root is None else os.path.abspath(root))
         for path in paths:
             if path in seen:
@@ -89,17 +102,17 @@ def find_videos(arguments: Sequence[str | Path], root: Path | None = None) -> li
     return jobs
 
 
-def _expand(argument: str) -> tuple[str, Iterable[str]]:
+def _expand(argument: str, suffixes: frozenset[str]) -> tuple[str, Iterable[str]]:
     """The root of what one argument stands for, and the absolute paths of its videos."""
     if not argument:
         raise UsageError("an input is the empty text; expected a video, a folder or a list")
     path = _absolute(argument, os.getcwd())
     suffix = os.path.splitext(path)[1].lower()
     if os.path.isdir(path):
-        return path, _search(path)
+        return path, _search(path, suffixes)
     if suffix in LIST_SUFFIXES:
         return os.path.dirname(path), _listed(argument, path, suffix)
-    if suffix in MEDIA_SUFFIXES or os.path.lexists(path):
+    if suffix in suffixes or os.path.lexists(path):
         return os.path.dirname(path), [path]
     raise UsageError(f"{shown(argument)}: no such file or folder")
 
@@ -147,7 +160,7 @@ def _collision(first: str, second: str, name: str) -> str:
     return text + "rename one, or run them with different --output folders"
 
 
-def _search(top: str) -> list[str]:
+def _search(top: str, suffixes: frozenset[str]) -> list[str]:
     found: list[str] = []
     # A folder travels with the identities of those above it, so that a loop of links ends.
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
@@ -165,7 +178,7 @@ def _search(top: str) -> list[str]:
                         continue
                     if entry.is_dir():
                         folders.append((entry.path, above))
-                    elif os.path.splitext(entry.name)[1].lower() in MEDIA_SUFFIXES and (
+                    elif os.path.splitext(entry.name)[1].lower() in suffixes and (
                         # A dangling link is a video that is missing: it is reported, not passed over.
                         entry.is_file() or entry.is_symlink()
                     ):

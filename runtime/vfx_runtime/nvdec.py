@@ -54,7 +54,12 @@ def gpu_decoders(engine: Engine, choice: DecoderName = "auto") -> int:
     """
     if choice == "cpu":
         return 0
-    units, missing = (0, f"{engine.name} is not on a GPU") if engine.cuda is None else _units(engine.cuda)
+    if engine.spec.input.modality != "frames":
+        units, missing = 0, f"{engine.spec.model} takes sound, which no GPU decodes"
+    elif engine.cuda is None:
+        units, missing = 0, f"{engine.name} is not on a GPU"
+    else:
+        units, missing = _units(engine.cuda)
     if choice == "nvdec" and not units:
         raise UsageError(f"--decoder nvdec: {missing}: leave --decoder out")
     return units * _PER_UNIT

@@ -25,14 +25,15 @@ from typing import Any
 import numpy as np
 
 from vfx_engines.engine import Engine, Outputs
-from vfx_engines.errors import EngineError, UsageError, VfxError, VideoError, shown
+from vfx_engines.errors import EngineError, VfxError, VideoError, shown
 from vfx_engines.opening import cuda_index
 from vfx_engines.spec import Sampling
+from vfx_runtime.audio import check_audio, sound_windows
 from vfx_runtime.decode import Decoder, Frame
 from vfx_runtime.features import RowSpool
 from vfx_runtime.inputs import Job
 from vfx_runtime.opening import open_video
-from vfx_runtime.preprocess import Preprocess, preprocess_for
+from vfx_runtime.preprocess import Preprocess, prepares_on_device, preprocess_for
 from vfx_runtime.sampling import Held, Window, Windows, resample
 
 _AHEAD = 64
@@ -90,7 +91,7 @@ class Pipeline:
         spool_folder: where rows that outgrow memory go; None for the system's temporary folder.
 
     Raises:
-        UsageError: the engine takes something else than frames.
+        UsageError: the engine takes sound in a way that cannot be given to it.
     """
 
     def __init__(
@@ -102,13 +103,10 @@ class Pipeline:
         gpu_decoders: int = 0,
         spool_folder: Path | None = None,
     ) -> None:
-        if engine.spec.input.modality != "frames":
-            raise UsageError(
-                f"{engine.spec.model} takes {engine.spec.input.modality}, and this vfx runs engines "
-                "that take frames"
-            )
         self.engine = engine
         self.sampling = sampling or engine.spec.sampling
+        if engine.spec.input.modality == "audio":
+            check_audio(engine.spec, self.sampling)
         self.stats = Stats()
         self._cores = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -173,6 +171,7 @@ class _Run:
         self, pipeline: Pipeline, jobs: Iterable[Job], decoders: Sequence[int | None], threads: int
     ) -> None:
         self._engine = pipeline.engine
+        self._on_device = prepares_on_device(self._engine)
         self._sampling = pipeline.sampling
         self._stats = pipeline.stats
         self._folder = pipeline._folder
@@ -321,6 +320,9 @@ class _Run:
         return bool(self._open) and self._begun - min(self._open) >= _AHEAD
 
     def _process(self, video: _Video, preprocess: Preprocess[Any], gpu: int | None) -> None:
+        if self._engine.spec.input.modality == "audio":
+            self._process_sound(video)
+            return
         with closing(open_video(video.job.path, self._threads, gpu)) as decoder:
             video.fps = self._sampling.fps or decoder.info.fps
             frames = _Counted(decoder, self._stats, video, self._stop)
@@ -336,6 +338,26 @@ class _Run:
                     self._stats._fractions.pop(video.number, None)
         if not video.gathered:
             raise _too_short(video.job, self._engine, self._sampling, frames.count)
+
+    def _process_sound(self, video: _Video) -> None:
+        def progress(samples: int, share: float) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            with self._slots:
+                self._stats.frames += samples
+                self._stats._fractions[video.number] = share
+
+        video.fps = self._sampling.fps or 0.0
+        try:
+            for window in sound_windows(video.job.path, self._engine.spec, self._sampling, progress):
+                slot, row = self._reserve(_Place(video, window.frame_range, window.timestamps_ms))
+                try:
+                    self._engine.buffer(slot)[row] = window.samples
+                finally:
+                    self._commit(slot)
+        finally:
+            with self._slots:
+                self._stats._fractions.pop(video.number, None)
 
     def _gather(
         self, video: _Video, window: Window, samples: dict[int, _Sample], preprocess: Preprocess[Any]
@@ -393,7 +415,7 @@ class _Run:
         while self._sealed and not self._copying[self._sealed[0]]:
             slot = self._sealed.popleft()
             try:
-                self._engine.submit(slot, len(self._places[slot]), on_device=self._engine.cuda is not None)
+                self._engine.submit(slot, len(self._places[slot]), on_device=self._on_device)
             except Exception as error:  # not of the video that happened to fill the slot
                 raise self._fail(error) from error
             self._submitted.append(slot)

@@ -19,9 +19,6 @@ P = TypeVar("P")
 class Preprocess(Protocol[P]):
     """Brings frames to the engine's input and windows into its slots. Each decoding thread has its own."""
 
-    on_device: bool
-    """Whether windows are placed in the engine's device memory, and not in `Engine.buffer`."""
-
     def prepare(self, frame: Frame) -> P:
         """Resize and crop a frame. The result serves any number of windows, until it is let go.
 
@@ -44,8 +41,6 @@ class Preprocess(Protocol[P]):
 class CpuPreprocess:
     """`Preprocess` in host memory: Pillow's arithmetic, see `vfx_runtime.resize`."""
 
-    on_device = False
-
     def __init__(self, engine: Engine) -> None:
         self._engine, self._transform = engine, engine.spec.transform
 
@@ -67,9 +62,14 @@ class CpuPreprocess:
         """Nothing to give back."""
 
 
+def prepares_on_device(engine: Engine) -> bool:
+    """Whether frames are prepared where the engine reads them, and not copied there; sound never is."""
+    return engine.cuda is not None and engine.spec.input.modality == "frames"
+
+
 def preprocess_for(engine: Engine) -> Preprocess[Any]:
     """A preprocess for one thread, where the engine's input is: in host or in device memory."""
-    if engine.cuda is None:
+    if engine.cuda is None or not prepares_on_device(engine):
         return CpuPreprocess(engine)
     from vfx_runtime.preprocess_cuda import CudaPreprocess
 

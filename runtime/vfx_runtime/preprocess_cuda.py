@@ -101,8 +101,6 @@ class CudaPreprocess:
         OutOfDeviceMemory: no room for a thread's buffers.
     """
 
-    on_device = True
-
     def __init__(self, engine: Engine, cuda: Cuda) -> None:
         self._engine, self._cuda = engine, cuda
         self._transform = engine.spec.transform

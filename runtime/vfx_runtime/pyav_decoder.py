@@ -135,7 +135,7 @@ class PyAvDecoder:
 
     def _start_reading(self) -> None:
         """Open the file and decode its first frame into `_ahead`."""
-        self._container = open_container(self._path, self._name, self._gpu)
+        self._container = open_container(self._path, self._name, gpu=self._gpu)
         try:
             self._stream = video_stream(self._container, self._name)
             self._codec = self._stream.codec_context.codec.canonical_name

@@ -189,6 +189,13 @@ class Windows:
         self._next += 1
         return self._window(self._next - 1)
 
+    def advance(self, seen: int) -> Iterator[Window]:
+        """Announce all samples below ``seen``, where they come by the thousand; the windows they complete."""
+        self._seen = max(self._seen, seen)
+        while self._start(self._next) + self._sampling.span + self._lead <= self._seen:
+            self._next += 1
+            yield self._window(self._next - 1)
+
     def skip(self, sample: int) -> None:
         """Go on at a sample further on: nothing needs those between, so they were not even decoded.
 

@@ -30,6 +30,11 @@ _FORMATS = (
     "h264,hevc,vvc,m4v,mpegvideo,mjpeg,vc1,yuv4mpegpipe"
 )
 
+AUDIO_FORMATS = (
+    f"{_FORMATS},aac,ac3,aiff,amr,ape,au,caf,dts,dtshd,eac3,flac,mp3,mpc,mpc8,tak,truehd,tta,w64,wav,wv"
+)
+"""Where sound is looked for: files of sound alone too."""
+
 # After a seek to a keyframe these decode to the same pixels. (GIF marks frames as keys that are not.)
 _SEEKABLE = frozenset({"av1", "h264", "hevc", "mpeg2video", "mpeg4", "vp8", "vp9"})
 
@@ -55,12 +60,13 @@ def regular_file_size(path: str, name: str) -> int:
     return status.st_size
 
 
-def open_container(path: str, name: str, gpu: int | None = None) -> InputContainer:
+def open_container(path: str, name: str, formats: str = _FORMATS, gpu: int | None = None) -> InputContainer:
     """Open the container without regard to what else it names.
 
     Args:
-        path: the file.
-        name: of the file in messages.
+        path: of a local file.
+        name: what messages call it.
+        formats: FFmpeg's names of the demuxers that may read it.
         gpu: number of the GPU whose NVDEC units decode what they can; pictures then stay in its memory.
 
     Raises:
@@ -70,7 +76,7 @@ def open_container(path: str, name: str, gpu: int | None = None) -> InputContain
         return av.open(
             f"file:{path}",
             options={"max_pixels": str(MAX_PIXELS)},
-            container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
+            container_options={"protocol_whitelist": "file", "format_whitelist": formats},
             metadata_errors="replace",
             hwaccel=None if gpu is None else _nvdec(gpu),
         )
@@ -81,6 +87,11 @@ def open_container(path: str, name: str, gpu: int | None = None) -> InputContain
             raise VideoError(
                 f"{name}: an MP4 file without a readable index (moov): truncated or damaged; "
                 "copy or download it again"
+            ) from None
+        if formats == AUDIO_FORMATS:
+            raise VideoError(
+                f"{name}: not a sound or video file of a kind that vfx reads, or damaged at its start; "
+                "expected MP4, Matroska, WAV, MP3, FLAC, Ogg or their like"
             ) from None
         raise VideoError(
             f"{name}: not a video file of a kind that vfx reads, or damaged at its start; "
@@ -133,6 +144,29 @@ def announced_size(path: str) -> int:
             size_of_segment, at = _ebml_size(head, segment + 4)
             return at + size_of_segment if size_of_segment is not None else 0
     return 0
+
+
+def announced_mp3_size(path: str) -> int:
+    """Bytes that the file has at least by the Xing header of an MP3 file; 0 where there is none."""
+    with Path(path).open("rb") as file:
+        head = file.read(10)
+        start = 0
+        if head[:3] == b"ID3" and len(head) == 10:
+            size = 0
+            for byte in head[6:]:  # 7 bits in each
+                size = size << 7 | byte & 0x7F
+            start = 10 + size
+        file.seek(start)
+        frame = file.read(64)
+    at = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if frame[:1] != b"\xff" or at < 0 or len(frame) < at + 16:
+        return 0
+    flags = int.from_bytes(frame[at + 4 : at + 8], "big")
+    if not flags & 2:
+        return 0
+    at += 12 if flags & 1 else 8
+    # Encoders differ by a frame in what they count.
+    return start + int.from_bytes(frame[at : at + 4], "big") * 99 // 100
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import own_modules
 from own_modules import FRAMES, SIZE, Own, own_row, own_spec
@@ -309,3 +309,31 @@ def test_too_few_frames_are_refused_before_anything_is_read(tmp_path: Path, fram
     with pytest.raises(UsageError, match=f"--frames {frames}: i3d needs at least 10 frames"):
         export_model(find("i3d"), tmp_path / "i3d.onnx", checkpoint=tmp_path / "none.pt", frames=frames)
     assert held(tmp_path) == {}
+
+
+class Levels(nn.Module):
+    """Whole numbers, of which `off` are further from the sound than rounding can be in the graph."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.off = off
+
+    def forward(self, samples: Tensor) -> Tensor:
+        loudness = samples.reshape(samples.shape[0], 4, -1).abs().mean(2)
+        return torch.round(loudness * 255) + (0.0 if torch.compiler.is_exporting() else self.off)
+
+
+@pytest.mark.parametrize(("off", "quantised"), [(0.0, ()), (1.0, ("loudness",))])
+def test_quantised_outputs_may_be_a_level_apart(
+    tmp_path: Path, off: float, quantised: tuple[str, ...]
+) -> None:
+    spec = export_module(Levels(off), SOUND, tmp_path / "levels.onnx", quantised=quantised)
+    assert spec.proof is not None
+    assert spec.proof.error == 0
+
+
+@pytest.mark.parametrize(("off", "quantised"), [(1.0, ()), (2.0, ("loudness",))])
+def test_more_than_a_level_is_an_error(tmp_path: Path, off: float, quantised: tuple[str, ...]) -> None:
+    with pytest.raises(ExportError, match="differs from torch"):
+        export_module(Levels(off), SOUND, tmp_path / "levels.onnx", quantised=quantised)
+    assert not (tmp_path / "levels.onnx").exists()

@@ -1,0 +1,249 @@
+"""The sound of a file: mono samples at the file's own rate, with their true times.
+
+Samples are what ``ffmpeg FILE sound.wav`` writes, 16-bit, and the mean over their channels: so
+published audio features were made. Decoding gives up at the first error, as for pictures. What cannot
+be noticed: damage that leaves a valid bitstream (AAC notices nearly all random damage, MP3 a third, Opus,
+MP2 and plain PCM none; FLAC, WavPack and TrueAudio have checksums), and the missing end of an Ogg file, or
+of an MP3 file without Xing's header: they do not say how long they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from vfx_engines.errors import VideoError, shown
+from vfx_runtime.video_file import (
+    AUDIO_FORMATS,
+    announced_mp3_size,
+    announced_size,
+    open_container,
+    regular_file_size,
+)
+
+Samples = npt.NDArray[np.float32]
+
+MAX_RATE = 400_000
+"""Highest sample rate that is decoded, in hertz: a header can say any."""
+
+_GAP = Fraction(1, 100)
+"""Seconds by which time stamps may stray from the count of samples. Containers round them to a
+millisecond; a lost packet is 20 or more."""
+
+# These have checksums, which count only where decoding is told to give up.
+_CHECKED = frozenset({"flac", "ac3", "eac3"})
+
+# The header of these says exactly how long they are.
+_EXACT = frozenset({"aiff", "au", "caf", "flac", "tta", "w64", "wav", "wv"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """Samples that follow each other without a gap."""
+
+    samples: Samples
+    """Mono, float32 ``[n]`` in [-1, 1]."""
+    first: int
+    """Number of the first one, counted from the start of the stream."""
+    start: Fraction
+    """When it sounds, in seconds from the start of the file, as the ffmpeg tool counts."""
+
+
+class AudioDecoder:
+    """The sound of one file, in the decoder's own portions. One thread may read it.
+
+    Args:
+        path: the file; never taken for a URL.
+
+    Raises:
+        VideoError: the file is missing, empty, truncated, no regular file, or has no sound that can be
+            decoded.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        self._name = shown(self._path)
+        self._size = regular_file_size(self._path, self._name)
+        self._container = open_container(self._path, self._name, AUDIO_FORMATS)
+        try:
+            self._stream = _audio_stream(self._container, self._name)
+            context = self._stream.codec_context
+            context.thread_type = "NONE"
+            if context.codec.canonical_name in _CHECKED:
+                context.options = {"err_detect": "crccheck+explode"}
+            self._check_length()
+            self._time_base = self._stream.time_base or Fraction(1, 1_000_000)
+            self._origin = self._find_origin()
+            self._frames = self._decode()
+            self._first = next(self._frames, None)
+            if self._first is None:
+                raise VideoError(f"{self._name}: its audio stream holds no sound; expected some")
+            self.rate = self._first.sample_rate
+            if not 1 <= self.rate <= MAX_RATE:
+                raise VideoError(
+                    f"{self._name}: sound of {self.rate} Hz, expected up to {MAX_RATE}: its header is "
+                    "damaged, or resample it"
+                )
+        except BaseException:
+            self.close()
+            raise
+        self.count = 0
+        """Samples given so far."""
+        self._anchor = (0, self._time(self._first) or Fraction(0))
+
+    @property
+    def duration_seconds(self) -> float | None:
+        """What the file announces; an estimate."""
+        if self._stream.duration is not None:
+            return float(self._stream.duration * self._time_base)
+        return self._container.duration / 1_000_000 if self._container.duration else None
+
+    def __iter__(self) -> Iterator[Sound]:
+        """Decode.
+
+        Raises:
+            VideoError: the sound is damaged here; no more follows.
+        """
+        frame = self._first
+        while frame is not None:
+            if frame.sample_rate != self.rate:
+                raise VideoError(
+                    f"{self._name}: its sample rate changes from {self.rate} to {frame.sample_rate} Hz at "
+                    f"{float(self._now()):.2f} s; re-encode it"
+                )
+            time = self._time(frame)
+            # Times that run backwards (joined recordings) go on from sample to sample.
+            if time is not None and time > self._now() + _GAP:
+                self._anchor = (self.count, time)
+            samples = self._mono(frame)
+            yield Sound(samples, self.count, self._now())
+            self.count += len(samples)
+            frame = next(self._frames, None)
+        self._check_end()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _decode(self) -> Iterator[AudioFrame]:
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.is_corrupt:
+                    raise self._damaged("a packet is broken")
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise self._damaged("a packet is broken")
+                    if frame.samples:
+                        yield frame
+        except av.FFmpegError as error:
+            raise self._damaged(f"FFmpeg says: {error.strerror}") from None
+
+    def _mono(self, frame: AudioFrame) -> Samples:
+        kind, planar = frame.format.name.removesuffix("p"), frame.format.is_planar
+        channels = len(frame.layout.channels)
+        try:
+            values = frame.to_ndarray()
+        except ValueError as error:
+            raise VideoError(
+                f"{self._name}: cannot convert {frame.format.name} samples ({error}); re-encode it"
+            ) from None
+        values = values if planar else values.reshape(-1, channels).T
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise self._damaged("samples are not finite")
+        mono: Samples = (_as_16_bit(values, kind).mean(axis=0) / 32768).astype(np.float32)
+        return mono
+
+    def _find_origin(self) -> int:
+        """The container's start in ticks, as the ffmpeg tool subtracts it."""
+        micro = Fraction(1, 1_000_000)
+        start = (self._container.start_time or 0) * micro
+        own = self._stream.start_time
+        # It is rounded to microseconds: where the sound itself comes first, its ticks are exact.
+        if own is not None and abs(own * self._time_base - start) <= micro:
+            return own
+        return int((start / self._time_base + Fraction(1, 2)) // 1)
+
+    def _time(self, frame: AudioFrame) -> Fraction | None:
+        return None if frame.pts is None else (frame.pts - self._origin) * self._time_base
+
+    def _now(self) -> Fraction:
+        """When the next sample sounds, if it follows the last one."""
+        sample, start = self._anchor
+        return start + Fraction(self.count - sample, self.rate)
+
+    def _check_length(self) -> None:
+        """The file holds all the bytes that its own index and header announce."""
+        announced = max(announced_size(self._path), announced_mp3_size(self._path))
+        if len(self._stream.index_entries):
+            last = self._stream.index_entries[-1]
+            announced = max(announced, last.pos + last.size)
+        if announced > self._size:
+            raise VideoError(
+                f"{self._name}: truncated: it announces {announced} bytes and has {self._size}; "
+                "copy or download it again"
+            )
+
+    def _check_end(self) -> None:
+        announced, found = self.duration_seconds, self.count / self.rate
+        if self._container.format.name in _EXACT and announced is not None and found < announced - 1e-3:
+            raise VideoError(
+                f"{self._name}: damaged or truncated: it announces {announced:.3f} s and has {found:.3f}: "
+                "copy or download it again"
+            )
+
+    def _damaged(self, what: str) -> VideoError:
+        where = f"at or after {float(self._now()):.2f} s" if hasattr(self, "_anchor") else "at its start"
+        return VideoError(
+            f"{self._name}: sound damaged {where}: {what}; get a whole copy, or re-encode it to accept the "
+            "damage"
+        )
+
+
+def _as_16_bit(values: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
+    """Samples of FFmpeg's sample format ``kind`` as it converts them to ``s16``, in whatever dtype."""
+    if kind in ("flt", "dbl"):
+        rounded: npt.NDArray[Any] = np.rint(np.clip(values, -1, 1) * 32768.0).clip(-32768, 32767)
+        return rounded
+    if kind == "u8":
+        return (values.astype(np.int32) - 128) * 256
+    if kind == "s32":
+        return values >> 16
+    return values
+
+
+def _audio_stream(container: InputContainer, name: str) -> AudioStream:
+    """The stream that players play.
+
+    Raises:
+        VideoError: there is none, or no decoder for it.
+    """
+    stream = container.streams.best("audio")
+    if stream is None:
+        found = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
+        raise VideoError(f"{name}: no audio stream, found {found}; expected sound")
+    assert isinstance(stream, AudioStream)
+    if stream.codec_context is None:
+        raise VideoError(f"{name}: no decoder for its audio codec; re-encode it, to AAC say")
+    return stream
