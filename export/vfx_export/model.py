@@ -23,6 +23,8 @@ class Download:
     sha256: str | None = None
     git_blob: str | None = None
     """SHA-1 that git gives the file: all that is known where a repository holds it."""
+    sha256_prefix: str | None = None
+    """First digits of the sha256, which torchvision puts into file names: all that is known of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +51,21 @@ class Model:
     labels: Callable[[], tuple[str, ...]]
     """Class names of the head."""
     low_precision: LowPrecision | None = None
+    fixed_frames: bool = False
+    """Whether it takes windows of its own length only, as networks of single frames do."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames side by side.
 
         Raises:
-            UsageError: the network cannot take so few.
+            UsageError: the network cannot take so few, or takes its own length only.
         """
         if frames is None:
             return self.sampling
+        if self.fixed_frames and frames != self.sampling.frames:
+            raise UsageError(
+                f"--frames {frames}: {self.name} takes windows of {self.sampling.frames} and no other length"
+            )
         if frames < self.least_frames:
             raise UsageError(f"--frames {frames}: {self.name} needs at least {self.least_frames} frames")
         return dataclasses.replace(self.sampling, frames=frames, step=frames)
