@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfx_export.backbones.packing import for_stem
 from vfx_export.backbones.pixels import normalised
 
 MEAN = (0.43216, 0.394666, 0.37645)
@@ -96,6 +97,8 @@ class R2Plus1D(nn.Module):
         head: give the classifier's logits too.
     """
 
+    STEM: ClassVar = "stem.0"
+
     def __init__(
         self,
         depths: tuple[int, int, int, int],
@@ -129,7 +132,8 @@ class R2Plus1D(nn.Module):
             float32 ``[batch, 512]``, then float32 ``[batch, classes]`` before softmax.
         """
         # Before the permutation: engines that compute with channels last then drop it.
-        x = normalised(frames, MEAN, STD).to(self.fc.weight.dtype).permute(0, 4, 1, 2, 3)
+        x = for_stem(self.stem[0], normalised(frames, MEAN, STD))
+        x = x.to(self.fc.weight.dtype).permute(0, 4, 1, 2, 3)
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
         features = x.float().mean((2, 3, 4))
         if not self.head:

@@ -116,7 +116,7 @@ class ResNet(nn.Module):
             float32 ``[batch, 512 or 2048]``, then float32 ``[batch, classes]`` before softmax.
         """
         # Before the permutation: engines that compute with channels last then drop it.
-        x = normalised(frames[:, 0], MEAN, STD).to(self.conv1.weight.dtype).permute(0, 3, 1, 2)
+        x = normalised(frames.squeeze(1), MEAN, STD).to(self.fc.weight.dtype).permute(0, 3, 1, 2)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.max_pool2d(x, 3, 2, 1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))

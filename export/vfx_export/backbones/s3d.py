@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfx_export.backbones.packing import for_stem
+
 _EPS = 1e-3
 
 # Widths of the four branches: 1x1; 1x1 then separable; 1x1 then separable; pool then 1x1.
@@ -84,6 +86,8 @@ class S3D(nn.Module):
         head: give the classifier's logits too.
     """
 
+    STEM: ClassVar = "base.0.conv_s"
+
     def __init__(self, classes: int = 400, head: bool = False) -> None:
         super().__init__()
         self.head = head
@@ -117,7 +121,8 @@ class S3D(nn.Module):
         assert classifier.bias is not None
         # [0, 1], without mean and deviation; before the permutation, which engines that compute with
         # channels last then drop.
-        x = (frames.float() * (1 / 255)).to(classifier.weight.dtype).permute(0, 4, 1, 2, 3)
+        x = for_stem(self.get_submodule(self.STEM), frames.float() * (1 / 255))
+        x = x.to(classifier.weight.dtype).permute(0, 4, 1, 2, 3)
         x = self.base(x)
         # The published pool is 2xHxW with stride 1, then the mean over time.
         features = F.avg_pool3d(x.float(), (2, *x.shape[3:]), stride=1).flatten(2).mean(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
+from vfx_export.backbones.packing import pack_stem
 from vfx_export.backbones.r2plus1d import R2Plus1D
 from vfx_export.fitting import unchanged
 from vfx_export.labels import kinetics400
@@ -36,6 +37,7 @@ def _row(name: str, frames: int, source: str, licence: str, url: str) -> Model:
         blank=(110, 101, 96),
         feature=Output("r21d", (512,)),
         labels=kinetics400,
+        low_precision=pack_stem,
     )
 
 

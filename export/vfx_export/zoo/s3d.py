@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
+from vfx_export.backbones.packing import pack_stem
 from vfx_export.backbones.s3d import S3D
 from vfx_export.fitting import unchanged
 from vfx_export.labels import kinetics400
@@ -29,5 +30,6 @@ ROWS = (
         blank=(0, 0, 0),
         feature=Output("s3d", (1024,)),
         labels=kinetics400,
+        low_precision=pack_stem,
     ),
 )
