@@ -94,3 +94,21 @@ def test_only_single_frames_fit(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=f"--frames 4: {name} takes windows of 1 and no other length"):
         find(name).windows(4)
     assert find(name).windows(1) == find(name).sampling
+
+
+def test_random_weights_stay_far_within_the_range_of_fp16() -> None:
+    torch = pytest.importorskip("torch")
+    from vfx_export.catalogue import find
+    from vfx_export.exporting import random_weights
+
+    module = find("resnet152").network(False).eval()
+    random_weights(module)
+    largest: list[float] = []
+    for part in module.modules():
+        if not list(part.children()):
+            part.register_forward_hook(lambda _, __, out: largest.append(float(out.abs().max())))
+    frames = np.random.default_rng(0).integers(0, 256, (1, 1, 96, 96, 3), np.uint8)
+    with torch.no_grad():
+        module(torch.from_numpy(frames))
+    assert largest[-1] > 0.1
+    assert max(largest) < 1000

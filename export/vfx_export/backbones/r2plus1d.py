@@ -54,6 +54,8 @@ class _Shortcut(nn.Sequential):
 class _Block(nn.Module):
     """Two factored convolutions around which a shortcut leads."""
 
+    LAST_NORM: ClassVar = "conv2.1"
+
     def __init__(self, c_in: int, c_out: int, stride: int, eps: float, caffe2: bool) -> None:
         super().__init__()
         middle = _middle(c_in, c_out)
