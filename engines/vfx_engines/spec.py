@@ -132,12 +132,17 @@ class Resize:
     """Widen the filter when shrinking, as PIL does."""
     other_side: Literal["truncate", "round"] = "truncate"
     """Rounding of the side that keeps the aspect ratio."""
+    grid: Literal["sides", "scale"] = "sides"
+    """How far apart output pixels lie in the source: by the rounded sides, or by the scale from before a
+    side was rounded (PyTorch's ``scale_factor``)."""
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise SpecError(f"resize: sizes must be positive, found {self.height}x{self.width}")
         if self.rule != "exact" and self.height != self.width:
             raise SpecError(f"resize: rule {self.rule} takes one size, found {self.height}x{self.width}")
+        if self.rule == "exact" and self.grid != "sides":
+            raise SpecError(f"resize: rule exact has no scale, so its grid is 'sides', found {self.grid!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import torch
 from vfx_engines.errors import UsageError
 from vfx_export.fitting import Shapes, key_shapes
 from vfx_export.model import Model
-from vfx_export.zoo import i3d, vggish
+from vfx_export.zoo import i3d, r2plus1d, resnet, s3d, vggish
 
-CATALOGUE: tuple[Model, ...] = (*i3d.ROWS, *vggish.ROWS)
+CATALOGUE: tuple[Model, ...] = (*i3d.ROWS, *s3d.ROWS, *r2plus1d.ROWS, *resnet.ROWS, *vggish.ROWS)
 
 
 def catalogue_shapes() -> dict[str, Shapes]:

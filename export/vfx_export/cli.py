@@ -397,6 +397,7 @@ def _weights(checkpoint: str | None, download: Any, progress: Progress) -> Path:
             cache_folder(),
             sha256=download.sha256,
             git_blob=download.git_blob,
+            sha256_prefix=download.sha256_prefix,
             progress=seen,
         )
     progress.remove_task(task)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vfx_engines.errors import OutputError, shown
 from vfx_engines.onnx_file import embed_spec
@@ -163,7 +163,11 @@ def export_model(
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> None:
-    """Fill a module so that activations neither fade nor grow with depth (He et al., 2015), for trials."""
+    """Fill a module so that activations neither fade nor grow with depth (He et al., 2015), for trials.
+
+    A block with a shortcut adds to what it is given: its ``LAST_NORM``, the path of the norm before the sum,
+    is made small, or 50 blocks would multiply activations by 1e7 and leave the range of fp16.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         with torch.no_grad():
@@ -172,6 +176,12 @@ def random_weights(module: nn.Module, seed: int = 0) -> None:
                 parameter.normal_(0, math.sqrt(2 / fan_in), generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.05, generator=generator)
+    for part in module.modules():
+        path = getattr(part, "LAST_NORM", None)
+        if path is not None:
+            scale = part.get_submodule(path).weight
+            assert isinstance(scale, Tensor)
+            nn.init.constant_(scale, 0.25)
 
 
 def _sha256(path: Path) -> str:

@@ -79,6 +79,11 @@ def key_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
+def unchanged(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The layout of a network whose weights are published under its own keys alone."""
+    return state
+
+
 _PIERGIAJ_LAYERS = {
     **{name: name.lower() for name in ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3")},
     "logits": "conv3d_0c_1x1",

@@ -13,5 +13,19 @@ def kinetics400() -> tuple[str, ...]:
     Index 0 is ``abseiling``, index 399 ``zumba``: alphabetical, as in DeepMind's ``label_map.txt``,
     which I3D, S3D, R(2+1)D and video_features share.
     """
-    text = resources.files("vfx_export").joinpath("labels/kinetics400.txt").read_text("utf-8")
+    return _lines("kinetics400.txt")
+
+
+@cache
+def imagenet1k() -> tuple[str, ...]:
+    """The 1000 classes of ImageNet (Russakovsky et al., 2015), in the order of torchvision's logits.
+
+    Each is the names that WordNet gives its synset, joined by commas, in the order of the synsets'
+    numbers. Index 0 is ``tench, Tinca tinca``; 134 (the bird) and 517 (the machine) are both ``crane``.
+    """
+    return _lines("imagenet1k.txt")
+
+
+def _lines(file: str) -> tuple[str, ...]:
+    text = resources.files("vfx_export").joinpath("labels", file).read_text("utf-8")
     return tuple(text.splitlines())

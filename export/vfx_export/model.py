@@ -25,6 +25,8 @@ class Download:
     sha256: str | None = None
     git_blob: str | None = None
     """SHA-1 that git gives the file: all that is known where a repository holds it."""
+    sha256_prefix: str | None = None
+    """First digits of the sha256, which torchvision puts into file names: all that is known of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Model:
     """Class names of the head; None where there is no head."""
     low_precision: LowPrecision | None = None
     fixed_frames: bool = False
-    """Whether it takes windows of its own length only."""
+    """Whether it takes windows of its own length only, as networks of single frames do."""
     modality: Literal["frames", "audio"] = "frames"
     postprocess: Callable[[nn.Module, Path], Output] | None = None
     """Adds the published post-processing to a module, with a file's parameters; the output it then gives."""

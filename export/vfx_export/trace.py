@@ -89,12 +89,14 @@ def trace(module: nn.Module, example: Tensor, spec: EngineSpec) -> onnx.ModelPro
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
-    """Fold in float32 what the module lists in ``BATCH_NORMS`` (convolution's name to norm's name)."""
+    """Fold in float32 what the module lists in ``BATCH_NORMS``: convolution's path to norm's path."""
     for part in module.modules():
         for conv_name, norm_name in getattr(part, "BATCH_NORMS", {}).items():
-            conv, norm = getattr(part, conv_name), getattr(part, norm_name)
-            setattr(part, conv_name, fuse_conv_bn_eval(conv, norm))
-            setattr(part, norm_name, nn.Identity())
+            conv, norm = part.get_submodule(conv_name), part.get_submodule(norm_name)
+            assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+            assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+            part.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
+            part.set_submodule(norm_name, nn.Identity())
 
 
 def _strip(model: onnx.ModelProto) -> None:

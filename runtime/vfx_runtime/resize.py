@@ -135,6 +135,9 @@ def _plan(transform: Transform, height: int, width: int) -> FramePlan:
         )
     top, left = (_offset(crop, *pair) for pair in zip(full, size, strict=True))
     method = (resize.filter, resize.antialias) if resize else ("bilinear", True)
+    scale = None
+    if resize and resize.grid == "scale":
+        scale = 1 / _scale(resize, height, width)
     return FramePlan(
         height=height,
         width=width,
@@ -144,8 +147,8 @@ def _plan(transform: Transform, height: int, width: int) -> FramePlan:
         left=left,
         out_height=size[0],
         out_width=size[1],
-        rows=taps(height, full[0], top, size[0], *method),
-        columns=taps(width, full[1], left, size[1], *method),
+        rows=taps(height, full[0], top, size[0], *method, scale),
+        columns=taps(width, full[1], left, size[1], *method, scale),
     )
 
 
@@ -158,9 +161,18 @@ def resized_size(resize: Resize, height: int, width: int) -> tuple[int, int]:
     if kept == resize.height:
         return height, width
     scaled = resize.height * other / kept
+    if resize.grid == "scale":
+        # Rounded as PyTorch does, to whom a side is a whole number times the scale in binary.
+        scaled = other * _scale(resize, height, width)
     other = math.floor(scaled) if resize.other_side == "truncate" else round(scaled)
     upright = (height > width) == (resize.rule == "short_side")
     return (other, resize.width) if upright else (resize.height, other)
+
+
+def _scale(resize: Resize, height: int, width: int) -> float:
+    """How much larger a frame becomes, by the side that the rule gives a size."""
+    side = min if resize.rule == "short_side" else max
+    return resize.height / side(height, width)
 
 
 def _offset(crop: Crop | None, length: int, size: int) -> int:

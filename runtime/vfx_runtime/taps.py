@@ -40,7 +40,15 @@ class Taps:
         return int(self.start[0]), int(self.start[-1]) + self.weight.shape[1]
 
 
-def taps(source: int, resized: int, first: int, count: int, filter: Filter, antialias: bool) -> Taps:
+def taps(
+    source: int,
+    resized: int,
+    first: int,
+    count: int,
+    filter: Filter,
+    antialias: bool,
+    scale: float | None = None,
+) -> Taps:
     """The table of one axis, for outputs ``first`` to ``first + count`` of ``resized`` ones.
 
     Args:
@@ -50,22 +58,23 @@ def taps(source: int, resized: int, first: int, count: int, filter: Filter, anti
         count: Outputs of the crop.
         filter: Bilinear, or bicubic with a = -0.5 antialiased (Pillow) and -0.75 not (PyTorch).
         antialias: Whether the filter widens when shrinking.
+        scale: Source pixels from one output to the next, if not ``source / resized``.
     """
+    scale = source / resized if scale is None else scale
     output = np.arange(first, first + count, dtype=np.float64)
     if source == resized:
         start, weight = output.astype(np.int64), np.ones((count, 1))
     elif antialias:
-        start, weight = _pillow(source, resized, output, filter)
+        start, weight = _pillow(source, scale, output, filter)
     else:
-        start, weight = _torch(source, resized, output, filter)
+        start, weight = _torch(source, scale, output, filter)
     fixed = np.trunc(weight * (1 << BITS) + np.where(weight < 0, -0.5, 0.5)).astype(np.int32)
     return _packed(source, start, fixed)
 
 
 def _pillow(
-    source: int, resized: int, output: _FloatArray, filter: Filter
+    source: int, scale: float, output: _FloatArray, filter: Filter
 ) -> tuple[npt.NDArray[np.int64], _FloatArray]:
-    scale = source / resized
     widening = max(scale, 1.0)
     support = (1.0 if filter == "bilinear" else 2.0) * widening
     centre = (output + 0.5) * scale
@@ -82,9 +91,9 @@ def _pillow(
 
 
 def _torch(
-    source: int, resized: int, output: _FloatArray, filter: Filter
+    source: int, scale: float, output: _FloatArray, filter: Filter
 ) -> tuple[npt.NDArray[np.int64], _FloatArray]:
-    centre = (output + 0.5) * (source / resized) - 0.5
+    centre = (output + 0.5) * scale - 0.5
     if filter == "bilinear":
         centre = np.maximum(centre, 0.0)
     below = np.floor(centre)

@@ -80,7 +80,8 @@ JSON = """{
    "width": 256,
    "filter": "bilinear",
    "antialias": true,
-   "other_side": "truncate"
+   "other_side": "truncate",
+   "grid": "sides"
   },
   "crop": {
    "height": 224,
@@ -174,8 +175,10 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
 sizes = st.integers(1, 5000)
 names = st.from_regex(r"[\w:+-]([\w :.+-]{0,20}\w)?", fullmatch=True).filter(str.isprintable)
 resizes = st.builds(
-    lambda rule, size, **rest: Resize(rule, size, size, **rest),
-    st.sampled_from(["short_side", "long_side", "exact"]),
+    lambda rule, size, **rest: Resize(rule[0], size, size, grid=rule[1], **rest),
+    st.sampled_from(
+        [("short_side", "sides"), ("short_side", "scale"), ("long_side", "scale"), ("exact", "sides")]
+    ),
     sizes,
     filter=st.sampled_from(["bilinear", "bicubic"]),
     antialias=st.booleans(),
@@ -364,6 +367,7 @@ RULES: list[tuple[str, str, Any]] = [
     ("fps must lie between 0 and 10000", "sampling.fps", 10_000),
     ("resize: sizes must be positive, found 0x0", "transform.resize", {"height": 0, "width": 0}),
     ("rule short_side takes one size, found 256x255", "transform.resize", {"height": 256, "width": 255}),
+    ("rule exact has no scale", "transform.resize", {"rule": "exact", "grid": "scale"}),
     ("crop: sizes must be positive", "transform.crop.width", 0),
     ("2 labels do not fit shape [3]", "outputs.1.shape", [3]),
     ("2 labels do not fit shape [1, 2]", "outputs.1.shape", [1, 2]),

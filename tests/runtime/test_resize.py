@@ -282,6 +282,23 @@ def test_without_antialias_pixels_are_those_of_torch(
     assert difference.mean() < 0.4
 
 
+@pytest.mark.parametrize("source", [(240, 320), (360, 480), (321, 120), (60, 80), (480, 720), (224, 300)])
+def test_the_grid_of_a_scale_is_that_of_torch(source: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch")
+    rgb = noise(*source)
+    image = torch.from_numpy(rgb).permute(2, 0, 1)[None].double()
+    expected = torch.nn.functional.interpolate(
+        image, scale_factor=224 / min(source), mode="bilinear", align_corners=False, antialias=False
+    )
+    resize = Resize("short_side", 224, 224, antialias=False, grid="scale")
+    found = applied(plan(Transform(resize), *source), rgb)
+    assert found.shape[:2] == expected.shape[2:]
+    difference = np.abs(found - expected[0].permute(1, 2, 0).numpy())
+    # Half a level from rounding the columns, half from rounding the rows.
+    assert difference.max() <= 1.0 + 1e-6
+    assert difference.mean() < 0.4
+
+
 @pytest.mark.parametrize(("source", "resized"), [(240, 128), (60, 171), (5, 3), (1, 4)])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_without_antialias_bicubic_is_that_of_torch(source: int, resized: int, axis: int) -> None:

@@ -1,0 +1,69 @@
+"""Catalogue models, exported from the kit's checkpoints when a test first asks for them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity_kit import kit
+
+
+class Exports:
+    """`exports(name, precision)` is the path of that engine, with its head, of weight seed 0.
+
+    The kit's folder and the catalogue's row have one name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, name: str, precision: str) -> Path:
+        path = self.folder / f"{name}_{precision}.onnx"
+        if not path.exists():
+            self.export(path, name, precision, seed=0)
+        return path
+
+    def export(
+        self, path: Path, name: str, precision: str, *, seed: int, frames: int | None = None, **changes: Any
+    ) -> Any:
+        """Export weights of another seed, or a row with ``changes``; gives the spec."""
+        from vfx_export.catalogue import find
+        from vfx_export.exporting import export_model
+
+        return export_model(
+            dataclasses.replace(find(name), **changes),
+            path,
+            checkpoint=self.checkpoint(name, seed),
+            precision=precision,  # type: ignore[arg-type]
+            frames=frames,
+            head=True,
+        )
+
+    def checkpoint(self, name: str, seed: int = 0) -> Path:
+        """The kit's weights as the world publishes them."""
+        import torch
+
+        path = self.folder / f"{name}_{seed}.pt"
+        if not path.exists():
+            torch.save(self.state(name, seed), path)
+        return path
+
+    def state(self, name: str, seed: int = 0) -> dict[str, Any]:
+        """The same in memory."""
+        import torch
+
+        return {key: torch.from_numpy(np.array(value)) for key, value in kit(name).checkpoint(seed).items()}
+
+
+def relative(got: Any, want: Any) -> float:
+    """L2 distance over the L2 norm of what is wanted."""
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def rows_apart(got: Any, want: Any) -> float:
+    """The largest relative distance of a row."""
+    assert got.shape == want.shape
+    return max(relative(row, target) for row, target in zip(got, want, strict=True))
