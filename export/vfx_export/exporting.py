@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import nn
 
-from vfx_engines.errors import OutputError, shown
+from vfx_engines.errors import OutputError, UsageError, shown
 from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import EngineSpec, Output, Precision, Weights
 from vfx_engines.versions import vfx_version
@@ -36,6 +36,7 @@ def export_module(
     path: Path,
     *,
     low_precision: LowPrecision | None = None,
+    tolerance: float | None = None,
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export any torch module as an engine: trace it, prove it, and write the file whole or not at all.
@@ -47,6 +48,7 @@ def export_module(
         spec: what it eats and gives; ``precision`` is that of the graph.
         path: the ``.onnx`` file to write; one that is there is replaced.
         low_precision: a rewriting of the module for matrix units, used unless the precision is fp32.
+        tolerance: largest relative L2 error, if not the precision's usual one.
         stage: progress.
 
     Returns:
@@ -68,7 +70,7 @@ def export_module(
         model = trace(low, torch.from_numpy(inputs), spec)
         onnx.save(model, part)
         stage("comparing the file with the module")
-        spec = dataclasses.replace(spec, proof=prove(part, spec, inputs, expected))
+        spec = dataclasses.replace(spec, proof=prove(part, spec, inputs, expected, tolerance))
         embed_spec(model, spec)
         onnx.save(model, part)
     return spec
@@ -122,6 +124,8 @@ def export_model(
         ExportError: see `export_module`.
     """
     sampling = model.windows(frames)
+    if head and model.labels is None:
+        raise UsageError(f"--head: {model.name} has no classifier")
     module = model.network(head)
     stage("reading the weights")
     if checkpoint is None:
@@ -138,7 +142,7 @@ def export_model(
         )
         weights = Weights(shown(checkpoint.name), _sha256(checkpoint), model.licence, model.source)
     outputs: tuple[Output, ...] = (model.feature,)
-    if head:
+    if head and model.labels is not None:
         labels = model.labels()
         outputs = (*outputs, Output("logits", (len(labels),), kind="logits", labels=labels))
     spec = EngineSpec(
@@ -150,7 +154,14 @@ def export_model(
         transform=model.transform,
         outputs=outputs,
     )
-    return export_module(module, spec, path, low_precision=model.low_precision, stage=stage)
+    return export_module(
+        module,
+        spec,
+        path,
+        low_precision=model.low_precision,
+        tolerance=model.tolerances.get(precision),
+        stage=stage,
+    )
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vfx_engines.errors import UsageError
-from vfx_engines.spec import Input, Output, Sampling, Transform
+from vfx_engines.spec import Input, Output, Precision, Sampling, Transform
 from vfx_export.trace import LowPrecision
 
 State = Mapping[str, Tensor]
@@ -46,20 +46,26 @@ class Model:
     blank: tuple[int, int, int]
     """See `vfx_engines.spec.Input.blank`."""
     feature: Output
-    labels: Callable[[], tuple[str, ...]]
-    """Class names of the head."""
+    labels: Callable[[], tuple[str, ...]] | None = None
+    """Class names of the head; None where the network has none."""
     low_precision: LowPrecision | None = None
+    most_frames: int | None = None
+    """Longest window that the network takes; 1 for networks of single frames."""
+    tolerances: Mapping[Precision, float] = dataclasses.field(default_factory=dict)
+    """Largest error that an export may have where it is not `vfx_export.proof.TOLERANCES`."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames side by side.
 
         Raises:
-            UsageError: the network cannot take so few.
+            UsageError: the network cannot take so few, or so many.
         """
         if frames is None:
             return self.sampling
         if frames < self.least_frames:
             raise UsageError(f"--frames {frames}: {self.name} needs at least {self.least_frames} frames")
+        if self.most_frames is not None and frames > self.most_frames:
+            raise UsageError(f"--frames {frames}: {self.name} takes at most {self.most_frames}")
         return dataclasses.replace(self.sampling, frames=frames, step=frames)
 
     def input(self, frames: int) -> Input:

@@ -81,14 +81,28 @@ def reference(
     return arrays, counter.get_total_flops() // (2 * len(inputs))
 
 
-def prove(path: Path, spec: EngineSpec, inputs: NDArray[Any], expected: list[NDArray[np.float32]]) -> Proof:
+def prove(
+    path: Path,
+    spec: EngineSpec,
+    inputs: NDArray[Any],
+    expected: list[NDArray[np.float32]],
+    tolerance: float | None = None,
+) -> Proof:
     """Run the exported file and measure how far it is from the reference.
+
+    Args:
+        path: the file.
+        spec: its spec.
+        inputs: what is run.
+        expected: what torch gave for them, one array per output.
+        tolerance: largest error allowed, if not the precision's own of `TOLERANCES`.
 
     Raises:
         ExportError: the file does not run, an output is not finite, or further away than its precision
             allows.
     """
-    tolerance = TOLERANCES[spec.precision]
+    if tolerance is None:
+        tolerance = TOLERANCES[spec.precision]
     try:
         with open_engine(path) as engine:
             outputs = engine.run(inputs)
