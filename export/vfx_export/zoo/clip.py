@@ -35,8 +35,8 @@ def image_encoder(state: State) -> dict[str, Tensor]:
 # The residual stream is rounded at each of its 48 sums: ViT-B/32 measures 1.0e-2, a hundredth of what tells
 # two pictures apart.
 _VIT_TOLERANCES: dict[Precision, float] = {"bf16": 3e-2}
-# A head of the pool may look at one place alone; where two are all but tied, rounding decides. With the parity
-# kit's generated weights all heads do (their scores have a deviation of 1400 to 2800, softmax is one-hot): RN50
+# A head of the pool may look at one place alone; where two are all but tied, rounding decides. With the
+# parity kit's generated weights all heads do (scores deviate by 1400 to 2800, so softmax is one-hot): RN50
 # measures 4.7e-2 on a tie, 8e-4 (fp16) and 8e-3 (bf16) elsewhere.
 _RESNET_TOLERANCES: dict[Precision, float] = {"fp32": 5e-4, "fp16": 8e-2, "bf16": 8e-2}
 
