@@ -9,7 +9,7 @@ import torch
 from vfx_engines.errors import UsageError
 from vfx_export.fitting import Shapes, key_shapes
 from vfx_export.model import Model
-from vfx_export.zoo import clip, i3d
+from vfx_export.zoo import clip, i3d, timm
 
 CATALOGUE: tuple[Model, ...] = (*i3d.ROWS, *clip.ROWS)
 
@@ -21,11 +21,13 @@ def catalogue_shapes() -> dict[str, Shapes]:
 
 
 def find(name: str) -> Model:
-    """The row of a model.
+    """The row of a model of the catalogue, or of ``timm:<name>``.
 
     Raises:
         UsageError: no such model; the nearest names are listed.
     """
+    if name.startswith(timm.PREFIX):
+        return timm.timm_row(name)
     for model in CATALOGUE:
         if model.name == name:
             return model
