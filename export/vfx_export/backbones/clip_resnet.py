@@ -107,7 +107,8 @@ class _Vision(nn.Module):
         self.attnpool = _AttentionPool((size // 32) ** 2, 32 * width, length)
 
     def forward(self, frames: Tensor) -> Tensor:
-        x = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
+        height, width = frames.shape[2:4]
+        x = frames.reshape(-1, height, width, 3).permute(0, 3, 1, 2).float()
         # Not folded into the convolution, whose padding is zero after it. In float32: 1/255 is not exact.
         mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
         x = (x * (1 / (255 * std)) - mean / std).to(self.conv1.weight.dtype)

@@ -50,7 +50,8 @@ class TimmBackbone(nn.Module):
         Returns:
             float32 ``[batch, length]``.
         """
-        x = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
+        height, width = frames.shape[2:4]
+        x = frames.reshape(-1, height, width, 3).permute(0, 3, 1, 2).float()
         mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (self.mean, self.std))
         x = (x * (1 / (255 * std)) - mean / std).to(next(self.net.parameters()).dtype)
         return (self.net.forward_head(self.net.forward_features(x), pre_logits=True).float(),)
