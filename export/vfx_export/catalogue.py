@@ -9,9 +9,16 @@ import torch
 from vfx_engines.errors import UsageError
 from vfx_export.fitting import Shapes, key_shapes
 from vfx_export.model import Model
-from vfx_export.zoo import i3d, r2plus1d, resnet, s3d, vggish
+from vfx_export.zoo import clip, i3d, r2plus1d, resnet, s3d, timm, vggish
 
-CATALOGUE: tuple[Model, ...] = (*i3d.ROWS, *s3d.ROWS, *r2plus1d.ROWS, *resnet.ROWS, *vggish.ROWS)
+CATALOGUE: tuple[Model, ...] = (
+    *i3d.ROWS,
+    *s3d.ROWS,
+    *r2plus1d.ROWS,
+    *resnet.ROWS,
+    *clip.ROWS,
+    *vggish.ROWS,
+)
 
 
 def catalogue_shapes() -> dict[str, Shapes]:
@@ -21,11 +28,13 @@ def catalogue_shapes() -> dict[str, Shapes]:
 
 
 def find(name: str) -> Model:
-    """The row of a model.
+    """The row of a model of the catalogue, or of ``timm:<name>``.
 
     Raises:
         UsageError: no such model; the nearest names are listed.
     """
+    if name.startswith(timm.PREFIX):
+        return timm.timm_row(name)
     for model in CATALOGUE:
         if model.name == name:
             return model

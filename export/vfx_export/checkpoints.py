@@ -1,7 +1,8 @@
 """Reading weights files.
 
 A checkpoint is data from strangers: it is recognised by its content, unpickled by torch's restricted
-unpickler alone (``weights_only``), and checked against its own checksums. Nothing in it is ever run.
+unpickler (``weights_only``), or by ours where torch would run it (`vfx_export.torchscript`), and checked
+against its own checksums. Nothing in it is ever run.
 Whether it fits a network is the next question, `vfx_export.fitting`.
 """
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vfx_engines.errors import CheckpointError, reason, shown
+from vfx_export.torchscript import read_torchscript
 
 _WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.")
@@ -53,8 +55,8 @@ _LOOKS_LIKE: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file, by key, on the CPU and in the file's own dtypes.
 
-    Reads files of ``torch.save``, zip and the older layout that PyTorch wrote before 1.6, and
-    safetensors, whatever their suffix. A state dict under ``state_dict``, ``model_state``,
+    Reads files of ``torch.save``, zip and the older layout that PyTorch wrote before 1.6, TorchScript
+    archives and safetensors, whatever their suffix. A state dict under ``state_dict``, ``model_state``,
     ``model_state_dict`` or ``model`` is unwrapped; ``module.`` (DataParallel) and ``model.`` are
     taken off when every key has them.
 
@@ -72,8 +74,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not size:
         raise CheckpointError(f"{where}: zero bytes, expected a checkpoint; fetch the file again")
     if head.startswith(b"PK\x03\x04"):
-        _check_zip(path, where)
-        loaded = _torch_load(path, where)
+        script = _check_zip(path, where)
+        loaded = read_torchscript(path, where) if script else _torch_load(path, where)
     elif _LEGACY_MAGIC in head[:32]:
         loaded = _torch_load(path, where)
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
@@ -83,8 +85,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return _state_dict(loaded, where)
 
 
-def _check_zip(path: Path, where: str) -> None:
-    """Refuse zips that torch.save did not write, and records that differ from their checksums.
+def _check_zip(path: Path, where: str) -> bool:
+    """Refuse zips that PyTorch did not write, and records that differ from their checksums.
+
+    Gives whether it is a TorchScript archive.
 
     torch reads records without looking at their CRC: a flipped bit would be a wrong weight.
     """
@@ -92,11 +96,6 @@ def _check_zip(path: Path, where: str) -> None:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             names = [record.filename for record in records]
-            if any(name.endswith("/constants.pkl") for name in names):
-                raise CheckpointError(
-                    f"{where}: a TorchScript archive, which vfx does not read yet; expected a state "
-                    "dict (torch.save(model.state_dict(), ...)) or .safetensors"
-                )
             if not any(name.endswith("/data.pkl") for name in names):
                 what = "NumPy .npz" if names and names[0].endswith(".npy") else "zip"
                 raise CheckpointError(
@@ -111,6 +110,7 @@ def _check_zip(path: Path, where: str) -> None:
                     with archive.open(record) as file:
                         while file.read(1 << 20):
                             pass
+            return any(name.endswith("/constants.pkl") for name in names)
     except (
         zipfile.BadZipFile,
         OSError,

@@ -37,6 +37,7 @@ def export_module(
     *,
     low_precision: LowPrecision | None = None,
     quantised: Collection[str] = (),
+    tolerance: float | None = None,
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export any torch module as an engine: trace it, prove it, and write the file whole or not at all.
@@ -49,6 +50,7 @@ def export_module(
         path: the ``.onnx`` file to write; one that is there is replaced.
         low_precision: a rewriting of the module for matrix units, used unless the precision is fp32.
         quantised: names of outputs that the module rounds to whole numbers: the proof lets them be one apart.
+        tolerance: largest relative L2 error, if not the precision's usual one.
         stage: progress.
 
     Returns:
@@ -70,7 +72,8 @@ def export_module(
         model = trace(low, torch.from_numpy(inputs), spec)
         onnx.save(model, part)
         stage("comparing the file with the module")
-        spec = dataclasses.replace(spec, proof=prove(part, spec, inputs, expected, quantised))
+        proof = prove(part, spec, inputs, expected, quantised=quantised, tolerance=tolerance)
+        spec = dataclasses.replace(spec, proof=proof)
         embed_spec(model, spec)
         onnx.save(model, part)
     return spec
@@ -158,7 +161,13 @@ def export_model(
         outputs=outputs,
     )
     return export_module(
-        module, spec, path, low_precision=model.low_precision, quantised=quantised, stage=stage
+        module,
+        spec,
+        path,
+        low_precision=model.low_precision,
+        tolerance=model.tolerances.get(precision),
+        quantised=quantised,
+        stage=stage,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from vfx_engines.errors import UsageError
-from vfx_engines.spec import Input, Output, Sampling, Transform
+from vfx_engines.spec import Input, Output, Precision, Sampling, Transform
 from vfx_export.trace import LowPrecision
 
 State = Mapping[str, Tensor]
@@ -50,7 +50,7 @@ class Model:
     blank: tuple[int, int, int]
     """See `vfx_engines.spec.Input.blank`."""
     feature: Output
-    labels: Callable[[], tuple[str, ...]] | None
+    labels: Callable[[], tuple[str, ...]] | None = None
     """Class names of the head; None where there is no head."""
     low_precision: LowPrecision | None = None
     fixed_frames: bool = False
@@ -58,6 +58,8 @@ class Model:
     modality: Literal["frames", "audio"] = "frames"
     postprocess: Callable[[nn.Module, Path], Output] | None = None
     """Adds the published post-processing to a module, with a file's parameters; the output it then gives."""
+    tolerances: Mapping[Precision, float] = dataclasses.field(default_factory=dict)
+    """Largest error that an export may have where it is not `vfx_export.proof.TOLERANCES`."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames side by side.

@@ -87,7 +87,9 @@ def prove(
     spec: EngineSpec,
     inputs: NDArray[Any],
     expected: list[NDArray[np.float32]],
+    *,
     quantised: Collection[str] = (),
+    tolerance: float | None = None,
 ) -> Proof:
     """Run the exported file and measure how far it is from the reference.
 
@@ -97,12 +99,14 @@ def prove(
         inputs: what the reference was given.
         expected: what it gave, an array for each output.
         quantised: names of outputs that are rounded to whole numbers: one level apart is no error.
+        tolerance: largest error allowed, if not the precision's own of `TOLERANCES`.
 
     Raises:
         ExportError: the file does not run, an output is not finite, or further away than its precision
             allows.
     """
-    tolerance = TOLERANCES[spec.precision]
+    if tolerance is None:
+        tolerance = TOLERANCES[spec.precision]
     try:
         with open_engine(path) as engine:
             outputs = engine.run(inputs)

@@ -29,7 +29,7 @@ LowPrecision = Callable[[nn.Module, int], None]
 
 
 def lowered(module: nn.Module, precision: Precision, frames: int, rewrite: LowPrecision | None) -> nn.Module:
-    """A copy of ``module`` with batch norm folded and its tensors in the precision of the graph.
+    """A copy of ``module``, batch norm and constants folded, its tensors in the precision of the graph.
 
     Args:
         module: in evaluation mode, float32.
@@ -40,6 +40,7 @@ def lowered(module: nn.Module, precision: Precision, frames: int, rewrite: LowPr
     """
     module = copy.deepcopy(module)
     _fold_batch_norms(module)
+    _fold_constants(module)
     if rewrite is not None and precision != "fp32":
         rewrite(module, frames)
     return module.half() if precision == "fp16" else module
@@ -97,6 +98,14 @@ def _fold_batch_norms(module: nn.Module) -> None:
             assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
             part.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
             part.set_submodule(norm_name, nn.Identity())
+
+
+def _fold_constants(module: nn.Module) -> None:
+    """Let each part that can compute once, in float32, what depends on its weights alone."""
+    for part in list(module.modules()):
+        fold = getattr(part, "fold_constants", None)
+        if callable(fold):
+            fold()
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -149,14 +149,6 @@ def test_other_zip_archives(tmp_path):
     assert "zip archive that torch.save did not write" in refusal(tmp_path / "b.pt")
 
 
-def test_torchscript_is_named(tmp_path):
-    # Written by hand: torch.jit.script warns that it is deprecated.
-    with zipfile.ZipFile(tmp_path / "clip.pt", "w") as archive:
-        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
-            archive.writestr(f"clip/{name}", b"\x80\x02}.")
-    assert "TorchScript" in refusal(tmp_path / "clip.pt")
-
-
 @pytest.mark.parametrize("form", ["zip", "legacy", "plain"])
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, form):
     marker = tmp_path / "ran"
