@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import nn
 
-from vfx_engines.errors import OutputError, shown
+from vfx_engines.errors import OutputError, UsageError, shown
 from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import EngineSpec, Output, Precision, Weights
 from vfx_engines.versions import vfx_version
@@ -122,6 +122,8 @@ def export_model(
         ExportError: see `export_module`.
     """
     sampling = model.windows(frames)
+    if head and model.labels is None:
+        raise UsageError(f"--head: {model.name} has no classifier")
     module = model.network(head)
     stage("reading the weights")
     if checkpoint is None:
@@ -137,8 +139,9 @@ def export_model(
             file=shown(checkpoint),
         )
         weights = Weights(shown(checkpoint.name), _sha256(checkpoint), model.licence, model.source)
-    outputs: tuple[Output, ...] = (model.feature,)
+    outputs: tuple[Output, ...] = (model.output(sampling.frames),)
     if head:
+        assert model.labels is not None
         labels = model.labels()
         outputs = (*outputs, Output("logits", (len(labels),), kind="logits", labels=labels))
     spec = EngineSpec(

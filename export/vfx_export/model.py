@@ -41,17 +41,19 @@ class Model:
     """Brings other layouts of the checkpoint's keys to the network's own."""
     sampling: Sampling
     least_frames: int
-    """Shortest window that the network takes."""
+    """Shortest window that the network takes; in pairs of frames where windows overlap."""
     transform: Transform
     blank: tuple[int, int, int]
     """See `vfx_engines.spec.Input.blank`."""
     feature: Output
-    labels: Callable[[], tuple[str, ...]]
-    """Class names of the head."""
+    labels: Callable[[], tuple[str, ...]] | None
+    """Class names of the head; None where there is none."""
     low_precision: LowPrecision | None = None
+    overlap: int = 0
+    """Frames of a window that are the next one's too: 1 where a window is pairs of frames."""
 
     def windows(self, frames: int | None) -> Sampling:
-        """The model's own windows, or ones of ``frames`` frames side by side.
+        """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
 
         Raises:
             UsageError: the network cannot take so few.
@@ -59,13 +61,18 @@ class Model:
         if frames is None:
             return self.sampling
         if frames < self.least_frames:
-            raise UsageError(f"--frames {frames}: {self.name} needs at least {self.least_frames} frames")
-        return dataclasses.replace(self.sampling, frames=frames, step=frames)
+            what = "pairs of frames" if self.overlap else "frames"
+            raise UsageError(f"--frames {frames}: {self.name} needs at least {self.least_frames} {what}")
+        return dataclasses.replace(self.sampling, frames=frames + self.overlap, step=frames)
 
     def input(self, frames: int) -> Input:
         """The engine's input for windows of ``frames`` frames."""
         crop = self.transform.crop
-        assert crop is not None, "rows whose size is the video's own name their axes"
-        return Input(
-            "frames", "frames", "uint8", ("batch", frames, crop.height, crop.width, 3), blank=self.blank
-        )
+        size: tuple[int | str, int | str] = (crop.height, crop.width) if crop else ("height", "width")
+        return Input("frames", "frames", "uint8", ("batch", frames, *size, 3), blank=self.blank)
+
+    def output(self, frames: int) -> Output:
+        """The engine's feature for windows of ``frames`` frames."""
+        if self.feature.per != "pair":
+            return self.feature
+        return dataclasses.replace(self.feature, shape=(frames - 1, *self.feature.shape[1:]))
