@@ -9,9 +9,9 @@ import torch
 from vfx_engines.errors import UsageError
 from vfx_export.fitting import Shapes, key_shapes
 from vfx_export.model import Model
-from vfx_export.zoo import i3d, raft
+from vfx_export.zoo import i3d, pwc, raft
 
-CATALOGUE: tuple[Model, ...] = (*i3d.ROWS, *raft.ROWS)
+CATALOGUE: tuple[Model, ...] = (*i3d.ROWS, *raft.ROWS, *pwc.ROWS)
 
 
 def catalogue_shapes() -> dict[str, Shapes]:
