@@ -26,6 +26,17 @@ class Download:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A network inside a network, with a published checkpoint of its own."""
+
+    prefix: str
+    """Name of the submodule that it is."""
+    download: Download
+    layouts: Callable[[State], State]
+    """As `Model.layouts`, for this part's keys without the prefix."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One row of the catalogue."""
 
@@ -51,6 +62,9 @@ class Model:
     low_precision: LowPrecision | None = None
     overlap: int = 0
     """Frames of a window that are the next one's too: 1 where a window is pairs of frames."""
+    parts: tuple[Part, ...] = ()
+    """What the network is made of, where no one file holds all of it; then ``download`` and ``layouts``
+    are those of the first part and are not read."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
