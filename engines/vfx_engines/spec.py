@@ -183,6 +183,18 @@ class Output:
                 f"output {self.name}: {len(self.labels)} labels do not fit shape {list(self.shape)}"
             )
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """``shape`` of an engine that is open, where every axis has a size (`EngineSpec.sized`).
+
+        Raises:
+            SpecError: an axis has a name only.
+        """
+        sizes = tuple(axis for axis in self.shape if isinstance(axis, int))
+        if len(sizes) != len(self.shape):
+            raise SpecError(f"output {self.name}: {list(self.shape)} has no size yet: give those of its axes")
+        return sizes
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:
@@ -253,7 +265,7 @@ class EngineSpec:
             unnamed = [axis for axis in unnamed if axis not in self.input.shape[1:]]
             if unnamed:
                 raise SpecError(
-                    f"output {output.name}: axis {unnamed[0]!r} is none of the input's, {list(self.input.shape)}"
+                    f"output {output.name}: axis {unnamed[0]!r} is none of {list(self.input.shape)}"
                 )
         if self.input.modality == "frames" and self.input.shape[1] not in (
             self.sampling.frames,

@@ -291,9 +291,7 @@ def _export_catalogue(
                 + "".join(f", {part.prefix}" for part in model.parts)
             )
         weights = (
-            None
-            if random
-            else [_weights(*pair, progress) for pair in zip(given, downloads, strict=True)]
+            None if random else [_weights(*pair, progress) for pair in zip(given, downloads, strict=True)]
         )
         task = progress.add_task("", total=None)
         return target.write(

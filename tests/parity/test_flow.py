@@ -1,4 +1,4 @@
-"""RAFT and PWC-Net against the public implementations: the same checkpoint, the same pixels, the same flow."""
+"""RAFT and PWC-Net against the public implementations: the same pixels, the same flow."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
             state = {key: torch.from_numpy(value.copy()) for key, value in kit(name).checkpoint().items()}
             torch.save({f"module.{key}": value for key, value in state.items()}, folder / "published.pth")
             made[name] = folder / "flow.onnx"
-            export_model(
-                find(CASES[name][0]), made[name], checkpoint=folder / "published.pth", frames=1
-            )
+            export_model(find(CASES[name][0]), made[name], checkpoint=folder / "published.pth", frames=1)
         return made[name]
 
     return export

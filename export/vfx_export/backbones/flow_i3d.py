@@ -1,4 +1,4 @@
-"""I3D's flow stream on the flow of a network, in one graph: from pixels to features, as video_features runs it."""
+"""I3D's flow stream on the flow of a network, as video_features runs it: from pixels to features."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ class FlowI3D(nn.Module):
 
 
 def quantised(flow: Tensor) -> Tensor:
-    """Flow in pixels to 8 bits and back, to [-1, 1]; beyond 20 pixels it is cut, and +20 becomes 256 of 255."""
+    """Flow in pixels to 8 bits and back, to [-1, 1]; beyond 20 pixels it is cut, and +20 becomes 256."""
     return torch.round(128 + (255 / 40) * flow.clamp(-20, 20)) * (2 / 255) - 1

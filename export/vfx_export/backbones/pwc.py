@@ -66,7 +66,7 @@ class _Decoder(nn.Module):
     def forward(
         self, first: Tensor, second: Tensor, coarser: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """Flow ``[pairs, 2, h, w]`` and the dense block's features; ``coarser`` is what the last level gave."""
+        """Flow ``[pairs, 2, h, w]`` and the dense block's features; ``coarser``: the last level's."""
         if coarser is None:
             x = _leaky(cost_volume(first, second))
         else:
@@ -76,7 +76,8 @@ class _Decoder(nn.Module):
             x = torch.cat([volume, first, flow, features], 1)
         for part in _NAMES[:-1]:
             x = torch.cat([self.get_submodule(f"module{part}")(x), x], 1)
-        return self.get_submodule("moduleSix")(x), x
+        flow = self.get_submodule("moduleSix")(x)
+        return flow, x
 
 
 def _activated(conv: nn.Conv2d) -> nn.Sequential:
@@ -101,7 +102,8 @@ class _Refiner(nn.Module):
         self.moduleMain = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.moduleMain(x)
+        correction: Tensor = self.moduleMain(x)
+        return correction
 
 
 class PWCNet(nn.Module):
@@ -127,23 +129,24 @@ class PWCNet(nn.Module):
         size = rounded_up(height, _MULTIPLE), rounded_up(width, _MULTIPLE)
         x = frames.flip(-1).permute(0, 1, 4, 2, 3).flatten(0, 1).float() * (1 / 255)
         x = F.interpolate(x, size, mode="bilinear", align_corners=False)
-        x = x.to(self.moduleRefiner.moduleMain[0].weight.dtype)
+        x = x.to(next(self.moduleRefiner.parameters()).dtype)
         flow = self._quarter_flow(self.moduleExtractor(x), batch)
         # In the frames' own pixels: 20 is the unit of the network, the rest undoes the resizing.
         flow = 20 * F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
-        u, v = flow.split(1, 1)
-        flow = torch.cat([u * (width / size[1]), v * (height / size[0])], 1)
-        return flow.unflatten(0, (batch, time - 1))
+        flow = torch.cat([flow[:, :1] * (width / size[1]), flow[:, 1:] * (height / size[0])], 1)
+        return flow.reshape(batch, time - 1, *flow.shape[1:])
 
     def _quarter_flow(self, levels: dict[str, Tensor], batch: int) -> Tensor:
         """Refined flow at a quarter of the frames' size, float32 ``[pairs, 2, h, w]``."""
         coarser: tuple[Tensor, Tensor] | None = None
         for name in reversed(_NAMES[1:]):
-            level = levels[name].unflatten(0, (batch, -1))
+            level = levels[name]
+            level = level.reshape(batch, -1, *level.shape[1:])
             first, second = level[:, :-1].flatten(0, 1), level[:, 1:].flatten(0, 1)
             coarser = self.get_submodule(f"module{name}")(first, second, coarser)
         assert coarser is not None
-        return coarser[0].float() + self.moduleRefiner(coarser[1]).float()
+        correction: Tensor = self.moduleRefiner(coarser[1]).float()
+        return coarser[0].float() + correction
 
 
 def cost_volume(first: Tensor, second: Tensor) -> Tensor:

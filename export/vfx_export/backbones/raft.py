@@ -6,7 +6,6 @@ what the GRU adds from the context is made once for all iterations, and only the
 
 from __future__ import annotations
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,7 +77,8 @@ class _Encoder(nn.Module):
         x = F.relu(self.norm1(self.conv1(x)))
         for i in (1, 2, 3):
             x = self.get_submodule(f"layer{i}")(x)
-        return self.conv2(x)
+        features: Tensor = self.conv2(x)
+        return features
 
 
 class _MotionEncoder(nn.Module):
@@ -176,7 +176,8 @@ class _FlowHead(nn.Module):
         self.conv2 = nn.Conv2d(256, 2, 3, 1, 1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.conv2(F.relu(self.conv1(h)))
+        delta: Tensor = self.conv2(F.relu(self.conv1(h)))
+        return delta
 
 
 class _Update(nn.Module):
@@ -217,12 +218,11 @@ class RAFT(nn.Module):
         x = pad_to_multiple(frames, _STRIDE)
         x = x.permute(0, 1, 4, 2, 3).flatten(0, 1)
         x = (x.float() * (2 / 255) - 1).to(self.fnet.conv1.weight.dtype)
-        features = self.fnet(x).unflatten(0, (batch, time))
-        first = x.unflatten(0, (batch, time))[:, :-1].flatten(0, 1)
-        flow = self._refined(
-            features[:, :-1].flatten(0, 1), features[:, 1:].flatten(0, 1), self.cnet(first)
-        )
-        return flow.unflatten(0, (batch, time - 1))
+        features = self.fnet(x)
+        features = features.reshape(batch, time, *features.shape[1:])
+        first = x.reshape(batch, time, *x.shape[1:])[:, :-1].flatten(0, 1)
+        flow = self._refined(features[:, :-1].flatten(0, 1), features[:, 1:].flatten(0, 1), self.cnet(first))
+        return flow.reshape(batch, time - 1, *flow.shape[1:])
 
     def _refined(self, first: Tensor, second: Tensor, context: Tensor) -> Tensor:
         """Flow of pairs from features ``[pairs, 256, h, w]``, as float32 ``[pairs, 2, 8h, 8w]``."""

@@ -12,7 +12,7 @@ PAIRS = 4
 ROWS = (
     Model(
         name="pwc_sintel",
-        source="sniklaus/pytorch-pwc, as video_features kept it until bd827df (the authors' weights, converted)",
+        source="sniklaus/pytorch-pwc, as video_features kept it until bd827df (converted weights)",
         licence="non-commercial use only",
         download=Download(
             "https://github.com/v-iashin/video_features/raw/bd827df/models/pwc/checkpoints/pwc_net_sintel.pt",

@@ -16,8 +16,7 @@ def _row(name: str, trained_on: str, git_blob: str) -> Model:
         source=f"princeton-vl/RAFT raft-{name}.pth ({trained_on}), as video_features keeps it",
         licence="BSD-3-Clause",
         download=Download(
-            "https://github.com/v-iashin/video_features/raw/master/models/raft/checkpoints/"
-            f"raft-{name}.pth",
+            f"https://github.com/v-iashin/video_features/raw/master/models/raft/checkpoints/raft-{name}.pth",
             git_blob=git_blob,
         ),
         network=lambda head: RAFT(),
