@@ -62,6 +62,12 @@ class Kit:
             raise ValueError(f"{self.name}: no uint8 windows for layout {item['layout']!r}")
         return np.ascontiguousarray(made.transpose(0, 2, 3, 4, 1).astype(np.uint8))
 
+    def frames(self, case: str = "main", seed: int = 0) -> np.ndarray:
+        """All frames, uint8 [T, 3, H, W], of a flow network's case, whose inputs are parts of one array."""
+        shape = self.spec["cases"][case]["inputs"][0]["shape"]
+        made: np.ndarray = _weights().images(tuple(shape), seed).astype(np.uint8)
+        return made
+
 
 @cache
 def kit(name: str) -> Kit:

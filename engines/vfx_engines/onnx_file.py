@@ -80,12 +80,6 @@ def _digest(model: ModelProto) -> str:
 
 def _check_graph(model: ModelProto, spec: EngineSpec, where: str) -> None:
     """Refuse a graph that the spec is not of: a backend would reshape it, or fail at the first batch."""
-    dynamic = [axis for axis in spec.input.shape[1:] if isinstance(axis, str)]
-    if dynamic:
-        raise EngineError(
-            f"{where}: {', '.join(dynamic)} may vary, and this version of vfx runs engines whose batch "
-            "alone does: export it with fixed sizes"
-        )
     constants = {item.name for item in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in constants}
     outputs = {value.name: value for value in model.graph.output}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 from vfx_engines.engine import Backend, Engine
-from vfx_engines.errors import EngineError, UsageError, reason, shown
+from vfx_engines.errors import EngineError, SpecError, UsageError, reason, shown
 from vfx_engines.onnx_file import read_onnx_spec
 from vfx_engines.plan_file import read_plan_spec
 from vfx_engines.spec import EngineSpec, Precision
@@ -39,6 +39,7 @@ def open_engine(
     backend: BackendName | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Engine:
     """Load an engine file.
 
@@ -51,6 +52,8 @@ def open_engine(
         batch: windows per call, 1 or more; None chooses by the size of a window, or takes the most that
             a plan allows. Where a GPU has too little memory for it, it is halved, and the name says so.
         threads: cores to use, 1 or more; None takes all that this process may run on.
+        sizes: of the axes that the spec names beside ``batch``, for example ``{"height": 240, "width":
+            320}``; an engine is open at one size.
 
     Raises:
         UsageError: an argument that is none of these, or does not go with this file, or a library that
@@ -68,6 +71,10 @@ def open_engine(
             f"{shown(file)}: a TensorRT plan runs on a GPU, not on {device!r}: give the .onnx file"
         )
     wanted = _precision(file, spec, precision, index)
+    try:
+        spec = spec.sized(sizes or {})
+    except SpecError as error:
+        raise UsageError(f"{shown(file)}: {error}") from None
     for what, number in (("batch", batch), ("threads", threads)):
         if number is not None and number < 1:
             raise UsageError(f"{what} {number}: expected 1 or more")

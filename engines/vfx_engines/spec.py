@@ -15,6 +15,7 @@ import math
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -172,7 +173,9 @@ class Output:
     """One output of an engine: float32 ``[batch, *shape]``."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
+    """Axis sizes; a string is the name of one of the input's axes, and has its size. Where ``per`` is
+    ``pair`` the first axis is the pairs of a window."""
     dtype: Literal["float32", "float16"] = "float32"
     kind: Literal["feature", "logits"] = "feature"
     per: Literal["window", "frame", "pair"] = "window"
@@ -181,12 +184,24 @@ class Output:
 
     def __post_init__(self) -> None:
         _check_name("output", self.name)
-        if any(size < 1 for size in self.shape):
+        if any(size < 1 for size in self.shape if isinstance(size, int)):
             raise SpecError(f"output {self.name}: sizes must be at least 1, found {list(self.shape)}")
         if self.labels is not None and self.shape != (len(self.labels),):
             raise SpecError(
                 f"output {self.name}: {len(self.labels)} labels do not fit shape {list(self.shape)}"
             )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """``shape`` of an engine that is open, where every axis has a size (`EngineSpec.sized`).
+
+        Raises:
+            SpecError: an axis has a name only.
+        """
+        sizes = tuple(axis for axis in self.shape if isinstance(axis, int))
+        if len(sizes) != len(self.shape):
+            raise SpecError(f"output {self.name}: {list(self.shape)} has no size yet: give those of its axes")
+        return sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +268,13 @@ class EngineSpec:
         names = [output.name for output in self.outputs]
         if len(set(names)) != len(names):
             raise SpecError(f"spec of {self.model}: two outputs share a name: {names}")
+        for output in self.outputs:
+            unnamed = [axis for axis in output.shape if isinstance(axis, str)]
+            unnamed = [axis for axis in unnamed if axis not in self.input.shape[1:]]
+            if unnamed:
+                raise SpecError(
+                    f"output {output.name}: axis {unnamed[0]!r} is none of {list(self.input.shape)}"
+                )
         if self.input.modality == "frames" and self.input.shape[1] not in (
             self.sampling.frames,
             "time",
@@ -273,6 +295,27 @@ class EngineSpec:
                         f"spec of {self.model}: input takes frames of {list(self.input.shape[2:4])}, "
                         f"transform gives {[target.height, target.width]}"
                     )
+
+    def sized(self, sizes: Mapping[str, int]) -> EngineSpec:
+        """The spec of this engine at one size of its named axes, of which only ``batch`` may be left out.
+
+        Raises:
+            SpecError: a name that the input does not have, one that is not given, or a size below 1.
+        """
+        named = [axis for axis in self.input.shape[1:] if isinstance(axis, str)]
+        if sorted(sizes) != sorted(named):
+            what = f"{', '.join(named)} may vary" if named else "no axis but the batch varies"
+            given = ", ".join(f"{axis}={size}" for axis, size in sizes.items()) or "none"
+            raise SpecError(f"{self.model}: {what}; sizes given: {given}")
+
+        def fixed(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
+            return tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in shape)
+
+        return dataclasses.replace(
+            self,
+            input=dataclasses.replace(self.input, shape=fixed(self.input.shape)),
+            outputs=tuple(dataclasses.replace(item, shape=fixed(item.shape)) for item in self.outputs),
+        )
 
     def to_json(self) -> str:
         """The spec as one JSON document, keys in the order of the fields."""

@@ -9,12 +9,14 @@ import torch
 from vfx_engines.errors import UsageError
 from vfx_export.fitting import Shapes, key_shapes
 from vfx_export.model import Model
-from vfx_export.zoo import clip, i3d, r2plus1d, resnet, s3d, timm, vggish
+from vfx_export.zoo import clip, i3d, pwc, r2plus1d, raft, resnet, s3d, timm, vggish
 
 CATALOGUE: tuple[Model, ...] = (
     *i3d.ROWS,
     *s3d.ROWS,
     *r2plus1d.ROWS,
+    *raft.ROWS,
+    *pwc.ROWS,
     *resnet.ROWS,
     *clip.ROWS,
     *vggish.ROWS,

@@ -44,8 +44,11 @@ _console = Console(stderr=True, highlight=False)
 @click.option("--model", metavar="NAME", help="Catalogue model to export; --list names them.")
 @click.option(
     "--checkpoint",
+    "checkpoints",
+    multiple=True,
     metavar="FILE|URL",
-    help="Weights to use instead of downloading the published ones.",
+    help="Weights to use instead of downloading the published ones; once for each part of a model "
+    "that is made of several (i3d_flow_raft: the flow network's, then I3D's).",
 )
 @click.option("--random-weights", is_flag=True, help="Random weights, for trials; the spec says so.")
 @click.option(
@@ -146,7 +149,7 @@ def main(debug: bool, **options: Any) -> None:
 
 def _run(
     model: str | None,
-    checkpoint: str | None,
+    checkpoints: tuple[str, ...],
     random_weights: bool,
     precision: Precision | None,
     format_: str | None,
@@ -181,7 +184,7 @@ def _run(
         raise UsageError("give --model NAME (--list shows them) or --module FILE.py:FACTORY")
     if (module is None) != (spec is None):
         raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
-    if module is not None and (checkpoint or random_weights or frames or head or pca):
+    if module is not None and (checkpoints or random_weights or frames or head or pca):
         raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
     settings = BuildSettings(
         tuple(_batch(text) for text in batches) or ((1, 8, 8),),
@@ -199,7 +202,9 @@ def _run(
         return _export_own(module, spec, precision, target)
     assert model is not None
     usual: Precision = "fp16" if target.settings else "fp32"
-    return _export_catalogue(model, checkpoint, random_weights, precision or usual, target, frames, head, pca)
+    return _export_catalogue(
+        model, checkpoints, random_weights, precision or usual, target, frames, head, pca
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -282,7 +287,7 @@ def _batch(text: str) -> tuple[int, int, int]:
 
 def _export_catalogue(
     name: str,
-    checkpoint: str | None,
+    checkpoints: tuple[str, ...],
     random: bool,
     precision: Precision,
     target: _Target,
@@ -294,7 +299,7 @@ def _export_catalogue(
     from vfx_export.exporting import export_model
 
     model = find(name)
-    if checkpoint is not None and random:
+    if checkpoints and random:
         raise UsageError("--checkpoint and --random-weights exclude each other")
     # What cannot be is refused before anything is downloaded.
     model.windows(frames)
@@ -304,7 +309,16 @@ def _export_catalogue(
         raise UsageError(f"--pca: {name} has no published post-processing")
     target.path(name)
     with _progress() as progress:
-        weights = None if random else _weights(checkpoint, model.download, progress)
+        downloads = [part.download for part in model.parts] or [model.download]
+        given: tuple[str | None, ...] = checkpoints or (None,) * len(downloads)
+        if len(given) != len(downloads):
+            raise UsageError(
+                f"{name}: {len(given)} --checkpoint given, expected {len(downloads)}"
+                + "".join(f", {part.prefix}" for part in model.parts)
+            )
+        weights = (
+            None if random else [_weights(*pair, progress) for pair in zip(given, downloads, strict=True)]
+        )
         task = progress.add_task("", total=None)
         return target.write(
             name,

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from vfx_engines.errors import OutputError, shown
+from vfx_engines.errors import OutputError, UsageError, shown
 from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import EngineSpec, Output, Precision, Weights
 from vfx_engines.versions import vfx_version
@@ -102,7 +102,7 @@ def export_model(
     model: Model,
     path: Path,
     *,
-    checkpoint: Path | None,
+    checkpoint: Path | Sequence[Path] | None,
     precision: Precision = "fp32",
     frames: int | None = None,
     head: bool = False,
@@ -115,7 +115,8 @@ def export_model(
     Args:
         model: its row.
         path: the ``.onnx`` file to write.
-        checkpoint: the weights; None draws random ones, and the spec says so.
+        checkpoint: the weights; None draws random ones, and the spec says so. A model of several parts
+            takes a file for each, in the order of its row.
         precision: of the graph.
         frames: frames of a window, if not the model's own. The step becomes the same.
         head: give the classifier's logits as a second output.
@@ -124,27 +125,21 @@ def export_model(
         stage: progress.
 
     Raises:
-        UsageError: the network cannot take ``frames``, or has no head or post-processing.
+        UsageError: the network cannot take ``frames``, has no head or post-processing, or is made of another
+            number of files.
         CheckpointError: the weights or the parameters are not this model's.
         ExportError: see `export_module`.
     """
     sampling = model.windows(frames)
-    outputs: tuple[Output, ...] = (model.feature, model.logits()) if head else (model.feature,)
+    feature = model.output(sampling.frames)
+    outputs: tuple[Output, ...] = (feature, model.logits()) if head else (feature,)
     module = model.network(head)
     stage("reading the weights")
     if checkpoint is None:
         random_weights(module, seed)
         weights = Weights("random", None, "none", f"random, seed {seed}")
     else:
-        load_into(
-            module,
-            read_checkpoint(checkpoint),
-            model=model.name,
-            rename=model.layouts,
-            others=catalogue_shapes,
-            file=shown(checkpoint),
-        )
-        weights = Weights(shown(checkpoint.name), _sha256(checkpoint), model.licence, model.source)
+        weights = _load(model, module, [checkpoint] if isinstance(checkpoint, Path) else checkpoint)
     quantised: tuple[str, ...] = ()
     if pca is not None:
         quantiser = model.postprocessed(module, pca)
@@ -169,6 +164,26 @@ def export_model(
         quantised=quantised,
         stage=stage,
     )
+
+
+def _load(model: Model, module: nn.Module, files: Sequence[Path]) -> Weights:
+    """Fill the module from its file, or each of its parts from its own."""
+    parts = [(module.get_submodule(part.prefix), part.layouts) for part in model.parts]
+    parts = parts or [(module, model.layouts)]
+    if len(files) != len(parts):
+        wanted = ", ".join(part.prefix for part in model.parts) or "one"
+        raise UsageError(f"{model.name}: {len(files)} checkpoints given, expected {len(parts)} ({wanted})")
+    for file, (part, layouts) in zip(files, parts, strict=True):
+        load_into(
+            part,
+            read_checkpoint(file),
+            model=model.name,
+            rename=layouts,
+            others=catalogue_shapes,
+            file=shown(file),
+        )
+    names, hashes = ([*map(what, files)] for what in (lambda file: shown(file.name), _sha256))
+    return Weights(" + ".join(names), " + ".join(hashes), model.licence, model.source)
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> None:

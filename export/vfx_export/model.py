@@ -30,6 +30,17 @@ class Download:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A network inside a network, with a published checkpoint of its own."""
+
+    prefix: str
+    """Name of the submodule that it is."""
+    download: Download
+    layouts: Callable[[State], State]
+    """As `Model.layouts`, for this part's keys without the prefix."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One row of the catalogue."""
 
@@ -45,7 +56,7 @@ class Model:
     """Brings other layouts of the checkpoint's keys to the network's own."""
     sampling: Sampling
     least_frames: int
-    """Shortest window that the network takes."""
+    """Shortest window that the network takes; in pairs of frames where windows overlap."""
     transform: Transform
     blank: tuple[int, int, int]
     """See `vfx_engines.spec.Input.blank`."""
@@ -60,9 +71,14 @@ class Model:
     """Adds the published post-processing to a module, with a file's parameters; the output it then gives."""
     tolerances: Mapping[Precision, float] = dataclasses.field(default_factory=dict)
     """Largest error that an export may have where it is not `vfx_export.proof.TOLERANCES`."""
+    overlap: int = 0
+    """Frames of a window that are the next one's too: 1 where a window is pairs of frames."""
+    parts: tuple[Part, ...] = ()
+    """What the network is made of, where no one file holds all of it; then ``download`` and ``layouts``
+    are those of the first part and are not read."""
 
     def windows(self, frames: int | None) -> Sampling:
-        """The model's own windows, or ones of ``frames`` frames side by side.
+        """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
 
         Raises:
             UsageError: the network cannot take so few, or takes its own length only.
@@ -74,8 +90,9 @@ class Model:
                 f"--frames {frames}: {self.name} takes windows of {self.sampling.frames} and no other length"
             )
         if frames < self.least_frames:
-            raise UsageError(f"--frames {frames}: {self.name} needs at least {self.least_frames} frames")
-        return dataclasses.replace(self.sampling, frames=frames, step=frames)
+            what = "pairs of frames" if self.overlap else "frames"
+            raise UsageError(f"--frames {frames}: {self.name} needs at least {self.least_frames} {what}")
+        return dataclasses.replace(self.sampling, frames=frames + self.overlap, step=frames)
 
     def logits(self) -> Output:
         """The output of the head.
@@ -104,7 +121,11 @@ class Model:
         if self.modality == "audio":
             return Input("samples", "audio", "float32", ("batch", frames), blank=self.blank[:1])
         crop = self.transform.crop
-        assert crop is not None, "rows whose size is the video's own name their axes"
-        return Input(
-            "frames", "frames", "uint8", ("batch", frames, crop.height, crop.width, 3), blank=self.blank
-        )
+        size: tuple[int | str, int | str] = (crop.height, crop.width) if crop else ("height", "width")
+        return Input("frames", "frames", "uint8", ("batch", frames, *size, 3), blank=self.blank)
+
+    def output(self, frames: int) -> Output:
+        """The engine's feature for windows of ``frames`` frames."""
+        if self.feature.per != "pair":
+            return self.feature
+        return dataclasses.replace(self.feature, shape=(frames - 1, *self.feature.shape[1:]))

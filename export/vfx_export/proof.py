@@ -29,12 +29,18 @@ TOLERANCES: dict[Precision, float] = {
 INPUTS = 2
 
 
+def example_sizes(spec: EngineSpec) -> dict[str, int]:
+    """The sizes at which an engine is proved whose axes may vary."""
+    return {axis: 256 for axis in spec.input.shape[1:] if isinstance(axis, str)}
+
+
 def example_inputs(spec: EngineSpec) -> NDArray[Any]:
     """Two inputs of the spec's shape and dtype, alike pictures or sound: waves and noise, others in each row.
 
-    uint8 uses its whole range, float32 that of sound, [-1, 1]. Dynamic axes other than the batch take 256.
+    uint8 uses its whole range, float32 that of sound, [-1, 1]. Named axes take `example_sizes`.
     """
-    shape = [INPUTS, *(axis if isinstance(axis, int) else 256 for axis in spec.input.shape[1:])]
+    sized = spec.sized(example_sizes(spec))
+    shape = [INPUTS, *(int(axis) for axis in sized.input.shape[1:])]
     rng = np.random.default_rng(20_261_121)
     out = np.empty(shape, np.float32)
     for row in out:
@@ -67,7 +73,7 @@ def reference(
             f"{spec.model}: the module gives a {type(outputs).__name__}, expected a tensor or a tuple of them"
         )
     shapes = [list(output.shape) for output in outputs]
-    expected = [[len(inputs), *output.shape] for output in spec.outputs]
+    expected = [[len(inputs), *output.shape] for output in spec.sized(example_sizes(spec)).outputs]
     if shapes != expected:
         raise ExportError(
             f"{spec.model}: the module gives {shapes} for {len(inputs)} rows, the spec says {expected}: "
@@ -108,7 +114,7 @@ def prove(
     if tolerance is None:
         tolerance = TOLERANCES[spec.precision]
     try:
-        with open_engine(path) as engine:
+        with open_engine(path, sizes=example_sizes(spec)) as engine:
             outputs = engine.run(inputs)
             name = engine.name
     except EngineError as error:

@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 import onnx
 import torch
@@ -30,6 +31,9 @@ LowPrecision = Callable[[nn.Module, int], None]
 
 def lowered(module: nn.Module, precision: Precision, frames: int, rewrite: LowPrecision | None) -> nn.Module:
     """A copy of ``module``, batch norm and constants folded, its tensors in the precision of the graph.
+
+    A part with a method ``fold_constants`` rewrites its weights itself: what is computed from weights alone
+    would otherwise be computed in the graph, at every call.
 
     Args:
         module: in evaluation mode, float32.
@@ -57,8 +61,11 @@ def trace(module: nn.Module, example: Tensor, spec: EngineSpec) -> onnx.ModelPro
     Raises:
         ExportError: torch cannot trace the module, or an axis came out dynamic that the spec does not name.
     """
-    dynamic = {
-        i: torch.export.Dim(axis, min=1) for i, axis in enumerate(spec.input.shape) if isinstance(axis, str)
+    # A batch of one must do; how small other axes may be is the network's to say (`Dim.DYNAMIC`).
+    dynamic: dict[int, Any] = {
+        i: torch.export.Dim(axis, min=1) if i == 0 else torch.export.Dim.DYNAMIC
+        for i, axis in enumerate(spec.input.shape)
+        if isinstance(axis, str)
     }
     try:
         with _quiet():
@@ -83,6 +90,7 @@ def trace(module: nn.Module, example: Tensor, spec: EngineSpec) -> onnx.ModelPro
     assert program is not None, "only the TorchScript exporter returns nothing"
     model = program.model_proto
     _strip(model)
+    _name_axes(model, spec)
     _check_axes(model, spec)
     embed_spec(model, spec)
     onnx.checker.check_model(model)
@@ -118,6 +126,19 @@ def _strip(model: onnx.ModelProto) -> None:
             item.doc_string = ""
     del graph.metadata_props[:]
     del graph.value_info[:]
+
+
+def _name_axes(model: onnx.ModelProto, spec: EngineSpec) -> None:
+    """Call each axis of the input and the outputs what the spec calls it, where the tracer made up a name."""
+    names = {
+        dim.dim_param: axis
+        for dim, axis in zip(model.graph.input[0].type.tensor_type.shape.dim, spec.input.shape, strict=False)
+        if isinstance(axis, str)
+    }
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
 
 
 def _check_axes(model: onnx.ModelProto, spec: EngineSpec) -> None:

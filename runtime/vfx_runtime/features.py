@@ -131,7 +131,7 @@ class RowSpool:
     """
 
     def __init__(self, outputs: Sequence[Output], folder: Path | None = None) -> None:
-        self.outputs = {item.name: Column("<f4", item.shape, folder) for item in outputs}
+        self.outputs = {item.name: Column("<f4", item.sizes, folder) for item in outputs}
         self.frame_range = Column("<i8", (2,), folder)
         self.timestamps_ms = Column("<f8", (2,), folder)
 

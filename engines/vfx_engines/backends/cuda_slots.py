@@ -75,7 +75,7 @@ class CudaSlots:
             math.prod(int(axis) for axis in spec.input.shape[1:]) * np.dtype(spec.input.dtype).itemsize
         )
         self._output_rows = [
-            np.dtype(output.dtype).itemsize * math.prod(output.shape) for output in spec.outputs
+            np.dtype(output.dtype).itemsize * math.prod(output.sizes) for output in spec.outputs
         ]
         self._slots: list[_Slot] = []
         self._undo = ExitStack()
@@ -195,7 +195,7 @@ class CudaSlots:
             outputs=[memory(batch * row) for row in self._output_rows],
             host_input=host(batch * self._row).view(spec.input.dtype).reshape(shape),
             host_outputs=[
-                host(batch * row).view(output.dtype).reshape(batch, *output.shape)
+                host(batch * row).view(output.dtype).reshape(batch, *output.sizes)
                 for row, output in zip(self._output_rows, spec.outputs, strict=True)
             ],
         )

@@ -7,6 +7,7 @@ Keys are those of hassony2/kinetics_i3d_pytorch and video_features. Batch norm's
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -101,19 +102,21 @@ class _Head(nn.Module):
 
 
 class I3D(nn.Module):
-    """RGB stream of I3D, from pixels to the 1024-d feature.
+    """I3D, from pixels (or flow, see `features`) to the 1024-d feature.
 
     Args:
         classes: length of the classifier, which the checkpoint holds whether it is exported or not.
         head: give the classifier's logits too.
+        channels: 3 for RGB, 2 for optical flow.
     """
 
-    def __init__(self, classes: int = 400, head: bool = False) -> None:
+    def __init__(self, classes: int = 400, head: bool = False, channels: int = 3) -> None:
         super().__init__()
         self.head = head
+        self.channels = channels
         self.packed: Triple = (1, 1, 1)
         stem: OrderedDict[str, nn.Module] = OrderedDict(
-            conv3d_1a_7x7=_Unit(3, 64, 7, 2),
+            conv3d_1a_7x7=_Unit(channels, 64, 7, 2),
             maxPool3d_2a_3x3=_Pool((1, 3, 3), (1, 2, 2)),
             conv3d_2b_1x1=_Unit(64, 64),
             conv3d_2c_3x3=_Unit(64, 192, 3),
@@ -124,12 +127,12 @@ class I3D(nn.Module):
             "mixed_5b": _Pool((2, 2, 2), (2, 2, 2)),
         }
         trunk = stem
-        channels = 192
+        width = 192
         for name, widths in _MIXED.items():
             if name in pools:
                 trunk[f"pool_before_{name}"] = pools[name]
-            trunk[name] = _Mixed(channels, widths)
-            channels = widths[0] + widths[2] + widths[4] + widths[5]
+            trunk[name] = _Mixed(width, widths)
+            width = widths[0] + widths[2] + widths[4] + widths[5]
         self.order = tuple(trunk)
         for name, layer in trunk.items():
             self.add_module(name, layer)
@@ -180,12 +183,21 @@ class I3D(nn.Module):
         Returns:
             float32 ``[batch, 1024]``, then float32 ``[batch, classes]`` before softmax.
         """
-        time, height, width = frames.shape[1:4]
-        t, h, w = self.packed
-        x = frames.reshape(-1, time // t, t, height // h, h, width // w, w, 3)
-        x = x.permute(0, 2, 4, 6, 7, 1, 3, 5).reshape(-1, t * h * w * 3, time // t, height // h, width // w)
         # [-1, 1] in float32 whatever the weights are: 2/255 is not exact in half precision.
-        x = (x.float() * (2 / 255) - 1).to(self._stem.conv3d.weight.dtype)
+        return self.features(frames, lambda x: x.float() * (2 / 255) - 1)
+
+    def features(self, frames: Tensor, scaled: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        """`forward` for any input.
+
+        Args:
+            frames: ``[batch, time, 224, 224, channels]``.
+            scaled: brings them to float32 in [-1, 1], once they are in the layout of the first convolution.
+        """
+        time, height, width, c = *frames.shape[1:4], self.channels
+        t, h, w = self.packed
+        x = frames.reshape(-1, time // t, t, height // h, h, width // w, w, c)
+        x = x.permute(0, 2, 4, 6, 7, 1, 3, 5).reshape(-1, t * h * w * c, time // t, height // h, width // w)
+        x = scaled(x).to(self._stem.conv3d.weight.dtype)
         for name in self.order:
             x = getattr(self, name)(x)
         # The published pool is 2x7x7 with stride 1, then the mean over time.

@@ -3,10 +3,41 @@
 from __future__ import annotations
 
 from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
+from vfx_export.backbones.flow_i3d import FlowI3D
 from vfx_export.backbones.i3d import I3D, pack_i3d
 from vfx_export.fitting import rename_i3d
 from vfx_export.labels import kinetics400
-from vfx_export.model import Download, Model
+from vfx_export.model import Download, Model, Part
+from vfx_export.zoo import pwc, raft
+
+_FLOW = Download(
+    "https://github.com/hassony2/kinetics_i3d_pytorch/raw/master/model/model_flow.pth",
+    git_blob="5d552d2206f41089c428b0d9d8de3b1fccc85b5a",
+)
+
+
+def _flow_row(name: str, flow: Model) -> Model:
+    """The flow stream, on the flow of another row's network."""
+    return Model(
+        name=name,
+        source="hassony2/kinetics_i3d_pytorch model_flow.pth (DeepMind's flow_imagenet, converted), on flow "
+        f"of {flow.source}",
+        licence=f"MIT (I3D), {flow.licence} (flow)",
+        download=flow.download,
+        network=lambda head: FlowI3D(flow.network(False), head=head),
+        layouts=flow.layouts,
+        sampling=Sampling(frames=65, stride=1, step=64),
+        least_frames=10,
+        transform=Transform(
+            Resize("short_side", 256, 256, "bilinear", antialias=True, other_side="truncate")
+        ),
+        blank=(128, 128, 128),
+        feature=Output("flow", (1024,)),
+        labels=kinetics400,
+        overlap=1,
+        parts=(Part("flow", flow.download, flow.layouts), Part("i3d", _FLOW, rename_i3d)),
+    )
+
 
 ROWS = (
     Model(
@@ -30,4 +61,6 @@ ROWS = (
         labels=kinetics400,
         low_precision=pack_i3d,
     ),
+    _flow_row("i3d_flow_raft", raft.ROWS[0]),
+    _flow_row("i3d_flow_pwc", pwc.ROWS[0]),
 )

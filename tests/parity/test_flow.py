@@ -1,0 +1,87 @@
+"""RAFT and PWC-Net against the public implementations: the same pixels, the same flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parity_kit import Kit, kit
+from tolerances import FLOW_PIXELS, PARITY
+from vfx_engines import open_engine
+
+CASES = {
+    "raft": ("raft_sintel", ("main", "batch2")),
+    "pwc": ("pwc_sintel", ("main", "resized")),
+}
+"""Folder of the kit: the row, and two sizes of its frames."""
+
+
+def frames(golden: Kit, case: str) -> Any:
+    """uint8 ``[1, time, height, width, 3]``: all frames of a case, of which the kit feeds pairs."""
+    images = golden.frames(case)
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)[None])
+
+
+def relative(got: Any, want: Any) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def end_point_error(got: Any, want: Any) -> float:
+    """Mean distance of two flows ``[..., 2, height, width]``, in pixels."""
+    return float(np.linalg.norm(got - want, axis=-3).mean())
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`engines(folder of the kit, pairs)` is the path of an fp32 export, made when it is first asked for."""
+    torch = pytest.importorskip("torch")
+    from vfx_export.catalogue import find
+    from vfx_export.exporting import export_model
+
+    made: dict[str, Path] = {}
+
+    def export(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            state = {key: torch.from_numpy(value.copy()) for key, value in kit(name).checkpoint().items()}
+            torch.save({f"module.{key}": value for key, value in state.items()}, folder / "published.pth")
+            made[name] = folder / "flow.onnx"
+            export_model(find(CASES[name][0]), made[name], checkpoint=folder / "published.pth", frames=1)
+        return made[name]
+
+    return export
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in CASES for case in CASES[name][1]])
+def test_exported_engine_gives_the_golden_flow(engines: Any, name: str, case: str, backend: Any) -> None:
+    """One file at two sizes: its height and width are named axes."""
+    window = frames(kit(name), case)
+    pairs = np.concatenate([window[:, i : i + 2] for i in range(window.shape[1] - 1)])
+    want = kit(name).pixels[f"{case}.flow"]
+    sizes = {"height": window.shape[2], "width": window.shape[3]}
+    with open_engine(engines(name), backend=backend, sizes=sizes) as engine:
+        got = engine.run(pairs)[name][:, 0]
+    assert relative(got, want) < PARITY["fp32"]
+    assert end_point_error(got, want) < FLOW_PIXELS
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_module_shares_what_a_frame_gives_to_two_pairs(name: str) -> None:
+    """Three frames at once, at a size that is no multiple of anything, against two pairs on their own."""
+    torch = pytest.importorskip("torch")
+    from vfx_export.catalogue import find
+    from vfx_export.fitting import load_into
+
+    module = find(CASES[name][0]).network(False).eval()
+    state = {key: torch.from_numpy(value.copy()) for key, value in kit(name).checkpoint(seed=7).items()}
+    load_into(module, state, model=name)
+    images = np.random.default_rng(3).integers(0, 256, (1, 3, 131, 150, 3), np.uint8)
+    with torch.no_grad():
+        together = module(torch.from_numpy(images))
+        alone = torch.cat([module(torch.from_numpy(images[:, i : i + 2])) for i in (0, 1)], 1)
+    assert together.shape == (1, 2, 2, 131, 150)
+    assert relative(together.numpy(), alone.numpy()) < PARITY["fp32"]
