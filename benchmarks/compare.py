@@ -29,6 +29,7 @@ from vfx_engines.spec import Precision
 from vfx_runtime.extracting import in_memory
 from vfx_runtime.inputs import Job
 from vfx_runtime.measuring import measure_end_to_end, measure_engine
+from vfx_runtime.pipeline import Pipeline
 
 BASE = "PyTorch eager, fp32"
 CONTENDERS: dict[str, dict[str, Any]] = {
@@ -98,7 +99,7 @@ def check_agreement(
     for name, extractor in extractors.items():
         ((_, features[name]),) = extractor.extract([video])
     for name, item in engines.items():
-        (done,) = in_memory([Job(video, "video")], item, item.spec.sampling)
+        (done,) = in_memory([Job(video, "video")], Pipeline(item))
         assert done.features is not None, done.error
         features[name] = done.features.arrays["rgb"]
     base = features[BASE]

@@ -203,6 +203,15 @@ class Output:
             raise SpecError(f"output {self.name}: {list(self.shape)} has no size yet: give those of its axes")
         return sizes
 
+    @property
+    def row(self) -> tuple[int, ...]:
+        """Shape of what is saved as one row: of a pair where a window has several.
+
+        Raises:
+            SpecError: as of `sizes`.
+        """
+        return self.sizes[1:] if self.per == "pair" else self.sizes
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:

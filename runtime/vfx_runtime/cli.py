@@ -28,12 +28,12 @@ from rich.table import Table
 from vfx_engines.devices import device_list
 from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
-from vfx_engines.spec import EngineSpec, Precision
+from vfx_engines.spec import Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
 from vfx_runtime.extracting import Extracted, Tail, run_sampling
 from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.nvdec import DECODERS, DecoderName
-from vfx_runtime.pipeline import Stats
+from vfx_runtime.pipeline import Stats, check_alike
 from vfx_runtime.processes import run_on_all
 from vfx_runtime.running import Listener, Task, run_here
 from vfx_runtime.writers import FORMATS, Format
@@ -45,7 +45,15 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--engine", required=True, type=click.Path(path_type=Path), help="File made by vfx-export.")
+@click.option(
+    "--engine",
+    "engines",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Made by vfx-export. Several share one decode, and each gives a part of a row.",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -146,7 +154,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _run(
     inputs: tuple[str, ...],
-    engine: Path,
+    engines: tuple[Path, ...],
     output: Path,
     root: Path | None,
     format_: Format,
@@ -164,29 +172,32 @@ def _run(
     dry_run: bool,
 ) -> int:
     """Number of videos that failed."""
-    spec = read_spec(engine)
-    sound = spec.input.modality == "audio"
+    specs = [read_spec(engine) for engine in engines]
+    sound = specs[0].input.modality == "audio"
     jobs = find_videos(inputs, root, sound=sound)
-    sampling = run_sampling(spec.sampling, fps=fps, step=step, tail=tail)
+    samplings = tuple(run_sampling(spec.sampling, fps=fps, step=step, tail=tail) for spec in specs)
+    check_alike(specs, samplings)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
-    if show_pred and not any(item.labels for item in spec.outputs):
-        raise UsageError(f"--show-pred: {engine} has no classifier: export it with --head")
+    outputs = [output for spec in specs for output in spec.outputs]
+    if show_pred and not any(item.labels for item in outputs):
+        raise UsageError(f"--show-pred: {engines[0]} has no classifier: export it with --head")
     devices: list[str | None] = [*device_list(device)] if device else [None]
-    if spec.weights.file == "random":
-        click.echo("vfx-run: RANDOM WEIGHTS: the features of this engine mean nothing", err=True)
+    for spec in specs:
+        if "random" in spec.weights.file.split(" + "):
+            click.echo(f"vfx-run: RANDOM WEIGHTS: the features of {spec.model} mean nothing", err=True)
     if dry_run:
-        rows = f"windows of {sampling.span} {'samples' if sound else 'frames'} every {sampling.step}"
-        click.echo(f"{len(jobs)} videos, {rows}, {spec.model}; nothing is run", err=True)
+        rows = f"windows of {samplings[0].span} {'samples' if sound else 'frames'} every {samplings[0].step}"
+        click.echo(f"{len(jobs)} videos, {rows}, {specs[0].model}; nothing is run", err=True)
         for job in jobs:
             click.echo(f"{shown(job.path)} -> {shown(output / job.name)}")
         return 0
     prepare_output(output)
     task = Task(
-        engine=engine,
+        engines=engines,
         output=output,
         format=format_,
-        sampling=sampling,
+        samplings=samplings,
         precision=precision,
         backend=backend,
         batch=batch,
@@ -195,10 +206,10 @@ def _run(
         decoder=decoder,
         keep=show_pred,
     )
-    return _extract(task, spec, devices, jobs)
+    return _extract(task, outputs, devices, jobs)
 
 
-def _extract(task: Task, spec: EngineSpec, devices: list[str | None], jobs: list[Job]) -> int:
+def _extract(task: Task, outputs: list[Output], devices: list[str | None], jobs: list[Job]) -> int:
     skipped = written = 0
     failures: list[Extracted] = []
     started = time.perf_counter()
@@ -223,7 +234,7 @@ def _extract(task: Task, spec: EngineSpec, devices: list[str | None], jobs: list
                     for file in done.files:
                         click.echo(shown(file))
                 if done.features is not None:
-                    _print_predictions(done, spec)
+                    _print_predictions(done, outputs)
     _write_failures(task.output, failures)
     seconds = time.perf_counter() - started
     _print_summary(written, skipped, failures, progress.stats, seconds)
@@ -277,9 +288,9 @@ class _RunProgress(Progress):
         yield from super().get_renderables()
 
 
-def _print_predictions(done: Extracted, spec: EngineSpec) -> None:
+def _print_predictions(done: Extracted, outputs: list[Output]) -> None:
     assert done.features is not None
-    for item in spec.outputs:
+    for item in outputs:
         if item.labels is None:
             continue
         for row, logits in enumerate(done.features.arrays[item.name]):

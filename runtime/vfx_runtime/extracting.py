@@ -24,6 +24,7 @@ from vfx_runtime.features import Features
 from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
+from vfx_runtime.sizing import grouped
 from vfx_runtime.writers import Format, Writer, open_writer
 
 Tail = Literal["drop", "repeat", "zeros"]
@@ -64,28 +65,37 @@ def run_sampling(
     return dataclasses.replace(own, fps=fps or own.fps, step=step or own.step, edges=tail or own.edges)
 
 
-def run_meta(engine: Engine, sampling: Sampling) -> dict[str, Any]:
-    """What is saved with every video of a run: the spec, the sampling in force, versions."""
-    return {
-        "spec": json.loads(engine.spec.to_json()),
-        "sampling": dataclasses.asdict(sampling),
-        "engine": engine.name,
-        "vfx_version": vfx_version(),
-    }
+def run_meta(engines: Sequence[Engine], samplings: Sequence[Sampling]) -> dict[str, Any]:
+    """What is saved with every video of a run: specs, the samplings in force, versions.
+
+    That of the first engine stands at the top; those of others in ``others``.
+    """
+    parts: list[dict[str, Any]] = [
+        {
+            "spec": json.loads(engine.spec.to_json()),
+            "sampling": dataclasses.asdict(sampling),
+            "engine": engine.name,
+        }
+        for engine, sampling in zip(engines, samplings, strict=True)
+    ]
+    first, *others = parts
+    return {**first, "vfx_version": vfx_version(), **({"others": others} if others else {})}
 
 
-def fingerprint(engine: Engine, sampling: Sampling) -> str:
+def fingerprint(engines: Sequence[Engine], samplings: Sequence[Sampling]) -> str:
     """Of all that decides a video's features but the video: SHA-256 in hexadecimal."""
-    meta = run_meta(engine, sampling)
     # Another version of vfx or of a library may differ in the last bits; that is no reason to redo.
-    text = json.dumps([meta["spec"], meta["sampling"], engine.precision], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = [
+        [json.loads(engine.spec.to_json()), dataclasses.asdict(sampling), engine.precision]
+        for engine, sampling in zip(engines, samplings, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @overload
 def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the first one is meant
     videos: StrPath,
-    engine: StrPath | Engine,
+    engine: StrPath | Engine | Sequence[StrPath | Engine],
     *,
     output: StrPath | None = ...,
     fps: float | None = ...,
@@ -98,7 +108,7 @@ def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the f
 @overload
 def extract(
     videos: Sequence[StrPath],
-    engine: StrPath | Engine,
+    engine: StrPath | Engine | Sequence[StrPath | Engine],
     *,
     output: StrPath | None = ...,
     fps: float | None = ...,
@@ -110,7 +120,7 @@ def extract(
 ) -> Iterator[Extracted]: ...
 def extract(
     videos: StrPath | Sequence[StrPath],
-    engine: StrPath | Engine,
+    engine: StrPath | Engine | Sequence[StrPath | Engine],
     *,
     output: StrPath | None = None,
     fps: float | None = None,
@@ -124,7 +134,8 @@ def extract(
 
     Args:
         videos: the path of one video; or a sequence of videos, folders, ``.txt`` and ``.csv`` lists.
-        engine: a file made by vfx-export, or an engine that is open and stays so.
+        engine: a file made by vfx-export, or an engine that is open and stays so. Several share one decode
+            and give one row each; their windows must lie alike.
         output: folder to write to; None returns the features instead. Finished outputs are verified
             and skipped.
         fps: bring videos to this frame rate first, by the rule of ffmpeg's fps filter.
@@ -146,15 +157,18 @@ def extract(
         OutputError: the output folder cannot be written to.
     """
     one = isinstance(videos, str | os.PathLike)
+    engines = [engine] if isinstance(engine, str | os.PathLike | Engine) else list(engine)
+    if not engines:
+        raise UsageError("no engine: give a file made by vfx-export, or an open engine")
     if one and output is None:
         found = [Job(Path(videos), Path(videos).stem)]  # type: ignore[arg-type]
     else:
         paths = [os.fspath(videos)] if one else [os.fspath(path) for path in videos]  # type: ignore[arg-type,union-attr]
         # A spec is read for folders alone: a file or a list says itself what is meant.
-        sound = any(map(os.path.isdir, paths)) and _takes_sound(engine)
+        sound = any(map(os.path.isdir, paths)) and _takes_sound(engines[0])
         found = find_videos(paths, sound=sound)
     results = _extract(
-        found, engine, None if output is None else Path(output), fps, step, tail, format, device, precision
+        found, engines, None if output is None else Path(output), fps, step, tail, format, device, precision
     )
     if not one:
         return results
@@ -177,7 +191,7 @@ def _takes_sound(engine: StrPath | Engine) -> bool:
 
 def _extract(
     jobs: list[Job],
-    engine: StrPath | Engine,
+    engines: Sequence[StrPath | Engine],
     output: Path | None,
     fps: float | None,
     step: int | None,
@@ -186,30 +200,40 @@ def _extract(
     device: str | None,
     precision: Precision | None,
 ) -> Iterator[Extracted]:
+    specs = [item.spec if isinstance(item, Engine) else read_spec(Path(item)) for item in engines]
+    samplings = [run_sampling(spec.sampling, fps=fps, step=step, tail=tail) for spec in specs]
     with ExitStack() as stack:
-        if not isinstance(engine, Engine):
-            engine = stack.enter_context(open_engine(engine, device=device, precision=precision))
-        sampling = run_sampling(engine.spec.sampling, fps=fps, step=step, tail=tail)
-        if output is None:
-            yield from in_memory(jobs, engine, sampling)
-            return
-        prepare_output(output)
-        claims = stack.enter_context(Claims(output))
-        writer = open_writer(
-            format,
-            output,
-            engine.spec.outputs,
-            fingerprint=fingerprint(engine, sampling),
-            claims=claims,
-        )
-        pipeline = Pipeline(engine, sampling, gpu_decoders=gpu_decoders(engine), spool_folder=output)
-        yield from to_disk(jobs, len(jobs), pipeline, writer, claims)
+        claims = None
+        if output is not None:
+            prepare_output(output)
+            claims = stack.enter_context(Claims(output))
+        for group in grouped(jobs, [] if any(isinstance(item, Engine) for item in engines) else specs):
+            yield from (Extracted(job.path, job.name, None, error=error) for job, error in group.failed)
+            with ExitStack() as group_stack:
+                opened = [
+                    item
+                    if isinstance(item, Engine)
+                    else group_stack.enter_context(
+                        open_engine(item, device=device, precision=precision, sizes=sizes)
+                    )
+                    for item, sizes in zip(engines, group.sizes or [{}] * len(engines), strict=True)
+                ]
+                members = list(group.jobs)
+                pipeline = Pipeline(
+                    opened, samplings, gpu_decoders=gpu_decoders(opened[0]), spool_folder=output
+                )
+                if output is None or claims is None:
+                    yield from in_memory(members, pipeline)
+                    continue
+                mark = fingerprint(opened, samplings)
+                writer = open_writer(format, output, pipeline.outputs, fingerprint=mark, claims=claims)
+                yield from to_disk(members, len(members), pipeline, writer, claims)
 
 
-def in_memory(jobs: Sequence[Job], engine: Engine, sampling: Sampling) -> Iterator[Extracted]:
+def in_memory(jobs: Sequence[Job], pipeline: Pipeline) -> Iterator[Extracted]:
     """Run jobs and hand their features over."""
-    meta = run_meta(engine, sampling)
-    for result in Pipeline(engine, sampling, gpu_decoders=gpu_decoders(engine)).run(jobs, len(jobs)):
+    meta = run_meta(pipeline.engines, pipeline.samplings)
+    for result in pipeline.run(jobs, len(jobs)):
         features = None
         if result.rows is not None:
             with result.rows as rows:
@@ -247,7 +271,7 @@ def to_disk(
         EngineError: the engine failed.
         OutputError: a pack of all outputs cannot be written; single ones are failures of their video.
     """
-    meta = run_meta(pipeline.engine, pipeline.sampling)
+    meta = run_meta(pipeline.engines, pipeline.samplings)
     left: Iterable[Job] | None = jobs
     while left is not None:
         desk = _Desk(writer, claims)

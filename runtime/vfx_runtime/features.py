@@ -131,9 +131,21 @@ class RowSpool:
     """
 
     def __init__(self, outputs: Sequence[Output], folder: Path | None = None) -> None:
-        self.outputs = {item.name: Column("<f4", item.sizes, folder) for item in outputs}
+        self.outputs = {item.name: Column("<f4", item.row, folder) for item in outputs}
         self.frame_range = Column("<i8", (2,), folder)
         self.timestamps_ms = Column("<f8", (2,), folder)
+
+    @classmethod
+    def joined(cls, parts: Sequence[RowSpool]) -> RowSpool:
+        """The rows of several engines as one, which takes them over; ranges and times are the first one's."""
+        first, *others = parts
+        for other in others:
+            if other.rows != first.rows:
+                raise ValueError(f"{other.rows} rows of one engine, {first.rows} of another")
+            first.outputs |= other.outputs
+            other.frame_range.close()
+            other.timestamps_ms.close()
+        return first
 
     @property
     def rows(self) -> int:

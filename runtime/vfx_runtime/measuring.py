@@ -210,7 +210,7 @@ def measure_end_to_end(
     pipeline = Pipeline(engine, sampling, spool_folder=folder)
     jobs = [Job(video, f"{turn}-{number}") for turn in range(turns) for number, video in enumerate(videos)]
     with Claims(folder) as claims, _Meter() as meter:
-        mark = fingerprint(engine, sampling)
+        mark = fingerprint([engine], [sampling])
         writer = open_writer("npz", folder, engine.spec.outputs, fingerprint=mark, claims=claims)
         for done in to_disk(jobs, len(jobs), pipeline, writer, claims):
             if done.error is not None:

@@ -57,7 +57,7 @@ class NpyWriter:
         paths = self.paths(job)
         if not all([is_file(path) for path in paths]):
             return False
-        shapes = [None, (), *(output.sizes for output in self._outputs)]
+        shapes = [None, (), *(output.row for output in self._outputs)]
         check = _npy_rows if self._suffix == ".npy" else _pickle_rows
         single, *rows = (check(path, shape) for path, shape in zip(paths, shapes, strict=True))
         return single == 0 and None not in rows and len(set(rows)) == 1

@@ -152,7 +152,7 @@ def is_whole(path: Path, outputs: Iterable[Output], fingerprint: str, size: int 
 def column_types(outputs: Iterable[Output]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name, dtype and shape of a row, of every array that has rows."""
     return {
-        **{output.name: ("<f4", output.sizes) for output in outputs},
+        **{output.name: ("<f4", output.row) for output in outputs},
         "frame_range": ("<i8", (2,)),
         "timestamps_ms": ("<f8", (2,)),
     }

@@ -9,13 +9,14 @@ the order they were submitted, which keeps the rows of each video in order.
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import threading
 import traceback
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -24,16 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from vfx_engines.engine import Engine, Outputs
-from vfx_engines.errors import EngineError, VfxError, VideoError, shown
+from vfx_engines.engine import Array, Engine, Outputs
+from vfx_engines.errors import EngineError, UsageError, VfxError, VideoError, shown
 from vfx_engines.opening import cuda_index
-from vfx_engines.spec import Sampling
+from vfx_engines.spec import EngineSpec, Output, Sampling
 from vfx_runtime.audio import check_audio, sound_windows
 from vfx_runtime.decode import Decoder, Frame
 from vfx_runtime.features import RowSpool
 from vfx_runtime.inputs import Job
+from vfx_runtime.lane import Lane
 from vfx_runtime.opening import open_video
-from vfx_runtime.preprocess import Preprocess, prepares_on_device, preprocess_for
+from vfx_runtime.preprocess import Preprocess, preprocess_for, shared
 from vfx_runtime.sampling import Held, Window, Windows, resample
 
 _AHEAD = 64
@@ -42,6 +44,8 @@ _AHEAD = 64
 _LONGEST_SHOWN = 3600
 """Seconds that a frame may last where a frame rate asks for it again and again: a damaged time stamp can
 make it years."""
+
+_SHARED_FRAMES = 8
 
 _SKIP_WORTH = 32
 """Samples to the next needed one from which asking the decoder to seek can pay."""
@@ -79,41 +83,52 @@ class Stats:
 
 
 class Pipeline:
-    """Runs videos through an engine.
+    """Runs videos through one engine, or through several from one decode.
 
     Args:
-        engine: open; its slots are the pipeline's while a run lasts.
-        sampling: the spec's own, or with another step, frame rate or edge rule. The number of frames
-            is the engine's.
+        engines: open; their slots are the pipeline's while a run lasts. Several must lay their windows
+            alike (`check_alike`), and a row of the result then holds the outputs of all.
+        samplings: one for each engine: the spec's own, or with another step, frame rate or edge rule.
+            The number of frames is the engine's. None takes the specs' own.
         workers: videos decoded at once on the CPU; None chooses by cores.
-        gpu_decoders: videos decoded at once on the engine's GPU, beside those. Both kinds take the next
-            video when they are done with one, so each gets as many as it is fast.
+        gpu_decoders: videos decoded at once on the first engine's GPU, beside those. Both kinds take the
+            next video when they are done with one, so each gets as many as it is fast.
         spool_folder: where rows that outgrow memory go; None for the system's temporary folder.
+        stats: to add to; None begins with zeros.
 
     Raises:
-        UsageError: the engine takes sound in a way that cannot be given to it.
+        UsageError: engines that do not go together, or that this runtime cannot feed.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        sampling: Sampling | None = None,
+        engines: Engine | Sequence[Engine],
+        samplings: Sampling | Sequence[Sampling] | None = None,
         *,
         workers: int | None = None,
         gpu_decoders: int = 0,
         spool_folder: Path | None = None,
+        stats: Stats | None = None,
     ) -> None:
-        self.engine = engine
-        self.sampling = sampling or engine.spec.sampling
-        if engine.spec.input.modality == "audio":
-            check_audio(engine.spec, self.sampling)
-        self.stats = Stats()
+        self.engines = (engines,) if isinstance(engines, Engine) else tuple(engines)
+        given = (samplings,) if isinstance(samplings, Sampling) else samplings
+        self.samplings = tuple(given or [engine.spec.sampling for engine in self.engines])
+        check_alike([engine.spec for engine in self.engines], self.samplings)
+        self.sound = self.engines[0].spec.input.modality == "audio"
+        if self.sound:
+            check_audio(self.engines[0].spec, self.samplings[0])
+        self.stats = stats or Stats()
         self._cores = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
         self._workers = max(1, min(self._cores, 16)) if workers is None else workers
         self._gpu_decoders = gpu_decoders
         self._folder = spool_folder
+
+    @property
+    def outputs(self) -> list[Output]:
+        """Of all engines."""
+        return [output for engine in self.engines for output in engine.spec.outputs]
 
     def run(self, jobs: Iterable[Job], total: int | None = None) -> Iterator[Result]:
         """Process videos; results come as videos finish, which is nearly their own order.
@@ -123,9 +138,9 @@ class Pipeline:
             total: their number, where known: fewer videos than cores are decoded by several threads each.
 
         Raises:
-            EngineError: the engine failed; no video can go on.
+            EngineError: an engine failed; no video can go on.
         """
-        decoders = [cuda_index(self.engine.device)] * self._gpu_decoders + [None] * self._workers
+        decoders = [cuda_index(self.engines[0].device)] * self._gpu_decoders + [None] * self._workers
         if total:
             decoders = decoders[:total]
         threads = max(1, self._cores // len(decoders)) if total and total < self._cores else 1
@@ -136,16 +151,48 @@ class Pipeline:
             run.stop()
 
 
+def check_alike(specs: Sequence[EngineSpec], samplings: Sequence[Sampling]) -> None:
+    """Engines of one run lay their windows alike, so that their rows belong together.
+
+    Raises:
+        UsageError: they do not, or two of their outputs share a name.
+    """
+
+    def layout(spec: EngineSpec, sampling: Sampling) -> tuple[object, ...]:
+        lead = sampling.lead if sampling.edges == "drop" else 0
+        windows = sampling.fps, sampling.step, sampling.anchor, sampling.edges, sampling.span + lead
+        return *windows, spec.input.modality, spec.outputs[0].per
+
+    first, *others = zip(specs, samplings, strict=True)
+    for other in others:
+        if layout(*other) != layout(*first):
+            raise UsageError(
+                f"{first[0].model} and {other[0].model} lay their windows differently "
+                f"({_windows_said(*first)}; {_windows_said(*other)}), so their rows do not belong together: "
+                "run them one after the other, or give a --step or --fps for both"
+            )
+    names = [output.name for spec in specs for output in spec.outputs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two engines have an output called {twice!r}: run them one after the other")
+
+
+def _windows_said(spec: EngineSpec, sampling: Sampling) -> str:
+    rate = f" at {sampling.fps:g} fps" if sampling.fps else ""
+    return f"{sampling.span} {spec.input.modality} every {sampling.step}{rate}"
+
+
 @dataclass(slots=True, eq=False)
 class _Video:
     """A video under way."""
 
     number: int
     job: Job
-    rows: RowSpool
+    rows: list[RowSpool]
+    """One for each engine."""
     fps: float = 0.0
     gathered: int = 0
-    """Windows handed to the engine; final once ``ended``."""
+    """Windows handed to the engines, all counted; final once ``ended``."""
     collected: int = 0
     ended: bool = False
     error: VfxError | None = None
@@ -153,11 +200,11 @@ class _Video:
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """A window's place in a slot, and what its row is."""
+    """A window's place in a slot, and what its rows are: one, or one for each pair of its frames."""
 
     video: _Video
-    frame_range: tuple[int, int]
-    timestamps_ms: tuple[float, float]
+    frame_range: Sequence[tuple[int, int]]
+    timestamps_ms: Sequence[tuple[float, float]]
 
 
 class _Stopped(Exception):
@@ -170,9 +217,9 @@ class _Run:
     def __init__(
         self, pipeline: Pipeline, jobs: Iterable[Job], decoders: Sequence[int | None], threads: int
     ) -> None:
-        self._engine = pipeline.engine
-        self._on_device = prepares_on_device(self._engine)
-        self._sampling = pipeline.sampling
+        self._engines = pipeline.engines
+        self._samplings = pipeline.samplings
+        self._sound = pipeline.sound
         self._stats = pipeline.stats
         self._folder = pipeline._folder
         self._threads = threads
@@ -183,13 +230,9 @@ class _Run:
 
         self._slots = threading.Condition()
         """Guards all below."""
-        self._free = deque(range(self._engine.slots))
-        self._filling: int | None = None
-        self._places: list[list[_Place]] = [[] for _ in range(self._engine.slots)]
-        self._copying = [0] * self._engine.slots
-        self._sealed: deque[int] = deque()
-        """Slots that get no more windows, in the order in which they were filled."""
-        self._submitted: deque[int] = deque()
+        self._lanes: list[Lane[_Place]] = [
+            Lane(engine, self._slots, self._wait, self._fail) for engine in self._engines
+        ]
         self._engine_failure: Exception | None = None
         self._working = len(decoders)
         self._begun = 0
@@ -202,12 +245,16 @@ class _Run:
             )
             for i, gpu in enumerate(decoders)
         ]
-        self._collector = threading.Thread(
-            target=self._guard, args=(self._collect,), name="vfx-collect", daemon=True
-        )
+        self._collectors = [
+            threading.Thread(
+                target=self._guard, args=(partial(self._collect, i),), name=f"vfx-collect-{i}", daemon=True
+            )
+            for i in range(len(self._lanes))
+        ]
+        self._collecting = len(self._collectors)
 
     def results(self) -> Iterator[Result]:
-        for thread in (*self._workers, self._collector):
+        for thread in (*self._workers, *self._collectors):
             thread.start()
         while (item := self._done.get()) is not None:
             if isinstance(item, BaseException):
@@ -215,11 +262,11 @@ class _Run:
             yield item
 
     def stop(self) -> None:
-        """End all threads, whatever they wait for, and leave the engine with every slot free."""
+        """End all threads, whatever they wait for, and leave the engines with every slot free."""
         self._stop.set()
         with self._slots:
             self._slots.notify_all()
-        threads = [thread for thread in (*self._workers, self._collector) if thread.ident is not None]
+        threads = [thread for thread in (*self._workers, *self._collectors) if thread.ident is not None]
         while any(thread.is_alive() for thread in threads):
             try:
                 item = self._done.get(timeout=0.05)
@@ -227,10 +274,8 @@ class _Run:
                 continue
             if isinstance(item, Result) and item.rows is not None:
                 item.rows.close()
-        while self._submitted:
-            # An engine that failed has said so already.
-            with suppress(VfxError):
-                self._engine.collect(self._submitted.popleft())
+        for lane in self._lanes:
+            lane.drain()
 
     def _guard(self, body: Callable[[], None]) -> None:
         try:
@@ -250,30 +295,46 @@ class _Run:
         if isinstance(item, Result) and item.rows is not None:
             item.rows.close()
 
+    def _wait(self) -> None:
+        if self._engine_failure is not None:
+            raise self._engine_failure
+        if self._stop.is_set():
+            raise _Stopped
+        self._slots.wait(1)
+
+    def _fail(self, error: Exception) -> Exception:
+        """Note a failure that is not that of one video: a collector ends the run with it."""
+        with self._slots:
+            self._engine_failure = self._engine_failure or error
+            self._slots.notify_all()
+        return _Stopped()
+
     # Workers
 
     def _work(self, gpu: int | None) -> None:
         """What a worker does: one video after the other, on the GPU of this number where there is one."""
         try:
-            with closing(self._preprocess()) as preprocess:
+            with ExitStack() as stack:
+                try:
+                    preprocess = [stack.enter_context(closing(preprocess_for(e))) for e in self._engines]
+                except VfxError as error:
+                    raise self._fail(error) from error
                 self._work_through(preprocess, gpu)
         finally:
             with self._slots:
                 self._working -= 1
                 if not self._working:
-                    self._seal()
+                    for lane in self._lanes:
+                        lane.seal()
                 self._slots.notify_all()
 
-    def _preprocess(self) -> Preprocess[Any]:
-        try:
-            return preprocess_for(self._engine)
-        except VfxError as error:
-            raise self._fail(error) from error
-
-    def _work_through(self, preprocess: Preprocess[Any], gpu: int | None) -> None:
+    def _work_through(self, preprocess: Sequence[Preprocess[Any]], gpu: int | None) -> None:
         while (video := self._next_video()) is not None:
             try:
-                self._process(video, preprocess, gpu)
+                if self._sound:
+                    self._process_sound(video)
+                else:
+                    self._process(video, preprocess, gpu)
             except EngineError as error:
                 raise self._fail(error) from error
             except VfxError as error:
@@ -292,18 +353,12 @@ class _Run:
             if finished:
                 self._finish(video)
 
-    def _fail(self, error: Exception) -> _Stopped:
-        """Note a failure that is not that of one video, for the collector to end the run with."""
-        with self._slots:
-            self._engine_failure = self._engine_failure or error
-            self._slots.notify_all()
-        return _Stopped()
-
     def _next_video(self) -> _Video | None:
         with self._slots:
             if self._far_ahead():
-                # What the oldest video waits for may lie in the slot that is being filled.
-                self._seal()
+                # What the oldest video waits for may lie in a slot that is being filled.
+                for lane in self._lanes:
+                    lane.seal()
             while self._far_ahead():
                 self._wait()
         with self._jobs_lock:
@@ -311,7 +366,8 @@ class _Run:
             if job is None:
                 return None
             with self._slots:
-                video = _Video(self._begun, job, RowSpool(self._engine.spec.outputs, self._folder))
+                rows = [RowSpool(engine.spec.outputs, self._folder) for engine in self._engines]
+                video = _Video(self._begun, job, rows)
                 self._open.add(video.number)
                 self._begun += 1
                 return video
@@ -319,25 +375,23 @@ class _Run:
     def _far_ahead(self) -> bool:
         return bool(self._open) and self._begun - min(self._open) >= _AHEAD
 
-    def _process(self, video: _Video, preprocess: Preprocess[Any], gpu: int | None) -> None:
-        if self._engine.spec.input.modality == "audio":
-            self._process_sound(video)
-            return
+    def _process(self, video: _Video, preprocess: Sequence[Preprocess[Any]], gpu: int | None) -> None:
         with closing(open_video(video.job.path, self._threads, gpu)) as decoder:
-            video.fps = self._sampling.fps or decoder.info.fps
+            video.fps = self._samplings[0].fps or decoder.info.fps
             frames = _Counted(decoder, self._stats, video, self._stop)
-            if self._sampling.fps:
+            if self._samplings[0].fps:
                 frames.longest_shown = _LONGEST_SHOWN
             try:
-                for window, samples in windows(frames, self._sampling, preprocess.prepare):
-                    self._gather(video, window, samples, preprocess)
+                laid = windows(frames, self._samplings, [item.prepare for item in shared(preprocess)])
+                for number, window, samples in laid:
+                    self._gather(video, number, window, samples, preprocess[number])
             finally:
                 with self._slots:
                     self._stats.frames += frames.count
                     self._stats.frames_on_gpu += frames.count if decoder.info.on_gpu else 0
                     self._stats._fractions.pop(video.number, None)
         if not video.gathered:
-            raise _too_short(video.job, self._engine, self._sampling, frames.count)
+            raise _too_short(video.job, self._engines[0].spec, self._samplings[0], frames.count)
 
     def _process_sound(self, video: _Video) -> None:
         def progress(samples: int, share: float) -> None:
@@ -347,119 +401,87 @@ class _Run:
                 self._stats.frames += samples
                 self._stats._fractions[video.number] = share
 
-        video.fps = self._sampling.fps or 0.0
+        (engine,), (sampling,), (lane,) = self._engines, self._samplings, self._lanes
+        video.fps = sampling.fps or 0.0
         try:
-            for window in sound_windows(video.job.path, self._engine.spec, self._sampling, progress):
-                slot, row = self._reserve(_Place(video, window.frame_range, window.timestamps_ms))
+            for window in sound_windows(video.job.path, engine.spec, sampling, progress):
+                place = _Place(video, [window.frame_range], [window.timestamps_ms])
+                slot, row = lane.reserve(place, partial(_count, video))
                 try:
-                    self._engine.buffer(slot)[row] = window.samples
+                    engine.buffer(slot)[row] = window.samples
                 finally:
-                    self._commit(slot)
+                    lane.commit(slot)
         finally:
             with self._slots:
                 self._stats._fractions.pop(video.number, None)
 
     def _gather(
-        self, video: _Video, window: Window, samples: dict[int, _Sample], preprocess: Preprocess[Any]
+        self,
+        video: _Video,
+        number: int,
+        window: Window,
+        samples: dict[int, _Sample],
+        preprocess: Preprocess[Any],
     ) -> None:
-        first, last = samples[window.first], samples[window.last]
+        spans = [(window.first, window.last)]
+        if self._engines[number].spec.outputs[0].per == "pair":
+            # Where the last frame is repeated there is no pair.
+            real = [item for item in window.samples if item >= 0]
+            spans = [pair for pair in itertools.pairwise(real) if pair[0] != pair[1]]
+            if not spans:
+                return
         place = _Place(
             video,
-            (first.frame, last.frame + 1),
-            (float(first.start * 1000), float(last.end * 1000)),
+            [(samples[first].frame, samples[last].frame + 1) for first, last in spans],
+            [(float(samples[first].start * 1000), float(samples[last].end * 1000)) for first, last in spans],
         )
-        slot, row = self._reserve(place)
+        lane = self._lanes[number]
+        slot, row = lane.reserve(place, partial(_count, video))
         try:
-            prepared = [None if number < 0 else samples[number].prepared for number in window.samples]
+            prepared = [None if item < 0 else samples[item].prepared for item in window.samples]
             preprocess.place(slot, row, prepared)
         finally:
-            self._commit(slot)
-
-    # Slots
-
-    def _wait(self) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        self._slots.wait(1)
-
-    def _reserve(self, place: _Place) -> tuple[int, int]:
-        with self._slots:
-            while self._filling is None:
-                if self._free:
-                    self._filling = self._free.popleft()
-                else:
-                    self._wait()
-            slot = self._filling
-            row = len(self._places[slot])
-            self._places[slot].append(place)
-            self._copying[slot] += 1
-            place.video.gathered += 1
-            if row + 1 == self._engine.batch:
-                self._seal()
-            return slot, row
-
-    def _commit(self, slot: int) -> None:
-        with self._slots:
-            self._copying[slot] -= 1
-            self._submit_ready()
-
-    def _seal(self) -> None:
-        """No more windows for the slot that is being filled."""
-        if self._filling is not None:
-            slot, self._filling = self._filling, None
-            self._sealed.append(slot)
-            self._submit_ready()
-
-    def _submit_ready(self) -> None:
-        # In the order of filling, though a later slot may be copied first: rows keep their order by it.
-        while self._sealed and not self._copying[self._sealed[0]]:
-            slot = self._sealed.popleft()
-            try:
-                self._engine.submit(slot, len(self._places[slot]), on_device=self._on_device)
-            except Exception as error:  # not of the video that happened to fill the slot
-                raise self._fail(error) from error
-            self._submitted.append(slot)
-            self._slots.notify_all()
+            lane.commit(slot)
 
     # Collecting
 
-    def _collect(self) -> None:
-        while (slot := self._next_submitted()) is not None:
-            outputs = self._engine.collect(slot)
-            with self._slots:
-                places, self._places[slot] = self._places[slot], []
-                self._free.append(slot)
-                self._slots.notify_all()
-            self._stats.windows += len(places)
-            self._hand_out(places, outputs)
+    def _collect(self, number: int) -> None:
+        lane = self._lanes[number]
+        # Failed videos need no row to be finished, so only slots and workers count.
+        while (collected := lane.collect(self._no_more)) is not None:
+            places, outputs = collected
+            if number == 0:
+                self._stats.windows += len(places)
+            self._hand_out(number, places, outputs)
         for worker in self._workers:
             worker.join()  # what ended it comes before the end
-        self._put(None)
-
-    def _next_submitted(self) -> int | None:
         with self._slots:
-            while not self._submitted:
-                if self._engine_failure is not None:
-                    raise self._engine_failure
-                # Failed videos need no row to be finished, so only slots and workers count.
-                if not self._working and self._filling is None and not self._sealed:
-                    return None
-                self._wait()
-            return self._submitted.popleft()
+            self._collecting -= 1
+            last = not self._collecting
+        if last:
+            self._put(None)
 
-    def _hand_out(self, places: list[_Place], outputs: Outputs) -> None:
+    def _no_more(self) -> bool:
+        if self._engine_failure is not None:
+            raise self._engine_failure
+        return not self._working
+
+    def _hand_out(self, number: int, places: list[_Place], outputs: Outputs) -> None:
         start = 0
         while start < len(places):
             video, end = places[start].video, start + 1
             while end < len(places) and places[end].video is video:
                 end += 1
             own = places[start:end]
+            arrays = {name: array[start:end] for name, array in outputs.items()}
+            if self._engines[number].spec.outputs[0].per == "pair":
+                arrays = {name: _pairs(array, own) for name, array in arrays.items()}
             try:
                 if video.error is None:
-                    video.rows.append(
-                        {name: array[start:end] for name, array in outputs.items()},
-                        np.array([place.frame_range for place in own], np.int64),
-                        np.array([place.timestamps_ms for place in own], np.float64),
+                    video.rows[number].append(
+                        arrays,
+                        np.array([item for place in own for item in place.frame_range], np.int64),
+                        np.array([item for place in own for item in place.timestamps_ms], np.float64),
                     )
             except VfxError as error:
                 video.error = error
@@ -482,15 +504,26 @@ class _Run:
         with self._slots:
             self._stats.videos += 1
         if video.error is not None:
-            video.rows.close()
+            for rows in video.rows:
+                rows.close()
             self._put(Result(video.job, None, 0.0, video.error))
         else:
-            self._put(Result(video.job, video.rows, video.fps, None))
+            self._put(Result(video.job, RowSpool.joined(video.rows), video.fps, None))
+
+
+def _count(video: _Video) -> None:
+    video.gathered += 1
+
+
+def _pairs(array: Array, places: Sequence[_Place]) -> Array:
+    """Rows of windows ``[n, pairs, ...]`` to rows of pairs, those of repeated frames left out."""
+    rows = [window[: len(place.frame_range)] for window, place in zip(array, places, strict=True)]
+    return np.concatenate(rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sample:
-    """A resized frame as the windows see it."""
+    """A prepared frame as the windows see it."""
 
     prepared: Any
     """What `Preprocess.prepare` made of it."""
@@ -501,13 +534,54 @@ class _Sample:
 
 
 def windows(
+    frames: Iterable[Frame], samplings: Sequence[Sampling], prepares: Sequence[Callable[[Frame], Any]]
+) -> Iterator[tuple[int, Window, dict[int, _Sample]]]:
+    """The windows of a video for each sampling, with its number and the samples that they are made of.
+
+    Args:
+        frames: decoded once, however many samplings there are.
+        samplings: which lay their windows alike, so that none is far ahead of another.
+        prepares: one for each sampling. A frame is prepared once for each that differs, however many
+            windows use it, and not at all if none does. What is kept never exceeds a window's span.
+    """
+    if len(samplings) == 1:
+        for window, kept in _windows(frames, samplings[0], prepares[0]):
+            yield 0, window, kept
+        return
+    streams = itertools.tee(frames, len(samplings))
+    once = {prepare: _Once(prepare) for prepare in prepares}
+    running = [
+        (number, _windows(stream, sampling, once[prepare]))
+        for number, (stream, sampling, prepare) in enumerate(zip(streams, samplings, prepares, strict=True))
+    ]
+    while running:
+        for item in list(running):
+            number, laid = item
+            found = next(laid, None)
+            if found is None:
+                running.remove(item)
+            else:
+                yield number, *found
+
+
+class _Once:
+    """Prepares the latest frames once, for all who ask: they do so within few frames of each other."""
+
+    def __init__(self, prepare: Callable[[Frame], Any]) -> None:
+        self._prepare = prepare
+        self._latest: OrderedDict[int, Any] = OrderedDict()
+
+    def __call__(self, frame: Frame) -> Any:
+        if frame.index not in self._latest:
+            self._latest[frame.index] = self._prepare(frame)
+            if len(self._latest) > _SHARED_FRAMES:
+                self._latest.popitem(last=False)
+        return self._latest[frame.index]
+
+
+def _windows(
     frames: Iterable[Frame], sampling: Sampling, prepare: Callable[[Frame], Any]
 ) -> Iterator[tuple[Window, dict[int, _Sample]]]:
-    """The windows of a video, each with the samples that it is made of.
-
-    A frame is prepared once, however many windows use it, and not even converted if none does. What
-    is kept never exceeds a window's span.
-    """
     planner = Windows(sampling)
     kept: dict[int, _Sample] = {}
     number = -1
@@ -573,13 +647,13 @@ class _Counted:
             yield frame
 
 
-def _too_short(job: Job, engine: Engine, sampling: Sampling, frames: int) -> VideoError:
+def _too_short(job: Job, spec: EngineSpec, sampling: Sampling, frames: int) -> VideoError:
     needed = f"{sampling.span + sampling.lead} frames"
     if sampling.lead:
         needed += f" ({sampling.span} and {sampling.lead} that must follow)"
     if sampling.fps:
         needed += f" at {sampling.fps:g} fps"
     return VideoError(
-        f"{shown(job.path)}: {frames} frame{'s' * (frames != 1)}, a window of {engine.spec.model} needs "
+        f"{shown(job.path)}: {frames} frame{'s' * (frames != 1)}, a window of {spec.model} needs "
         f"{needed}: use --tail repeat to fill it up, or an engine exported with fewer --frames"
     )

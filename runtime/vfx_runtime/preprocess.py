@@ -58,6 +58,10 @@ class CpuPreprocess:
         for i, pixels in enumerate(frames):
             target[i] = self._engine.spec.input.blank if pixels is None else pixels
 
+    def like(self, other: CpuPreprocess) -> bool:
+        """Whether the other one's frames are the same."""
+        return self._transform == other._transform
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -74,3 +78,16 @@ def preprocess_for(engine: Engine) -> Preprocess[Any]:
     from vfx_runtime.preprocess_cuda import CudaPreprocess
 
     return CudaPreprocess(engine, engine.cuda)
+
+
+def shared(items: Sequence[Preprocess[Any]]) -> list[Preprocess[Any]]:
+    """For each the first that prepares frames alike: what that one prepares serves all of them."""
+    found: list[Preprocess[Any]] = []
+    for item in items:
+        same = (
+            other
+            for other in found
+            if isinstance(other, CpuPreprocess) and isinstance(item, CpuPreprocess) and other.like(item)
+        )
+        found.append(next(same, item))
+    return found

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfx_engines.opening import BackendName, open_engine
+from vfx_engines.opening import BackendName, open_engine, read_spec
 from vfx_engines.spec import Precision, Sampling
 from vfx_runtime.claims import Claims
 from vfx_runtime.extracting import Extracted, fingerprint, to_disk
 from vfx_runtime.inputs import Job
 from vfx_runtime.nvdec import DecoderName, gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
+from vfx_runtime.sizing import grouped, is_sized
 from vfx_runtime.writers import Format, open_writer
 
 
@@ -20,10 +22,11 @@ from vfx_runtime.writers import Format, open_writer
 class Task:
     """What is run, but for the videos and the device. It can be sent to another process."""
 
-    engine: Path
+    engines: tuple[Path, ...]
     output: Path
     format: Format
-    sampling: Sampling
+    samplings: tuple[Sampling, ...]
+    """One for each engine."""
     precision: Precision | None = None
     backend: BackendName | None = None
     batch: int | None = None
@@ -63,34 +66,64 @@ def run_here(
     Raises:
         VfxError: see `vfx_engines.open_engine` and `vfx_runtime.extracting.to_disk`.
     """
-    with (
-        open_engine(
-            task.engine,
-            device=device,
-            precision=task.precision,
-            backend=task.backend,
-            batch=task.batch,
-            threads=task.threads,
-        ) as engine,
-        Claims(task.output) as claims,
-    ):
-        listener.said(f"engine: {task.engine.name}, {engine.name}")
-        on_gpu = gpu_decoders(engine, task.decoder)
-        if on_gpu:
-            beside = "" if task.decoder == "nvdec" else ", and on the CPU"
-            listener.said(f"decoding: {on_gpu} videos at once on NVDEC{beside}")
+    specs = [read_spec(engine) for engine in task.engines]
+    sized = any(map(is_sized, specs))
+    seen: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in seen:
+            seen.add(line)
+            listener.said(line)
+
+    stats = Stats()
+    listener.stats(stats)
+    with Claims(task.output) as claims:
         if not claims.active:
             listener.said(f"other processes may do the same videos: {claims.reason}")
-        mark = fingerprint(engine, task.sampling)
-        writer = open_writer(task.format, task.output, engine.spec.outputs, fingerprint=mark, claims=claims)
-        pipeline = Pipeline(
-            engine,
-            task.sampling,
-            workers=0 if task.decoder == "nvdec" else task.workers,
-            gpu_decoders=on_gpu,
-            spool_folder=task.output,
-        )
-        listener.stats(pipeline.stats)
-        yield from to_disk(
-            jobs, total, pipeline, writer, claims, listener.waiting, listener.ended, keep=task.keep
-        )
+        for group in grouped(jobs, specs):
+            for job, error in group.failed:
+                stats.videos += 1
+                yield Extracted(job.path, job.name, None, error=error)
+            if not group.sizes:
+                continue
+            with ExitStack() as stack:
+                engines = []
+                for path, sizes in zip(task.engines, group.sizes, strict=True):
+                    engine = open_engine(
+                        path,
+                        device=device,
+                        precision=task.precision,
+                        backend=task.backend,
+                        batch=task.batch,
+                        threads=task.threads,
+                        sizes=sizes,
+                    )
+                    engines.append(stack.enter_context(engine))
+                    say_once(f"engine: {path.name}, {engine.name}")
+                on_gpu = gpu_decoders(engines[0], task.decoder)
+                if on_gpu:
+                    beside = "" if task.decoder == "nvdec" else ", and on the CPU"
+                    say_once(f"decoding: {on_gpu} videos at once on NVDEC{beside}")
+                pipeline = Pipeline(
+                    engines,
+                    task.samplings,
+                    workers=0 if task.decoder == "nvdec" else task.workers,
+                    gpu_decoders=on_gpu,
+                    spool_folder=task.output,
+                    stats=stats,
+                )
+                mark = fingerprint(engines, task.samplings)
+                writer = open_writer(
+                    task.format, task.output, pipeline.outputs, fingerprint=mark, claims=claims
+                )
+                yield from to_disk(
+                    group.jobs,
+                    total,
+                    pipeline,
+                    writer,
+                    claims,
+                    listener.waiting,
+                    # Processes that run other sizes must not wait for each other.
+                    (lambda: None) if sized else listener.ended,
+                    keep=task.keep,
+                )

@@ -53,7 +53,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
 def task(tmp_path: Path) -> Task:
     (tmp_path / "out").mkdir()
     engine = tiny_engine(tmp_path / "tiny.onnx")
-    return Task(engine, tmp_path / "out", "npz", tiny_spec().sampling, threads=1, workers=1)
+    return Task((engine,), tmp_path / "out", "npz", (tiny_spec().sampling,), threads=1, workers=1)
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +141,7 @@ def test_a_video_that_ends_two_processes_is_given_up(
 
 def test_an_engine_that_no_process_can_open_ends_the_run(task: Task, jobs: list[Job]) -> None:
     with pytest.raises(VfxError, match="No such file or directory; expected an engine file"):
-        list(run_on_all(replace(task, engine=Path("absent.onnx")), TWO, jobs, Heard().listener()))
+        list(run_on_all(replace(task, engines=(Path("absent.onnx"),)), TWO, jobs, Heard().listener()))
 
 
 def test_a_run_can_be_given_up(task: Task, jobs: list[Job]) -> None:
@@ -164,7 +164,7 @@ def test_the_others_end_with_the_first(task: Task, jobs: list[Job], tmp_path: Pa
         "from vfx_runtime.running import Listener, Task\n"
         "if __name__ == '__main__':\n"
         "    engine, output, video = map(Path, sys.argv[1:])\n"
-        "    task = Task(engine, output, 'npz', tiny_spec().sampling, threads=1, workers=1)\n"
+        "    task = Task((engine,), output, 'npz', (tiny_spec().sampling,), threads=1, workers=1)\n"
         "    jobs = [Job(video, f'v{i}') for i in range(100000)]\n"
         "    for done in run_on_all(task, ['cpu', 'cpu'], jobs, Listener(str, id)):\n"
         "        print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
@@ -172,7 +172,7 @@ def test_the_others_end_with_the_first(task: Task, jobs: list[Job], tmp_path: Pa
     tests = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])}
     first = subprocess.Popen(
-        [sys.executable, script, task.engine, task.output, jobs[0].path],
+        [sys.executable, script, task.engines[0], task.output, jobs[0].path],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
@@ -217,7 +217,7 @@ def test_without_a_driver_one_line_says_so(task: Task, jobs: list[Job], tmp_path
 
     if missing_driver() is None:
         pytest.skip("this machine has a CUDA device")
-    done = vfx_run("--engine", task.engine, jobs[0].path, "--device", device, "--output", tmp_path / "o")
+    done = vfx_run("--engine", task.engines[0], jobs[0].path, "--device", device, "--output", tmp_path / "o")
 
     assert done.exit_code == 2
     assert "no CUDA: " in done.stderr.splitlines()[-1]

@@ -1,0 +1,76 @@
+"""Engines whose frames have the size of the video: which size each video gives, and videos by size.
+
+An engine is open at one size (`vfx_engines.open_engine`), and opening costs seconds. So videos are looked at
+some at a time, and those of a size are run together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from vfx_engines.errors import VfxError
+from vfx_engines.spec import EngineSpec
+from vfx_runtime.inputs import Job
+from vfx_runtime.opening import open_video
+from vfx_runtime.resize import plan
+
+_AT_ONCE = 64
+"""Videos that are looked at before the first of them is run."""
+
+Sizes = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Videos that the same engines can run."""
+
+    sizes: list[Sizes]
+    """Of the axes that each engine names, see `vfx_engines.open_engine`; empty for an engine of one size."""
+    jobs: Iterable[Job]
+    failed: list[tuple[Job, VfxError]] = field(default_factory=list)
+    """Videos that could not be looked at, with the reason."""
+
+
+def is_sized(spec: EngineSpec) -> bool:
+    """Whether the engine must be opened at a size."""
+    return any(isinstance(axis, str) for axis in spec.input.shape[1:])
+
+
+def grouped(jobs: Iterable[Job], specs: Sequence[EngineSpec]) -> Iterator[Group]:
+    """Jobs in groups of one size; one group of all where no engine asks for a size.
+
+    Args:
+        jobs: taken one at a time, or some at a time where sizes count.
+        specs: of the engines, as their files hold them.
+    """
+    if not any(map(is_sized, specs)):
+        yield Group([{} for _ in specs], jobs)
+        return
+    waiting = iter(jobs)
+    while some := list(itertools.islice(waiting, _AT_ONCE)):
+        groups: dict[tuple[tuple[tuple[str, int], ...], ...], list[Job]] = {}
+        failed: list[tuple[Job, VfxError]] = []
+        for job in some:
+            try:
+                sizes = _sizes(job, specs)
+            except VfxError as error:
+                failed.append((job, error))
+            else:
+                groups.setdefault(tuple(tuple(item.items()) for item in sizes), []).append(job)
+        if failed:
+            yield Group([], [], failed)
+        for key, members in groups.items():
+            yield Group([dict(item) for item in key], members)
+
+
+def _sizes(job: Job, specs: Sequence[EngineSpec]) -> list[Sizes]:
+    with open_video(job.path) as decoder:
+        height, width = decoder.info.height, decoder.info.width
+    found = []
+    for spec in specs:
+        made = plan(spec.transform, height, width)
+        axes = zip(spec.input.shape[2:4], (made.out_height, made.out_width), strict=False)
+        found.append({axis: size for axis, size in axes if isinstance(axis, str)})
+    return found
