@@ -250,7 +250,7 @@ def other_specs() -> dict[str, tuple[EngineSpec, str]]:
         ),
         "dynamic": (
             replace(spec, input=replace(spec.input, shape=("batch", FRAMES, "height", "width", 3))),
-            "height, width may vary",
+            "the graph says uint8 ['?', 4, 16, 16, 3]",
         ),
     }
 

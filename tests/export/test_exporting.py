@@ -177,16 +177,24 @@ def test_a_module_that_does_not_follow_into_half_precision(tmp_path: Path) -> No
     assert "Half" in message
 
 
-def test_axes_that_no_backend_lets_vary(tmp_path: Path) -> None:
+def test_named_axes_have_the_sizes_that_an_engine_is_opened_at(tmp_path: Path) -> None:
     spec = replace(
         own_spec(),
         input=replace(own_spec().input, shape=("batch", FRAMES, "height", "width", 3)),
         transform=Transform(Resize("short_side", SIZE, SIZE)),
         outputs=(Output("colours", (3,)),),
     )
-    message = refusal(own_modules.Sizeless(), spec, tmp_path / "own.onnx")
-    assert "what was exported does not run" in message
-    assert "height, width may vary" in message
+    path = tmp_path / "own.onnx"
+    export_module(own_modules.Sizeless(), spec, path)
+    frames = np.random.default_rng(0).integers(0, 256, (2, FRAMES, 24, 40, 3), np.uint8)
+    for backend in ("openvino", "onnxruntime"):
+        with open_engine(path, backend=backend, sizes={"height": 24, "width": 40}) as engine:
+            got = engine.run(frames)["colours"]
+        want = own_modules.Sizeless()(torch.from_numpy(frames))
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+    for sizes in (None, {"height": 24}, {"height": 24, "width": 40, "depth": 3}, {"height": 24, "width": 0}):
+        with pytest.raises(UsageError, match=r"frames|height"):
+            open_engine(path, sizes=sizes)
 
 
 def test_places_that_cannot_be_written_are_said_before_the_work(tmp_path: Path) -> None:

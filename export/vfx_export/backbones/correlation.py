@@ -2,8 +2,8 @@
 
 The published code samples each level with `grid_sample`. The 81 samples of a level are at whole steps from
 each other, so they share one fraction: 10x10 values are gathered and blended twice, for all levels at
-once. In OpenVINO that takes a fifth of GridSample's time, and it needs no division by the size of a
-level, which makes NaN of a level of one pixel.
+once. On maps of 32x43, OpenVINO took 2.2 ms for gathers and 11 ms for GridSample (one level at a time, a
+machine that was not quiet). Nothing is divided by the size of a level, which gives NaN for one of one pixel.
 """
 
 from __future__ import annotations
