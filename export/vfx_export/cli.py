@@ -71,6 +71,11 @@ _console = Console(stderr=True, highlight=False)
     help="Where to write; a folder gets <model>.onnx or .plan.  [default: the current folder]",
 )
 @click.option("--frames", type=int, metavar="N", help="Frames of a window, if not the model's own.")
+@click.option(
+    "--resize",
+    metavar="short:N|long:N",
+    help="Optical flow: bring a side of the frames to N pixels first.  [default: the video's own size]",
+)
 @click.option("--head", is_flag=True, help="Give the classifier's logits too, with their labels.")
 @click.option(
     "--pca",
@@ -155,6 +160,7 @@ def _run(
     format_: str | None,
     output: Path,
     frames: int | None,
+    resize: str | None,
     head: bool,
     pca: Path | None,
     list_: bool,
@@ -184,7 +190,7 @@ def _run(
         raise UsageError("give --model NAME (--list shows them) or --module FILE.py:FACTORY")
     if (module is None) != (spec is None):
         raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
-    if module is not None and (checkpoints or random_weights or frames or head or pca):
+    if module is not None and (checkpoints or random_weights or frames or resize or head or pca):
         raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
     settings = BuildSettings(
         tuple(_batch(text) for text in batches) or ((1, 8, 8),),
@@ -203,7 +209,7 @@ def _run(
     assert model is not None
     usual: Precision = "fp16" if target.settings else "fp32"
     return _export_catalogue(
-        model, checkpoints, random_weights, precision or usual, target, frames, head, pca
+        model, checkpoints, random_weights, precision or usual, target, frames, resize, head, pca
     )
 
 
@@ -292,6 +298,7 @@ def _export_catalogue(
     precision: Precision,
     target: _Target,
     frames: int | None,
+    resize: str | None,
     head: bool,
     pca: Path | None,
 ) -> Path:
@@ -303,6 +310,8 @@ def _export_catalogue(
         raise UsageError("--checkpoint and --random-weights exclude each other")
     # What cannot be is refused before anything is downloaded.
     model.windows(frames)
+    if resize is not None:
+        model = model.resized(resize)
     if head:
         model.logits()
     if pca is not None and model.postprocess is None:

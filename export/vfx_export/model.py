@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from vfx_engines.errors import UsageError
-from vfx_engines.spec import Input, Output, Precision, Sampling, Transform
+from vfx_engines.spec import Input, Output, Precision, Resize, Sampling, Transform
 from vfx_export.trace import LowPrecision
 
 State = Mapping[str, Tensor]
@@ -93,6 +93,25 @@ class Model:
             what = "pairs of frames" if self.overlap else "frames"
             raise UsageError(f"--frames {frames}: {self.name} needs at least {self.least_frames} {what}")
         return dataclasses.replace(self.sampling, frames=frames + self.overlap, step=frames)
+
+    def resized(self, text: str) -> Model:
+        """This row with its frames brought to another size first: ``short:256`` or ``long:512``.
+
+        The side that is named gets so many pixels and the other one what keeps the shape, rounded down;
+        bilinear with antialiasing, as video_features' ``side_size``.
+
+        Raises:
+            UsageError: the network takes one size only, or the text is none of these.
+        """
+        if self.transform.crop is not None or self.transform.resize is not None:
+            raise UsageError(f"--resize {text}: {self.name} takes frames of one size, which its row says")
+        side, _, number = text.partition(":")
+        if side not in ("short", "long") or not number.isdecimal() or not 0 < int(number) < 10_000:
+            raise UsageError(f"--resize {text}: expected short:PIXELS or long:PIXELS")
+        rule: Literal["short_side", "long_side"] = "short_side" if side == "short" else "long_side"
+        size = int(number)
+        resize = Resize(rule, size, size, "bilinear", antialias=True, other_side="truncate")
+        return dataclasses.replace(self, transform=Transform(resize))
 
     def logits(self) -> Output:
         """The output of the head.

@@ -648,12 +648,15 @@ class _Counted:
 
 
 def _too_short(job: Job, spec: EngineSpec, sampling: Sampling, frames: int) -> VideoError:
+    found = f"{shown(job.path)}: {frames} frame{'s' * (frames != 1)}"
+    if spec.outputs[0].per == "pair":
+        return VideoError(f"{found}, a pair of {spec.model} needs 2: use a longer video")
     needed = f"{sampling.span + sampling.lead} frames"
     if sampling.lead:
         needed += f" ({sampling.span} and {sampling.lead} that must follow)"
     if sampling.fps:
         needed += f" at {sampling.fps:g} fps"
     return VideoError(
-        f"{shown(job.path)}: {frames} frame{'s' * (frames != 1)}, a window of {spec.model} needs "
+        f"{found}, a window of {spec.model} needs "
         f"{needed}: use --tail repeat to fill it up, or an engine exported with fewer --frames"
     )

@@ -1,0 +1,200 @@
+"""Several engines on one decode; engines whose frames have the size of the video; a row for each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from make_video import make_video
+from run_kit import failures, files_in, vfx_run
+from tiny import tiny_engine, tiny_spec
+from tiny_flow import tiny_flow, tiny_flow_engine
+from vfx_engines import open_engine
+from vfx_engines.errors import UsageError
+from vfx_engines.onnx_file import embed_spec
+from vfx_engines.spec import Crop, Resize, Transform
+from vfx_runtime import Features, extract, read_features
+from vfx_runtime import pipeline as pipeline_module
+from vfx_runtime import preprocess as preprocess_module
+from vfx_runtime.opening import open_video
+from vfx_runtime.pipeline import check_alike
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    sizes = [(40, 30), (48, 32), (40, 30), (48, 32), (30, 40)]
+    return [
+        make_video(folder / f"v{i}.mp4", width=width, height=height, frames=9 + 4 * i)
+        for i, (width, height) in enumerate(sizes)
+    ]
+
+
+def other_engine(path: Path, *, transform: Transform | None = None, **sampling: object) -> Path:
+    """The tiny engine with its output called ``other``, and another resize if asked for."""
+    tiny_engine(path)
+    model = onnx.load(path)
+    spec = tiny_spec(**sampling)
+    output = replace(spec.outputs[0], name="other")
+    spec = replace(spec, outputs=(output,), model="other", transform=transform or spec.transform)
+    for node in model.graph.node:
+        node.output[:] = ["other" if name == "features" else name for name in node.output]
+    model.graph.output[0].name = "other"
+    embed_spec(model, spec)
+    onnx.save(model, path)
+    return path
+
+
+def decoded(path: Path) -> NDArray[np.uint8]:
+    with open_video(path) as decoder:
+        return np.stack([frame.rgb() for frame in decoder])
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
+    """What a function or method is called with from here on."""
+    calls: list[object] = []
+    real: Callable[..., Any] = getattr(owner, name)
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments[0])
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_two_engines_share_one_decode(
+    tmp_path: Path, videos: list[Path], monkeypatch: pytest.MonkeyPatch, alike: bool
+) -> None:
+    transform = None if alike else Transform(Resize("short_side", 24, 24), Crop(16, 16))
+    engines = [tiny_engine(tmp_path / "a.onnx"), other_engine(tmp_path / "b.onnx", transform=transform)]
+    alone = [dict((item.name, item.features) for item in extract(videos, engine)) for engine in engines]
+    opened = counting(monkeypatch, pipeline_module, "open_video")
+    resized = counting(monkeypatch, preprocess_module.CpuPreprocess, "prepare")
+    together = {item.name: item.features for item in extract(videos, engines)}
+
+    assert len(opened) == len(videos)
+    needed = sum(len(decoded(path)) for path in videos)
+    assert len(resized) == (needed if alike else 2 * needed)
+    for name, found in together.items():
+        assert isinstance(found, Features)
+        first, second = (part[name] for part in alone)
+        assert first is not None
+        assert second is not None
+        np.testing.assert_array_equal(found.arrays["features"], first.arrays["features"])
+        np.testing.assert_array_equal(found.arrays["other"], second.arrays["other"])
+        np.testing.assert_array_equal(found.frame_range, first.frame_range)
+        assert [part["spec"]["model"] for part in (found.meta, *found.meta["others"])] == ["tiny", "other"]
+
+
+def test_two_engines_write_one_file(tmp_path: Path, videos: list[Path]) -> None:
+    engines = (tiny_engine(tmp_path / "a.onnx", step=2), other_engine(tmp_path / "b.onnx", step=4))
+    arguments = [part for engine in engines for part in ("--engine", engine)]
+    done = vfx_run(*arguments, *videos, "--step", "2", "--output", tmp_path / "out")
+
+    assert done.exit_code == 0, done.stderr
+    assert files_in(tmp_path / "out") == {f"v{i}.npz" for i in range(5)}
+    features = read_features(tmp_path / "out" / "v3.npz")
+    assert features.arrays["features"].shape == features.arrays["other"].shape == (9, 4)
+    again = vfx_run(*arguments, *videos, "--step", "2", "--output", tmp_path / "out")
+    assert "5 were done before" in again.stderr
+    redone = vfx_run("--engine", engines[0], *videos, "--step", "2", "--output", tmp_path / "out")
+    assert "5 done, 0 were done before" in redone.stderr
+
+
+def test_windows_of_other_shapes_are_aligned_where_their_rows_are(tmp_path: Path, videos: list[Path]) -> None:
+    """As of I3D's two streams: one takes four frames and waits for a fifth, the other takes all five."""
+    first, second = tiny_spec(lead=1), tiny_spec()
+    wide = replace(
+        second,
+        input=replace(second.input, shape=("batch", 5, 16, 16, 3)),
+        sampling=replace(second.sampling, frames=5, step=4),
+        outputs=(replace(second.outputs[0], name="other"),),
+    )
+    check_alike([first, wide], [first.sampling, wide.sampling])
+    for sampling in ({"step": 3}, {"fps": 5.0}, {"anchor": "centre"}, {"edges": "zeros"}, {"lead": 2}):
+        changed = replace(wide.sampling, **sampling)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="lay their windows differently"):
+            check_alike([first, wide], [first.sampling, changed])
+    with pytest.raises(UsageError, match="two engines have an output called 'features'"):
+        check_alike([first, first], [first.sampling, first.sampling])
+
+
+def test_a_bad_video_fails_for_both(tmp_path: Path, videos: list[Path]) -> None:
+    engines = (tiny_engine(tmp_path / "a.onnx"), other_engine(tmp_path / "b.onnx"))
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(videos[0].read_bytes()[:2000])
+    arguments = [part for engine in engines for part in ("--engine", engine)]
+    done = vfx_run(*arguments, bad, *videos, "--output", tmp_path / "out")
+
+    assert done.exit_code == 1
+    assert list(failures(tmp_path / "out")) == ["bad"]
+    assert len(files_in(tmp_path / "out")) == len(videos) + 1
+
+
+# The video's own size, a row for each pair
+
+
+def test_pairs_of_videos_of_any_size(tmp_path: Path, videos: list[Path]) -> None:
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    done = vfx_run("--engine", engine, *videos, "--output", tmp_path / "out")
+
+    assert done.exit_code == 0, done.stderr
+    for path in videos:
+        frames = decoded(path)
+        features = read_features(tmp_path / "out" / f"{path.stem}.npz")
+        np.testing.assert_array_equal(features.arrays["flow"], tiny_flow(frames))
+        pairs = np.arange(len(frames) - 1)
+        np.testing.assert_array_equal(features.frame_range, np.stack([pairs, pairs + 2], 1))
+    assert done.stderr.count("engine: flow.onnx") == 1
+    again = vfx_run("--engine", engine, *videos, "--output", tmp_path / "out")
+    assert "5 were done before" in again.stderr
+
+
+@pytest.mark.parametrize("format", ["npy", "hdf5"])
+def test_pairs_in_other_formats(tmp_path: Path, videos: list[Path], format: str) -> None:
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    options = ("--engine", engine, *videos, "--format", format, "--output", tmp_path / "out")
+    done = vfx_run(*options)
+
+    assert done.exit_code == 0, done.stderr
+    wanted = tiny_flow(decoded(videos[1]))
+    if format == "npy":
+        np.testing.assert_array_equal(np.load(tmp_path / "out" / "v1_flow.npy"), wanted)
+        assert np.load(tmp_path / "out" / "v1_timestamps_ms.npy").shape == (len(wanted),)
+    else:
+        import h5py
+
+        with h5py.File(tmp_path / "out" / "features.h5") as file:
+            np.testing.assert_array_equal(file["v1/flow"][:], wanted)
+            assert len(file) == len(videos)
+    assert "5 were done before" in vfx_run(*options).stderr
+
+
+def test_a_single_frame_has_no_pair(tmp_path: Path) -> None:
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    video = make_video(tmp_path / "one.mp4", frames=1)
+    done = vfx_run("--engine", engine, video, tmp_path / "absent.mp4", "--output", tmp_path / "out")
+
+    assert done.exit_code == 1
+    reasons = failures(tmp_path / "out")
+    assert "1 frame, a pair of tiny_flow needs 2" in reasons["one"]
+    assert "No such file" in reasons["absent"]
+
+
+def test_a_resize_rule_sets_the_size(tmp_path: Path, videos: list[Path]) -> None:
+    transform = Transform(Resize("short_side", 20, 20))
+    engine = tiny_flow_engine(tmp_path / "flow.onnx", transform)
+    for path, shape in zip(videos[1::3], ((20, 30), (26, 20)), strict=True):
+        features = extract(path, engine)
+        assert features.arrays["flow"].shape[2:] == shape
+    with pytest.raises(UsageError, match="sizes given: none"):
+        open_engine(engine)
