@@ -55,17 +55,23 @@ def model_table() -> str:
             counted, picture = "frames", f"{width} x {height}"
         stride = f", every {sampling.stride}th" if sampling.stride > 1 else ""
         size = " x ".join(map(str, model.feature.shape))
+        if model.feature.per == "pair":
+            size = " x ".join(map(str, model.feature.shape[1:])) + " for each pair"
         cells = (
             f"`{model.name}`",
             f"`{model.feature.name}`, {size}",
-            f"{sampling.frames} {counted}{stride}",
-            f"{sampling.step} {counted} on",
+            _many(sampling.frames, counted) + stride,
+            f"{_many(sampling.step, counted)} on",
             picture,
             f"[{model.source}]({model.download.url})",
             model.licence,
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _many(count: int, things: str) -> str:
+    return f"{count} {things if count != 1 else things.removesuffix('s')}"
 
 
 def parts() -> dict[str, str]:
