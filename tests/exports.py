@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from parity_kit import kit
+
+
+def heavy(*values: Any) -> Any:
+    """A parameter set that takes long: CI runs it, ``scripts/test`` alone does not."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 class Exports:

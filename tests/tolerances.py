@@ -55,3 +55,7 @@ def clip_parity(precision: str, input_seed_difference: float) -> float:
     Measured: fp32 1e-6 to 2e-6, fp16 5e-4 to 8e-4, bf16 8e-3 (RN50) and 9e-3 (ViT-B/32).
     """
     return 1e-4 if precision == "fp32" else max(1e-2, input_seed_difference / 10)
+
+
+FLOW_PIXELS_END_TO_END = 0.05
+"""Mean end-point error of RAFT on a video against video_features' own: the issue's bound, in pixels."""

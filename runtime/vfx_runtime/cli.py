@@ -114,6 +114,12 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     help="nvdec: on the engine's GPU alone; auto: there and on the CPU, each video by who is free first.",
 )
 @click.option("--show-pred", is_flag=True, help="Print the five likeliest classes of each window.")
+@click.option(
+    "--show-flow",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write optical flow as pictures too: a PNG for each pair of frames, direction as colour.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and leave.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-run")
@@ -169,6 +175,7 @@ def _run(
     workers: int | None,
     decoder: DecoderName,
     show_pred: bool,
+    show_flow: Path | None,
     dry_run: bool,
 ) -> int:
     """Number of videos that failed."""
@@ -182,6 +189,8 @@ def _run(
     outputs = [output for spec in specs for output in spec.outputs]
     if show_pred and not any(item.labels for item in outputs):
         raise UsageError(f"--show-pred: {engines[0]} has no classifier: export it with --head")
+    if show_flow is not None and not any(item.per == "pair" for item in outputs):
+        raise UsageError(f"--show-flow: {engines[0]} gives no optical flow: export raft_sintel, say")
     devices: list[str | None] = [*device_list(device)] if device else [None]
     for spec in specs:
         if "random" in spec.weights.file.split(" + "):
@@ -204,12 +213,19 @@ def _run(
         threads=threads,
         workers=workers,
         decoder=decoder,
-        keep=show_pred,
+        keep=show_pred or show_flow is not None,
     )
-    return _extract(task, outputs, devices, jobs)
+    return _extract(task, outputs, devices, jobs, show_pred, show_flow)
 
 
-def _extract(task: Task, outputs: list[Output], devices: list[str | None], jobs: list[Job]) -> int:
+def _extract(
+    task: Task,
+    outputs: list[Output],
+    devices: list[str | None],
+    jobs: list[Job],
+    show_pred: bool,
+    show_flow: Path | None,
+) -> int:
     skipped = written = 0
     failures: list[Extracted] = []
     started = time.perf_counter()
@@ -233,8 +249,10 @@ def _extract(task: Task, outputs: list[Output], devices: list[str | None], jobs:
                     written += 1
                     for file in done.files:
                         click.echo(shown(file))
-                if done.features is not None:
+                if done.features is not None and show_pred:
                     _print_predictions(done, outputs)
+                if done.features is not None and show_flow is not None:
+                    _write_pictures(done, outputs, show_flow)
     _write_failures(task.output, failures)
     seconds = time.perf_counter() - started
     _print_summary(written, skipped, failures, progress.stats, seconds)
@@ -300,6 +318,15 @@ def _print_predictions(done: Extracted, outputs: list[Output]) -> None:
             best = np.argsort(-logits, kind="stable")[:5]
             top = ", ".join(f"{item.labels[i]} {chances[i]:.3f}" for i in best)
             _console.print(f"{done.name} {start:.2f}-{end:.2f} s: {top}", markup=False)
+
+
+def _write_pictures(done: Extracted, outputs: list[Output], folder: Path) -> None:
+    assert done.features is not None
+    from vfx_runtime.flow_picture import write_flow_pictures
+
+    for item in outputs:
+        if item.per == "pair":
+            write_flow_pictures(done.features.arrays[item.name], folder / done.name)
 
 
 def _write_failures(output: Path, failures: list[Extracted]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exports import heavy
 from parity_kit import e2e, kit, video
 from tolerances import CLIP_END_TO_END, TIMESTAMP_MS, clip_parity
 from vfx_engines import open_engine
@@ -32,9 +33,9 @@ MATRIX = [
         for precision in ("fp32", "fp16", "bf16")
         for backend in ("openvino", "onnxruntime")
     ),
-    ("clip_rn101", "fp32", "onnxruntime"),
-    ("clip_rn50x4", "fp32", "openvino"),
-    ("clip_vit_b_16", "fp32", "openvino"),
+    heavy("clip_rn101", "fp32", "onnxruntime"),
+    heavy("clip_rn50x4", "fp32", "openvino"),
+    *(heavy("clip_vit_b_16", precision, "openvino") for precision in ("fp32", "fp16", "bf16")),
 ]
 # Of the visual part, without batch norm's counters: of the public models by their own code.
 KEYS = {

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from parity_kit import Kit, kit
-from tolerances import FLOW_PIXELS, PARITY
+from exports import heavy
+from parity_kit import Kit, e2e, kit, video
+from tolerances import FLOW_PIXELS, FLOW_PIXELS_END_TO_END, PARITY, TIMESTAMP_MS
 from vfx_engines import open_engine
+from vfx_engines.onnx_file import embed_spec, read_onnx_spec
+from vfx_runtime import extract
 
 CASES = {
     "raft": ("raft_sintel", ("main", "batch2")),
@@ -56,7 +61,11 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name in CASES for case in CASES[name][1]])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    # RAFT's twenty iterations are traced in two minutes.
+    [heavy(name, case) if name == "raft" else (name, case) for name in CASES for case in CASES[name][1]],
+)
 def test_exported_engine_gives_the_golden_flow(engines: Any, name: str, case: str, backend: Any) -> None:
     """One file at two sizes: its height and width are named axes."""
     window = frames(kit(name), case)
@@ -85,3 +94,31 @@ def test_module_shares_what_a_frame_gives_to_two_pairs(name: str) -> None:
         alone = torch.cat([module(torch.from_numpy(images[:, i : i + 2])) for i in (0, 1)], 1)
     assert together.shape == (1, 2, 2, 131, 150)
     assert relative(together.numpy(), alone.numpy()) < PARITY["fp32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "side"), [("raft_6f", None), ("raft_6f_side128", "short:128")])
+def test_flow_of_a_video_is_that_of_video_features(
+    engines: Any, tmp_path: Path, job: str, side: str | None
+) -> None:
+    """At every fourth pixel, which is what the kit holds; and the first pair in full."""
+    from vfx_export.catalogue import find
+
+    path = engines("raft")
+    if side:
+        # What a row is resized to stands in the spec alone.
+        model = onnx.load(path)
+        spec = replace(read_onnx_spec(path), transform=find("raft_sintel").resized(side).transform)
+        embed_spec(model, spec)
+        path = tmp_path / "resized.onnx"
+        onnx.save(model, path)
+    want = e2e(job)
+    got = extract(video("v_GGSY1Qvo990_6f.mp4"), path)
+    flow = got.arrays["raft"]
+
+    assert flow.shape == tuple(want["raft_shape"])
+    assert end_point_error(flow[:, :, ::4, ::4], want["raft"]) < FLOW_PIXELS_END_TO_END
+    if "raft_first" in want:
+        assert end_point_error(flow[0], want["raft_first"]) < FLOW_PIXELS_END_TO_END
+    # video_features writes a time for each frame: one more than there are flows.
+    np.testing.assert_allclose(got.timestamps_ms[:, 0], want["timestamps_ms"][:-1], atol=TIMESTAMP_MS)

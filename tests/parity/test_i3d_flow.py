@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from parity_kit import e2e, kit, video
-from tolerances import PARITY, PIXEL_SCALED
+from tolerances import PARITY, PIXEL_SCALED, TIMESTAMP_MS
+from vfx_runtime import extract, pipeline
 
 torch = pytest.importorskip("torch")
 
@@ -62,6 +64,34 @@ def test_a_stack_of_a_video_is_that_of_video_features(stream: Any, monkeypatch: 
     stack = fed[0].numpy()[..., ::8, ::8]
     np.testing.assert_allclose(stack, want["first_stack_input"], atol=PIXEL_SCALED)
     assert relative(row[0], want["flow"][0]) < PARITY["fp32"]
+
+
+@pytest.mark.slow
+def test_both_streams_of_a_video_from_one_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vfx's own two streams on one video: flow as video_features has it, RGB as it is alone."""
+    from vfx_export.exporting import export_model
+
+    files = []
+    for name in ("raft", "i3d_flow", "i3d_rgb"):
+        state = {key: torch.from_numpy(value.copy()) for key, value in kit(name).checkpoint().items()}
+        torch.save(state, tmp_path / f"{name}.pt")
+        files.append(tmp_path / f"{name}.pt")
+    flow, rgb = tmp_path / "flow.onnx", tmp_path / "rgb.onnx"
+    export_model(find("i3d_flow_raft"), flow, checkpoint=files[:2], frames=10)
+    export_model(find("i3d"), rgb, checkpoint=files[2], frames=10)
+    opened: list[object] = []
+    real = pipeline.open_video
+    monkeypatch.setattr(pipeline, "open_video", lambda *given: opened.append(given) or real(*given))
+    path = video("v_GGSY1Qvo990_22f.mp4")
+    got = extract(path, [rgb, flow])
+
+    assert len(opened) == 1
+    want = e2e("i3d_flow_10")
+    assert got.arrays["flow"].shape == want["flow"].shape
+    apart = [relative(row, target) for row, target in zip(got.arrays["flow"], want["flow"], strict=True)]
+    assert max(apart) < PARITY["fp32"], apart
+    np.testing.assert_allclose(got.timestamps_ms[:, 1], want["timestamps_ms"], atol=TIMESTAMP_MS)
+    np.testing.assert_array_equal(got.arrays["rgb"], extract(path, rgb).arrays["rgb"])
 
 
 def test_flow_is_rounded_half_to_even_and_20_becomes_256() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exports import Exports, relative, rows_apart
+from exports import Exports, heavy, relative, rows_apart
 from parity_kit import e2e, kit, video
 from tolerances import PARITY, ROUNDED_RESIZE
 from vfx_engines import open_engine
@@ -31,9 +31,9 @@ MATRIX = [
     (LAYERS_18, "fp32", "openvino"),
     (LAYERS_18, "fp32", "onnxruntime"),
     (LAYERS_18, "fp16", "onnxruntime"),
-    (LAYERS_34_32, "fp32", "openvino"),
-    (LAYERS_34_8, "fp32", "openvino"),
-    (LAYERS_34_8, "fp32", "onnxruntime"),
+    *(heavy(LAYERS_34_32, precision, "openvino") for precision in ("fp32", "fp16", "bf16")),
+    *(heavy(LAYERS_34_8, precision, "openvino") for precision in ("fp32", "fp16", "bf16")),
+    heavy(LAYERS_34_8, "fp32", "onnxruntime"),
 ]
 
 
@@ -82,7 +82,8 @@ def test_other_weights_lengths_and_sizes_agree_with_torch(exports: Exports, tmp_
 
 
 @pytest.mark.parametrize(
-    ("job", "name"), [("r21d_18", LAYERS_18), ("r21d_34_32", LAYERS_34_32), ("r21d_34_8", LAYERS_34_8)]
+    ("job", "name"),
+    [("r21d_18", LAYERS_18), heavy("r21d_34_32", LAYERS_34_32), heavy("r21d_34_8", LAYERS_34_8)],
 )
 def test_rows_of_a_video_are_those_of_video_features(exports: Exports, job: str, name: str) -> None:
     """video_features writes no times for this family."""

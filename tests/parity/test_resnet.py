@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exports import Exports, relative, rows_apart
+from exports import Exports, heavy, relative, rows_apart
 from parity_kit import e2e, kit, video
 from tolerances import END_TO_END, PARITY, TIMESTAMP_MS
 from vfx_engines import open_engine
@@ -34,6 +34,13 @@ MATRIX = [
     ("resnet50", "fp32", "onnxruntime"),
     ("resnet101", "bf16", "openvino"),
     ("resnet152", "fp16", "onnxruntime"),
+    *(
+        heavy(f"resnet{layers}", precision, "openvino")
+        for layers, precisions in {34: ("fp32", "bf16"), 50: ("fp16", "bf16"), 101: ("fp32", "fp16")}.items()
+        for precision in precisions
+    ),
+    heavy("resnet152", "fp32", "openvino"),
+    heavy("resnet152", "bf16", "openvino"),
 ]
 
 
