@@ -36,8 +36,7 @@ from vfx_runtime.inputs import Job
 from vfx_runtime.measuring import make_video, measure_engine
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.opening import open_video
-from vfx_runtime.orientation import UPRIGHT
-from vfx_runtime.picture import Convention, SurfaceFormat
+from vfx_runtime.picture import UPRIGHT, Convention, SurfaceFormat
 from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.resize import plan
 from vfx_runtime.surfaces import (

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from simulated_cuda import Kernel
 from vfx_engines.cuda import Argument
-from vfx_runtime.orientation import UPRIGHT, Orientation
-from vfx_runtime.picture import Convention, SurfaceFormat
+from vfx_runtime.picture import UPRIGHT, Convention, Orientation, SurfaceFormat
 from vfx_runtime.resize import FramePlan
 from vfx_runtime.surfaces import (
     KERNELS,

@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -19,25 +16,21 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     SpinnerColumn,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.table import Table
 
 from vfx_engines.build_settings import BuildSettings
-from vfx_engines.devices import missing_driver
-from vfx_engines.errors import ExportError, OutputError, SpecError, UsageError, VfxError, reason, shown
+from vfx_engines.errors import SpecError, UsageError, VfxError, shown
 from vfx_engines.opening import cuda_index
 from vfx_engines.spec import EngineSpec, Input, Precision
-from vfx_engines.tensorrt_api import INSTALL, is_installed
+from vfx_export.target import CONSOLE, Target, batch, missing_for_plan
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 # torch is imported by the functions that need it: --help and --list must not wait three seconds for it.
-
-_console = Console(stderr=True, highlight=False)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -145,7 +138,7 @@ def main(debug: bool, **options: Any) -> None:
         path = _run(**options)
     except VfxError as error:
         if debug:
-            _console.print_exception()
+            CONSOLE.print_exception()
         click.echo(f"vfx-export: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     if path is not None:
@@ -193,14 +186,14 @@ def _run(
     if module is not None and (checkpoints or random_weights or frames or resize or head or pca):
         raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
     settings = BuildSettings(
-        tuple(_batch(text) for text in batches) or ((1, 8, 8),),
+        tuple(batch(text) for text in batches) or ((1, 8, 8),),
         level,
         None if workspace is None else int(workspace * 2**30),
         version_compatible,
         hardware,
     )
-    missing = _missing_for_plan(format_, output)
-    target = _Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
+    missing = missing_for_plan(format_, output)
+    target = Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
     if target.settings and precision == "bf16":
         raise UsageError("--precision bf16 is for CPUs: a plan takes fp16 or fp32")
     if module is not None:
@@ -213,90 +206,12 @@ def _run(
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Target:
-    """What is to be written, and where."""
-
-    output: Path
-    settings: BuildSettings | None
-    """Of a plan; None for ONNX."""
-    index: int
-    """Of the GPU that a plan is built on."""
-    missing: str
-    """Why ONNX is written where nothing was asked for; empty where it was."""
-
-    def path(self, name: str) -> Path:
-        """The file.
-
-        Raises:
-            UsageError: the output is a file of another kind.
-        """
-        return _output_file(self.output, name, "onnx" if self.settings is None else "plan")
-
-    def write(
-        self, name: str, export: Callable[[Path], EngineSpec], progress: Progress, task: TaskID
-    ) -> Path:
-        """Export to ONNX, and build a plan of it if one is wanted."""
-        path = self.path(name)
-        if self.settings is None:
-            spec = export(path)
-        else:
-            from vfx_engines.plan_builder import build_plan
-
-            def seen(phase: str, step: int, steps: int) -> bool:
-                progress.update(task, description=f"TensorRT: {phase}", completed=step, total=steps)
-                return True
-
-            with tempfile.TemporaryDirectory(prefix="vfx-export-") as folder:
-                onnx = Path(folder) / f"{path.stem}.onnx"
-                export(onnx)
-                try:
-                    spec = build_plan(onnx, path, self.settings, index=self.index, progress=seen)
-                except OSError as error:
-                    raise OutputError(
-                        f"{shown(path)}: cannot be written: {error.strerror or reason(error)}"
-                    ) from None
-        progress.stop()
-        _report(path, spec)
-        if self.missing:
-            _console.print(f"no TensorRT plan: {self.missing}", soft_wrap=True, markup=False)
-        return path
-
-
-def _missing_for_plan(format_: str | None, output: Path) -> str | None:
-    """None where a plan is to be built; else what is missing for one, or nothing where ONNX is wanted.
-
-    Raises:
-        UsageError: a plan is asked for, and cannot be built here.
-    """
-    named = "" if output.is_dir() else output.suffix
-    if (format_ or named.removeprefix(".")) == "onnx":
-        return ""
-    missing = missing_driver() if is_installed() else INSTALL
-    if missing is not None and "plan" in (format_, named.removeprefix(".")):
-        raise UsageError(f"no TensorRT plan can be built here: {missing}; or use --format onnx")
-    return missing
-
-
-def _batch(text: str) -> tuple[int, int, int]:
-    """``8`` or ``1,4,8``."""
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1:
-        return 1, numbers[0], numbers[0]
-    if len(numbers) != 3:
-        raise UsageError(f"--batch {text!r}: expected N, or MIN,OPT,MAX")
-    return numbers[0], numbers[1], numbers[2]
-
-
 def _export_catalogue(
     name: str,
     checkpoints: tuple[str, ...],
     random: bool,
     precision: Precision,
-    target: _Target,
+    target: Target,
     frames: int | None,
     resize: str | None,
     head: bool,
@@ -346,8 +261,9 @@ def _export_catalogue(
         )
 
 
-def _export_own(module: str, spec_file: Path, precision: Precision | None, target: _Target) -> Path:
+def _export_own(module: str, spec_file: Path, precision: Precision | None, target: Target) -> Path:
     from vfx_export.exporting import export_module
+    from vfx_export.own_module import build
 
     try:
         spec = EngineSpec.from_json(spec_file.read_bytes())
@@ -357,7 +273,7 @@ def _export_own(module: str, spec_file: Path, precision: Precision | None, targe
         raise SpecError(f"{shown(spec_file)}: {error}") from None
     if precision is not None:
         spec = dataclasses.replace(spec, precision=precision)
-    built = _build(module)
+    built = build(module)
     with _progress() as progress:
         task = progress.add_task("", total=None)
         return target.write(
@@ -368,37 +284,6 @@ def _export_own(module: str, spec_file: Path, precision: Precision | None, targe
             progress,
             task,
         )
-
-
-def _build(text: str) -> nn.Module:
-    """What the factory of ``FILE.py:NAME`` returns. The user's own code runs here, and only here."""
-    from torch import nn
-
-    file, _, name = text.rpartition(":")
-    if not file.endswith(".py") or not Path(file).is_file():
-        raise UsageError(f"--module {shown(text)}: expected FILE.py:FACTORY with a file that exists")
-    loaded = importlib.util.spec_from_file_location(f"_vfx_module_{Path(file).stem}", file)
-    assert loaded is not None
-    assert loaded.loader is not None
-    code = importlib.util.module_from_spec(loaded)
-    # Dataclasses and pickling look a class's module up there.
-    sys.modules[code.__name__] = code
-    sys.path.insert(0, str(Path(file).resolve().parent))
-    try:
-        loaded.loader.exec_module(code)
-        factory = getattr(code, name, None)
-        built = factory() if callable(factory) else None
-    except (Exception, SystemExit) as error:  # anyone's code: it may raise anything
-        raise ExportError(
-            f"--module {shown(text)}: {type(error).__name__}: {reason(error)} (--debug shows where)"
-        ) from error
-    if not callable(factory):
-        raise UsageError(f"--module {shown(text)}: the file has no function {name!r}")
-    if not isinstance(built, nn.Module):
-        raise ExportError(
-            f"--module {shown(text)}: {name} returned a {type(built).__name__}, no torch module"
-        )
-    return built
 
 
 def _weights(checkpoint: str | None, download: Any, progress: Progress) -> Path:
@@ -425,38 +310,6 @@ def _weights(checkpoint: str | None, download: Any, progress: Progress) -> Path:
         )
     progress.remove_task(task)
     return path
-
-
-def _output_file(output: Path, name: str, kind: str) -> Path:
-    if output.is_dir() or output.suffix not in (".onnx", ".plan"):
-        return output / f"{name}.{kind}"
-    if output.suffix != f".{kind}":
-        raise UsageError(f"--output {shown(output)}: expected a .{kind} file or a folder")
-    return output
-
-
-def _report(path: Path, spec: EngineSpec) -> None:
-    assert spec.proof is not None
-    if spec.weights.file == "random":
-        _console.print("[bold red]RANDOM WEIGHTS[/]: the features of this engine mean nothing")
-    outputs = ", ".join(f"{output.name} {list(output.shape)}" for output in spec.outputs)
-    _console.print(
-        f"{shown(path.name)}: {spec.model}, {spec.precision}, {_counted(spec)} -> {outputs}, "
-        f"{os.path.getsize(path) / 2**20:.1f} MiB",
-        markup=False,
-        soft_wrap=True,
-    )
-    _console.print(
-        f"compared on {spec.proof.inputs} inputs with {spec.proof.reference}: relative error "
-        f"{spec.proof.error:.1e} (at most {spec.proof.tolerance:.0e} allowed)",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _counted(spec: EngineSpec) -> str:
-    what = "samples" if spec.input.modality == "audio" else "frames"
-    return f"{spec.sampling.frames} {what}"
 
 
 def _print_catalogue(as_json: bool) -> None:
@@ -499,9 +352,9 @@ def _progress() -> Progress:
         BarColumn(),
         DownloadColumn(),
         TimeElapsedColumn(),
-        console=_console,
+        console=CONSOLE,
         transient=True,
-        disable=not _console.is_terminal,
+        disable=not CONSOLE.is_terminal,
     )
 
 

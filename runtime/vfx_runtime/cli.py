@@ -32,8 +32,9 @@ from vfx_engines.spec import Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
 from vfx_runtime.extracting import Extracted, Tail, run_sampling
 from vfx_runtime.inputs import Job, find_videos
+from vfx_runtime.laying import check_alike
 from vfx_runtime.nvdec import DECODERS, DecoderName
-from vfx_runtime.pipeline import Stats, check_alike
+from vfx_runtime.pipeline import Stats
 from vfx_runtime.processes import run_on_all
 from vfx_runtime.running import Listener, Task, run_here
 from vfx_runtime.writers import FORMATS, Format

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,25 +9,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 
 from vfx_runtime.decode import Pixels
-
-
-@dataclass(frozen=True, slots=True)
-class Orientation:
-    """How a stored picture is turned for display: transposed first, then mirrored."""
-
-    transpose: bool = False
-    flip_x: bool = False
-    flip_y: bool = False
-
-    @property
-    def rotation(self) -> int:
-        """Degrees counter-clockwise, leaving a mirroring aside."""
-        if self.transpose:
-            return 90 if self.flip_y else 270
-        return 180 if self.flip_y else 0
-
-
-UPRIGHT = Orientation()
+from vfx_runtime.picture import UPRIGHT, Orientation
 
 
 def orientation(picture: VideoFrame) -> Orientation:

@@ -1,16 +1,32 @@
-"""A decoded picture as its decoder left it: where its planes lie, and how its colours are to be read."""
+"""A decoded picture as its decoder left it: its planes, how it is turned, and how its colours are read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from vfx_runtime.orientation import Orientation
+from typing import Literal
 
 SurfaceFormat = Literal["nv12", "p016", "i420", "rgb"]
 """nv12: luma, then Cb and Cr in turns, half as many each way, 8 bits. p016: the same in 16 bits, the
 significant ones on top. i420: luma, Cb and Cr in a plane each. rgb: three bytes a pixel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How a stored picture is turned for display: transposed first, then mirrored."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @property
+    def rotation(self) -> int:
+        """Degrees counter-clockwise, leaving a mirroring aside."""
+        if self.transpose:
+            return 90 if self.flip_y else 270
+        return 180 if self.flip_y else 0
+
+
+UPRIGHT = Orientation()
 
 
 @dataclass(frozen=True, slots=True)

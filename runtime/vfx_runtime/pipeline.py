@@ -14,11 +14,9 @@ import os
 import queue
 import threading
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from vfx_engines.engine import Array, Engine, Outputs
-from vfx_engines.errors import EngineError, UsageError, VfxError, VideoError, shown
+from vfx_engines.errors import EngineError, VfxError, VideoError, shown
 from vfx_engines.opening import cuda_index
 from vfx_engines.spec import EngineSpec, Output, Sampling
 from vfx_runtime.audio import check_audio, sound_windows
@@ -34,9 +32,10 @@ from vfx_runtime.decode import Decoder, Frame
 from vfx_runtime.features import RowSpool
 from vfx_runtime.inputs import Job
 from vfx_runtime.lane import Lane
+from vfx_runtime.laying import Sample, check_alike, windows
 from vfx_runtime.opening import open_video
 from vfx_runtime.preprocess import Preprocess, preprocess_for, shared
-from vfx_runtime.sampling import Held, Window, Windows, resample
+from vfx_runtime.sampling import Window
 
 _AHEAD = 64
 """Videos that may be begun before the oldest unfinished one is done: bounds what is held of each."""
@@ -44,11 +43,6 @@ _AHEAD = 64
 _LONGEST_SHOWN = 3600
 """Seconds that a frame may last where a frame rate asks for it again and again: a damaged time stamp can
 make it years."""
-
-_SHARED_FRAMES = 8
-
-_SKIP_WORTH = 32
-"""Samples to the next needed one from which asking the decoder to seek can pay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,37 +143,6 @@ class Pipeline:
             yield from run.results()
         finally:
             run.stop()
-
-
-def check_alike(specs: Sequence[EngineSpec], samplings: Sequence[Sampling]) -> None:
-    """Engines of one run lay their windows alike, so that their rows belong together.
-
-    Raises:
-        UsageError: they do not, or two of their outputs share a name.
-    """
-
-    def layout(spec: EngineSpec, sampling: Sampling) -> tuple[object, ...]:
-        lead = sampling.lead if sampling.edges == "drop" else 0
-        windows = sampling.fps, sampling.step, sampling.anchor, sampling.edges, sampling.span + lead
-        return *windows, spec.input.modality, spec.outputs[0].per
-
-    first, *others = zip(specs, samplings, strict=True)
-    for other in others:
-        if layout(*other) != layout(*first):
-            raise UsageError(
-                f"{first[0].model} and {other[0].model} lay their windows differently "
-                f"({_windows_said(*first)}; {_windows_said(*other)}), so their rows do not belong together: "
-                "run them one after the other, or give a --step or --fps for both"
-            )
-    names = [output.name for spec in specs for output in spec.outputs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two engines have an output called {twice!r}: run them one after the other")
-
-
-def _windows_said(spec: EngineSpec, sampling: Sampling) -> str:
-    rate = f" at {sampling.fps:g} fps" if sampling.fps else ""
-    return f"{sampling.span} {spec.input.modality} every {sampling.step}{rate}"
 
 
 @dataclass(slots=True, eq=False)
@@ -420,7 +383,7 @@ class _Run:
         video: _Video,
         number: int,
         window: Window,
-        samples: dict[int, _Sample],
+        samples: dict[int, Sample],
         preprocess: Preprocess[Any],
     ) -> None:
         spans = [(window.first, window.last)]
@@ -519,104 +482,6 @@ def _pairs(array: Array, places: Sequence[_Place]) -> Array:
     """Rows of windows ``[n, pairs, ...]`` to rows of pairs, those of repeated frames left out."""
     rows = [window[: len(place.frame_range)] for window, place in zip(array, places, strict=True)]
     return np.concatenate(rows)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sample:
-    """A prepared frame as the windows see it."""
-
-    prepared: Any
-    """What `Preprocess.prepare` made of it."""
-    frame: int
-    """Number of the source frame."""
-    start: Fraction
-    end: Fraction
-
-
-def windows(
-    frames: Iterable[Frame], samplings: Sequence[Sampling], prepares: Sequence[Callable[[Frame], Any]]
-) -> Iterator[tuple[int, Window, dict[int, _Sample]]]:
-    """The windows of a video for each sampling, with its number and the samples that they are made of.
-
-    Args:
-        frames: decoded once, however many samplings there are.
-        samplings: which lay their windows alike, so that none is far ahead of another.
-        prepares: one for each sampling. A frame is prepared once for each that differs, however many
-            windows use it, and not at all if none does. What is kept never exceeds a window's span.
-    """
-    if len(samplings) == 1:
-        for window, kept in _windows(frames, samplings[0], prepares[0]):
-            yield 0, window, kept
-        return
-    streams = itertools.tee(frames, len(samplings))
-    once = {prepare: _Once(prepare) for prepare in prepares}
-    running = [
-        (number, _windows(stream, sampling, once[prepare]))
-        for number, (stream, sampling, prepare) in enumerate(zip(streams, samplings, prepares, strict=True))
-    ]
-    while running:
-        for item in list(running):
-            number, laid = item
-            found = next(laid, None)
-            if found is None:
-                running.remove(item)
-            else:
-                yield number, *found
-
-
-class _Once:
-    """Prepares the latest frames once, for all who ask: they do so within few frames of each other."""
-
-    def __init__(self, prepare: Callable[[Frame], Any]) -> None:
-        self._prepare = prepare
-        self._latest: OrderedDict[int, Any] = OrderedDict()
-
-    def __call__(self, frame: Frame) -> Any:
-        if frame.index not in self._latest:
-            self._latest[frame.index] = self._prepare(frame)
-            if len(self._latest) > _SHARED_FRAMES:
-                self._latest.popitem(last=False)
-        return self._latest[frame.index]
-
-
-def _windows(
-    frames: Iterable[Frame], sampling: Sampling, prepare: Callable[[Frame], Any]
-) -> Iterator[tuple[Window, dict[int, _Sample]]]:
-    planner = Windows(sampling)
-    kept: dict[int, _Sample] = {}
-    number = -1
-    # Where windows lie far apart the decoder may seek; frames that fill up edges are known at the end only.
-    may_skip = sampling.fps is None and sampling.edges == "drop"
-    seekable = frames if may_skip and isinstance(frames, _Counted) else None
-    for held, is_last in _last_marked(resample(frames, sampling.fps)):
-        prepared = None
-        first = held.first if sampling.fps else held.frame.index
-        if first > number + 1:
-            planner.skip(first)
-        for i in range(held.count):
-            number = first + i
-            if planner.needs(number, last=is_last and i == held.count - 1):
-                if prepared is None:
-                    prepared = prepare(held.frame)
-                start = held.start + i * held.length
-                kept[number] = _Sample(prepared, held.frame.index, start, start + held.length)
-            window = planner.add(number)
-            if window is not None:
-                yield window, kept
-            for old in [n for n in kept if n < planner.floor]:
-                del kept[old]
-        if seekable is not None and planner.floor > number + _SKIP_WORTH:
-            seekable.skip_to(planner.floor)
-    for window in planner.finish():
-        yield window, kept
-
-
-def _last_marked(items: Iterator[Held[Frame]]) -> Iterator[tuple[Held[Frame], bool]]:
-    held = next(items, None)
-    while held is not None:
-        following = next(items, None)
-        yield held, following is None
-        held = following
 
 
 class _Counted:

@@ -21,8 +21,7 @@ from vfx_engines.cuda import Bytes, Cuda
 from vfx_engines.engine import Engine
 from vfx_engines.nvrtc import compiled
 from vfx_runtime.decode import Frame
-from vfx_runtime.orientation import Orientation
-from vfx_runtime.picture import Convention, Picture, SurfaceFormat
+from vfx_runtime.picture import Convention, Orientation, Picture, SurfaceFormat
 from vfx_runtime.resize import FramePlan, plan
 from vfx_runtime.surfaces import (
     KERNELS,

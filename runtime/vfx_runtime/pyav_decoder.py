@@ -28,8 +28,8 @@ from av.video.stream import VideoStream
 
 from vfx_engines.errors import VideoError, shown
 from vfx_runtime.decode import Pixels, VideoInfo
-from vfx_runtime.orientation import UPRIGHT, displayed, orientation
-from vfx_runtime.picture import Convention, Picture, Plane, SurfaceFormat
+from vfx_runtime.orientation import displayed, orientation
+from vfx_runtime.picture import UPRIGHT, Convention, Picture, Plane, SurfaceFormat
 from vfx_runtime.video_file import (
     MAX_PIXELS,
     Timeline,

@@ -11,8 +11,7 @@ from functools import cache
 from importlib.resources import files
 
 from vfx_engines.errors import VideoError
-from vfx_runtime.orientation import Orientation
-from vfx_runtime.picture import Convention, SurfaceFormat
+from vfx_runtime.picture import Convention, Orientation, SurfaceFormat
 from vfx_runtime.resize import FramePlan
 
 _FIXED = 1 << 13

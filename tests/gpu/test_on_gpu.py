@@ -30,8 +30,7 @@ from vfx_engines.tensorrt_api import is_installed
 from vfx_runtime import nvdec
 from vfx_runtime.inputs import Job
 from vfx_runtime.opening import open_video
-from vfx_runtime.orientation import UPRIGHT
-from vfx_runtime.picture import Convention, SurfaceFormat
+from vfx_runtime.picture import UPRIGHT, Convention, SurfaceFormat
 from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.resize import FramePlan, plan
 from vfx_runtime.surfaces import (

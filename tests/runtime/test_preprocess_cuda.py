@@ -36,8 +36,7 @@ from vfx_runtime.decode import Frame, VideoInfo
 from vfx_runtime.features import Features
 from vfx_runtime.inputs import Job
 from vfx_runtime.opening import open_video
-from vfx_runtime.orientation import UPRIGHT
-from vfx_runtime.picture import Convention, Picture, Plane
+from vfx_runtime.picture import UPRIGHT, Convention, Picture, Plane
 from vfx_runtime.pipeline import Pipeline, Result
 from vfx_runtime.preprocess import CpuPreprocess
 from vfx_runtime.preprocess_cuda import CudaPreprocess

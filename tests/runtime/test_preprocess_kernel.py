@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from cuda_on_cpu import CpuKernels
 from vfx_engines.spec import Crop, Filter, Resize, Transform
-from vfx_runtime.orientation import UPRIGHT, Orientation, displayed
-from vfx_runtime.picture import Convention, SurfaceFormat
+from vfx_runtime.orientation import displayed
+from vfx_runtime.picture import UPRIGHT, Convention, Orientation, SurfaceFormat
 from vfx_runtime.resize import FramePlan, plan
 from vfx_runtime.surfaces import Surface, Surfaces, colour
 from vfx_runtime.taps import Taps

@@ -23,8 +23,8 @@ from vfx_engines.spec import Crop, Resize, Transform
 from vfx_runtime import Features, extract, read_features
 from vfx_runtime import pipeline as pipeline_module
 from vfx_runtime import preprocess as preprocess_module
+from vfx_runtime.laying import check_alike
 from vfx_runtime.opening import open_video
-from vfx_runtime.pipeline import check_alike
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,157 @@
+"""Windows laid over the frames of a video: for one engine, or for several that lay theirs alike."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol, runtime_checkable
+
+from vfx_engines.errors import UsageError
+from vfx_engines.spec import EngineSpec, Sampling
+from vfx_runtime.decode import Frame
+from vfx_runtime.sampling import Held, Window, Windows, resample
+
+_SHARED_FRAMES = 8
+
+_SKIP_WORTH = 32
+"""Samples to the next needed one from which asking the decoder to seek can pay."""
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """Frames of which some may be left out."""
+
+    def skip_to(self, index: int) -> None:
+        """See `vfx_runtime.decode.Decoder.skip_to`."""
+
+
+def check_alike(specs: Sequence[EngineSpec], samplings: Sequence[Sampling]) -> None:
+    """Engines of one run lay their windows alike, so that their rows belong together.
+
+    Raises:
+        UsageError: they do not, or two of their outputs share a name.
+    """
+
+    def layout(spec: EngineSpec, sampling: Sampling) -> tuple[object, ...]:
+        lead = sampling.lead if sampling.edges == "drop" else 0
+        windows = sampling.fps, sampling.step, sampling.anchor, sampling.edges, sampling.span + lead
+        return *windows, spec.input.modality, spec.outputs[0].per
+
+    first, *others = zip(specs, samplings, strict=True)
+    for other in others:
+        if layout(*other) != layout(*first):
+            raise UsageError(
+                f"{first[0].model} and {other[0].model} lay their windows differently "
+                f"({_windows_said(*first)}; {_windows_said(*other)}), so their rows do not belong together: "
+                "run them one after the other, or give a --step or --fps for both"
+            )
+    names = [output.name for spec in specs for output in spec.outputs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two engines have an output called {twice!r}: run them one after the other")
+
+
+def _windows_said(spec: EngineSpec, sampling: Sampling) -> str:
+    rate = f" at {sampling.fps:g} fps" if sampling.fps else ""
+    return f"{sampling.span} {spec.input.modality} every {sampling.step}{rate}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """A prepared frame as the windows see it."""
+
+    prepared: Any
+    """What `Preprocess.prepare` made of it."""
+    frame: int
+    """Number of the source frame."""
+    start: Fraction
+    end: Fraction
+
+
+def windows(
+    frames: Iterable[Frame], samplings: Sequence[Sampling], prepares: Sequence[Callable[[Frame], Any]]
+) -> Iterator[tuple[int, Window, dict[int, Sample]]]:
+    """The windows of a video for each sampling, with its number and the samples that they are made of.
+
+    Args:
+        frames: decoded once, however many samplings there are.
+        samplings: which lay their windows alike, so that none is far ahead of another.
+        prepares: one for each sampling. A frame is prepared once for each that differs, however many
+            windows use it, and not at all if none does. What is kept never exceeds a window's span.
+    """
+    if len(samplings) == 1:
+        for window, kept in _windows(frames, samplings[0], prepares[0]):
+            yield 0, window, kept
+        return
+    streams = itertools.tee(frames, len(samplings))
+    once = {prepare: _Once(prepare) for prepare in prepares}
+    running = [
+        (number, _windows(stream, sampling, once[prepare]))
+        for number, (stream, sampling, prepare) in enumerate(zip(streams, samplings, prepares, strict=True))
+    ]
+    while running:
+        for item in list(running):
+            number, laid = item
+            found = next(laid, None)
+            if found is None:
+                running.remove(item)
+            else:
+                yield number, *found
+
+
+class _Once:
+    """Prepares the latest frames once, for all who ask: they do so within few frames of each other."""
+
+    def __init__(self, prepare: Callable[[Frame], Any]) -> None:
+        self._prepare = prepare
+        self._latest: OrderedDict[int, Any] = OrderedDict()
+
+    def __call__(self, frame: Frame) -> Any:
+        if frame.index not in self._latest:
+            self._latest[frame.index] = self._prepare(frame)
+            if len(self._latest) > _SHARED_FRAMES:
+                self._latest.popitem(last=False)
+        return self._latest[frame.index]
+
+
+def _windows(
+    frames: Iterable[Frame], sampling: Sampling, prepare: Callable[[Frame], Any]
+) -> Iterator[tuple[Window, dict[int, Sample]]]:
+    planner = Windows(sampling)
+    kept: dict[int, Sample] = {}
+    number = -1
+    # Where windows lie far apart the decoder may seek; frames that fill up edges are known at the end only.
+    may_skip = sampling.fps is None and sampling.edges == "drop"
+    seekable = frames if may_skip and isinstance(frames, Seekable) else None
+    for held, is_last in _last_marked(resample(frames, sampling.fps)):
+        prepared = None
+        first = held.first if sampling.fps else held.frame.index
+        if first > number + 1:
+            planner.skip(first)
+        for i in range(held.count):
+            number = first + i
+            if planner.needs(number, last=is_last and i == held.count - 1):
+                if prepared is None:
+                    prepared = prepare(held.frame)
+                start = held.start + i * held.length
+                kept[number] = Sample(prepared, held.frame.index, start, start + held.length)
+            window = planner.add(number)
+            if window is not None:
+                yield window, kept
+            for old in [n for n in kept if n < planner.floor]:
+                del kept[old]
+        if seekable is not None and planner.floor > number + _SKIP_WORTH:
+            seekable.skip_to(planner.floor)
+    for window in planner.finish():
+        yield window, kept
+
+
+def _last_marked(items: Iterator[Held[Frame]]) -> Iterator[tuple[Held[Frame], bool]]:
+    held = next(items, None)
+    while held is not None:
+        following = next(items, None)
+        yield held, following is None
+        held = following
