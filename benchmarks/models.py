@@ -1,0 +1,191 @@
+"""Every network of the catalogue: its engine against the same network in torch, and against the peak.
+
+    .venv/bin/python benchmarks/models.py                    # all but the largest, about half an hour
+    .venv/bin/python benchmarks/models.py s3d clip_vit_b_32  # some
+    .venv/bin/python benchmarks/models.py --new s3d          # into the results that are there
+
+Weights are random: what a network computes does not change how long it takes. The contenders take turns
+within each round, on the same input, all cores; ratios are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from material import FOLDER, RESULTS, save
+from matplotlib.figure import Figure
+
+from vfx_engines import Engine, open_engine
+from vfx_engines.peak import matrix_peak
+from vfx_engines.spec import Precision
+from vfx_export.catalogue import CATALOGUE, find
+from vfx_export.exporting import export_model, random_weights
+from vfx_export.model import Model
+
+LARGEST = ("i3d_flow_raft", "i3d_flow_pwc", "clip_rn50x16", "clip_rn50x64", "clip_vit_l_14_336px")
+"""Minutes each; measured when they are named."""
+
+FLOW_SIZE = {"height": 240, "width": 320}
+ENOUGH = {"ratio": {"fp32": 2.0, "bf16": 7.0}, "peak": {"fp32": 0.8, "bf16": 0.6}}
+"""An engine is as fast as it should be if it reaches either."""
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("models", nargs="*", help="[default: all but the largest]")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of an engine, per round")
+    parser.add_argument("--new", action="store_true", help="keep the results of other models")
+    arguments = parser.parse_args()
+    names = arguments.models or [model.name for model in CATALOGUE if model.name not in LARGEST]
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    path = RESULTS / "models.json"
+    found: dict[str, Any] = json.loads(path.read_text())["models"] if arguments.new and path.exists() else {}
+    for name in names:
+        found[name] = measured(find(name), cores, arguments.rounds, arguments.seconds)
+        print(line(name, found[name]), flush=True)
+        print(save("models", {"rounds": arguments.rounds, "models": found}))
+    draw(RESULTS / "models.png", found)
+
+
+def exported(model: Model, precision: Precision) -> Path:
+    path = FOLDER / f"{model.name}_{precision}.onnx"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        export_model(
+            model, path, checkpoint=None, precision=precision, frames=1 if model.overlap == 1 else None
+        )
+    return path
+
+
+def measured(model: Model, cores: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """Windows per second of each contender, ratios to torch, shares of the peak."""
+    sizes = FLOW_SIZE if model.transform.crop is None and model.modality == "frames" else {}
+    engines = {p: open_engine(exported(model, p), sizes=sizes) for p in PRECISIONS}
+    engine = engines["fp32"]
+    module = model.network(False)
+    random_weights(module)
+    module.eval()
+    random = np.random.default_rng(0)
+    buffer = engine.buffer(0)
+    given = (
+        random.integers(0, 256, buffer.shape, np.uint8)
+        if buffer.dtype == np.uint8
+        else random.uniform(-1, 1, buffer.shape).astype(np.float32)
+    )
+    tensor = torch.from_numpy(given)
+
+    def eager() -> float:
+        count, started = 0, time.perf_counter()
+        with torch.inference_mode():
+            while time.perf_counter() - started < seconds or not count:
+                module(tensor)
+                count += len(given)
+        return count / (time.perf_counter() - started)
+
+    runs: dict[str, Callable[[], float]] = {"eager": eager}
+    for precision, item in engines.items():
+        runs[precision] = lambda item=item: engine_rate(item, given, seconds)  # type: ignore[misc]
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    peaks: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            rate = run()
+            if number:  # the first round warms up
+                rates[name].append(rate)
+            time.sleep(0.3)
+        for precision, item in engines.items():
+            peaks[precision].append(matrix_peak(item.precision, cores, 0.5))
+    macs = engine.spec.macs or 0
+    result: dict[str, Any] = {
+        "batch": engine.batch,
+        "macs": macs,
+        "eager_windows_s": statistics.median(rates["eager"]),
+        "computed_in": {precision: item.precision for precision, item in engines.items()},
+    }
+    for precision in PRECISIONS:
+        pairs = zip(rates[precision], rates["eager"], strict=True)
+        result[precision] = {
+            "windows_s": statistics.median(rates[precision]),
+            "ratio": statistics.median(rate / base for rate, base in pairs),
+            "share_of_peak": statistics.median(rates[precision]) * macs / statistics.median(peaks[precision]),
+        }
+    for item in engines.values():
+        item.close()
+    return result
+
+
+def engine_rate(item: Engine, given: Any, seconds: float) -> float:
+    """All slots in flight."""
+    for slot in range(item.slots):
+        item.buffer(slot)[:] = given
+    flying = list(range(item.slots))
+    for slot in flying:
+        item.submit(slot, item.batch)
+    count, started = 0, time.perf_counter()
+    while flying:
+        slot = flying.pop(0)
+        item.collect(slot)
+        count += item.batch
+        if time.perf_counter() - started < seconds:
+            item.submit(slot, item.batch)
+            flying.append(slot)
+    return count / (time.perf_counter() - started)
+
+
+def enough(found: dict[str, Any], precision: str) -> bool:
+    part = found[precision]
+    return bool(
+        part["ratio"] >= ENOUGH["ratio"][precision] or part["share_of_peak"] >= ENOUGH["peak"][precision]
+    )
+
+
+def line(name: str, found: dict[str, Any]) -> str:
+    parts = [
+        f"{precision} {found[precision]['ratio']:6.2f}x {found[precision]['share_of_peak']:5.0%} of the peak"
+        f"{'' if enough(found, precision) else ' (short)':8}"
+        for precision in PRECISIONS
+    ]
+    return f"{name:34} eager {found['eager_windows_s']:9.2f}/s   {'   '.join(parts)}"
+
+
+def draw(path: Path, found: dict[str, Any]) -> None:
+    figure = Figure(figsize=(9, 0.42 * len(found) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(found))
+    for shift, precision, colour in ((-0.2, "fp32", "#4878a8"), (0.2, "bf16", "#d9843b")):
+        bars = axes.barh(
+            places + shift,
+            [item[precision]["ratio"] for item in found.values()],
+            0.38,
+            label=precision,
+            color=colour,
+        )
+        labels = [
+            f"{item[precision]['ratio']:.1f}x, {item[precision]['share_of_peak']:.0%} of the peak"
+            for item in found.values()
+        ]
+        axes.bar_label(bars, labels, padding=3, fontsize=8)
+    axes.set_yticks(places, list(found))
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    axes.axvline(1, color="#888888", linewidth=0.8)
+    axes.set_xlabel("times the windows per second of torch eager in fp32")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
