@@ -60,12 +60,17 @@ def build_plan(
         The plan's spec, with the comparison with ``onnx``.
 
     Raises:
-        UsageError: no TensorRT, Polygraphy, driver or GPU.
+        UsageError: no TensorRT, Polygraphy, driver or GPU; or an axis but the batch may vary.
         EngineError: TensorRT refuses the network, or the plan does not compute what the file does.
         OSError: as it comes, from writing.
     """
     settings = settings or BuildSettings()
     spec = read_onnx_spec(onnx)
+    named = [axis for axis in spec.input.shape[1:] if isinstance(axis, str)]
+    if named:
+        raise UsageError(
+            f"{shown(onnx)}: its {' and '.join(named)} may vary, and a plan has one size: run the .onnx file"
+        )
     library = TensorRt()
     cuda = open_cuda(index)
     cuda.activate()

@@ -200,6 +200,10 @@ def _run(
         assert spec is not None
         return _export_own(module, spec, precision, target)
     assert model is not None
+    from vfx_export.catalogue import find
+
+    if target.settings and not (format_ == "plan" or output.suffix == ".plan"):
+        target = target.for_network(find(model))
     usual: Precision = "fp16" if target.settings else "fp32"
     return _export_catalogue(
         model, checkpoints, random_weights, precision or usual, target, frames, resize, head, pca

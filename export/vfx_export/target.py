@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -16,6 +17,9 @@ from vfx_engines.devices import missing_driver
 from vfx_engines.errors import OutputError, UsageError, reason, shown
 from vfx_engines.spec import EngineSpec
 from vfx_engines.tensorrt_api import INSTALL, is_installed
+
+if TYPE_CHECKING:
+    from vfx_export.model import Model
 
 CONSOLE = Console(stderr=True, highlight=False)
 
@@ -31,6 +35,13 @@ class Target:
     """Of the GPU that a plan is built on."""
     missing: str
     """Why ONNX is written where nothing was asked for; empty where it was."""
+
+    def for_network(self, model: Model) -> Target:
+        """This target, or ONNX where the network takes frames of any size, which no plan can."""
+        if self.settings is None or model.transform.crop is not None or model.modality == "audio":
+            return self
+        missing = f"{model.name} takes frames of any size, and a plan has one"
+        return dataclasses.replace(self, settings=None, missing=missing)
 
     def path(self, name: str) -> Path:
         """The file.

@@ -13,12 +13,12 @@ from typing import Any, get_args
 import click
 from rich.console import Console
 
-from vfx_engines.errors import UsageError, VfxError
-from vfx_engines.opening import BackendName, open_engine
+from vfx_engines.errors import UsageError, VfxError, shown
+from vfx_engines.opening import BackendName, cuda_index, open_engine, read_spec
 from vfx_engines.spec import EngineSpec, Precision
 from vfx_runtime.chart import check_chart
 from vfx_runtime.extracting import Tail, run_sampling
-from vfx_runtime.inputs import find_videos
+from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.measuring import (
     Cost,
     Others,
@@ -30,7 +30,9 @@ from vfx_runtime.measuring import (
     measure_engine,
     measure_resize,
 )
+from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.report import Report, draw, summary, table
+from vfx_runtime.sizing import Sizes, grouped
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -184,8 +186,12 @@ def measure(
     machine, others = machine_facts(), Others()
     workers = max(1, min(machine["cores"], 16))
 
+    sizes = _one_size(file, videos)
+
     def opened(batch: int | None) -> Any:
-        return open_engine(file, device=device, backend=backend, precision=precision, batch=batch)
+        return open_engine(
+            file, device=device, backend=backend, precision=precision, batch=batch, sizes=sizes
+        )
 
     from vfx_engines.peak import matrix_peak  # OpenVINO: 0.3 s, not paid for --help
 
@@ -197,6 +203,8 @@ def measure(
             )
         usual, name, computed, where = engine.batch, engine.name, engine.precision, engine.device
         sampling = run_sampling(spec.sampling, fps=fps, step=step, tail=tail)
+        on_gpu = gpu_decoders(engine)
+        decoders = [cuda_index(where)] * on_gpu + [None] * workers
         say(f"engine: {file}, {name}")
         # One turn beforehand: it warms everything up, and says how long a turn takes.
         turn = measure_end_to_end(engine, sampling, videos, 1, _fresh(folder, "turn"))
@@ -209,7 +217,7 @@ def measure(
         if where == "cpu":
             peak = max(peak, matrix_peak(computed, machine["cores"], min(seconds, 1.0)))
         measured = [
-            measure_decode(videos, seconds, workers),
+            measure_decode(videos, seconds, decoders, convert=where == "cpu"),
             measure_resize(frames, spec.transform, seconds, workers),
         ]
         for batch in sorted({usual, *(batches or (usual * 2, usual * 4))}):
@@ -237,6 +245,21 @@ def measure(
         rounds=costs,
         batch=usual,
     )
+
+
+def _one_size(file: Path, videos: Sequence[Path]) -> Sizes:
+    """Of the axes that the engine names: all videos must give the same.
+
+    Raises:
+        VfxError: a video cannot be opened, or they give several.
+    """
+    groups = list(grouped([Job(video, video.stem) for video in videos], [read_spec(file)]))
+    for group in groups:
+        for _, error in group.failed:
+            raise error
+    if len(groups) > 1:
+        raise UsageError(f"{shown(file)} takes frames of the video's own size: give videos of one size")
+    return groups[0].sizes[0]
 
 
 def _fresh(folder: Path, name: str) -> Path:

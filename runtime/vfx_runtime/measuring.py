@@ -95,13 +95,15 @@ def cpu_limit(engine: Cost, decode: Cost, resize: Cost, frames_per_window: float
     return cores / per_window
 
 
-def gpu_limit(engine: Cost, decode: Cost, resize: Cost, frames_per_window: float, cores: int) -> float:
-    """Windows per second that the slower side allows: the GPU its engine, or the cores the frames.
+def gpu_limit(engine: Cost, decode: Cost, frames_per_window: float) -> float:
+    """Windows per second that the slower side allows: the GPU its engine, or whoever decodes the frames.
 
-    Arguments as of `cpu_limit`.
+    Args:
+        engine: of the engine alone.
+        decode: of decoding alone, by all decoders of a run; what follows happens on the GPU.
+        frames_per_window: source frames that a run decodes for each window.
     """
-    frames = decode.cpu_per_frame + resize.cpu_per_frame
-    return min(engine.windows_per_second, cores / (frames_per_window * frames))
+    return min(engine.windows_per_second, decode.frames_per_second / frames_per_window)
 
 
 def measure_engine(engine: Engine, seconds: float) -> Cost:
@@ -132,27 +134,40 @@ def _rounds(engine: Engine, seconds: float) -> int:
     return calls
 
 
-def measure_decode(videos: Sequence[Path], seconds: float, workers: int) -> Cost:
-    """Decode videos alone, each frame converted to RGB, by as many threads as a run has.
+def measure_decode(
+    videos: Sequence[Path], seconds: float, decoders: Sequence[int | None], convert: bool = True
+) -> Cost:
+    """Decode videos alone, by as many threads as a run has.
+
+    Args:
+        videos: decoded in turns.
+        seconds: to measure for.
+        decoders: of a run: None for each that is on the CPU, else the number of its GPU.
+        convert: each frame to RGB, as a run does that resizes on the CPU.
 
     Raises:
         VideoError: a video cannot be decoded.
     """
-    turns = itertools.cycle(videos)
+    turns, places, lock = itertools.cycle(videos), iter(decoders), threading.Lock()
 
     def work(stop: Callable[[], bool]) -> int:
+        with lock:
+            gpu = next(places)
         count = 0
         while not stop():
-            with open_video(next(turns)) as decoder:
+            with lock:
+                video = next(turns)
+            with open_video(video, 1, gpu) as decoder:
                 for frame in decoder:
-                    frame.rgb()
+                    if convert:
+                        frame.rgb()
                     count += 1
                     if stop():
                         break
         return count
 
     with _Meter() as meter:
-        frames = _on_threads(work, workers, seconds)
+        frames = _on_threads(work, len(decoders), seconds)
     return meter.cost("decode", frames=frames)
 
 

@@ -71,12 +71,13 @@ class Report:
     @property
     def limits(self) -> list[float]:
         """Windows per second that the stages allow, by the measurements of each round."""
-        limit = cpu_limit if self.engine["device"] == "cpu" else gpu_limit
-        stages = zip(
-            self.costs("engine", self.batch), self.costs("decode"), self.costs("resize"), strict=True
-        )
+        engines, decodes = self.costs("engine", self.batch), self.costs("decode")
         per_window, cores = self.frames_per_window, self.machine["cores"]
-        return [limit(*stage, frames_per_window=per_window, cores=cores) for stage in stages]
+        if self.engine["device"] != "cpu":
+            pairs = zip(engines, decodes, strict=True)
+            return [gpu_limit(engine, decode, per_window) for engine, decode in pairs]
+        stages = zip(engines, decodes, self.costs("resize"), strict=True)
+        return [cpu_limit(*stage, frames_per_window=per_window, cores=cores) for stage in stages]
 
     @property
     def shares(self) -> list[float]:

@@ -14,6 +14,7 @@ import pytest
 
 from fake_tensorrt import KIT
 from tiny import tiny_engine
+from tiny_flow import tiny_flow_engine
 from vfx_engines.build_settings import BuildSettings
 from vfx_engines.errors import UsageError
 from vfx_engines.plan_builder import build_plan
@@ -178,3 +179,8 @@ def test_settings_that_make_no_sense(settings: dict[str, object]) -> None:
 def test_without_tensorrt_it_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="TensorRT is not installed: install it from NVIDIA"):
         build_plan(tiny_engine(tmp_path / "tiny.onnx"), tmp_path / "tiny.plan")
+
+
+def test_a_plan_has_one_size(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="its height and width may vary, and a plan has one size"):
+        build_plan(tiny_flow_engine(tmp_path / "flow.onnx"), tmp_path / "flow.plan")

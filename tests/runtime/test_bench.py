@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from make_video import make_video
 from tiny import tiny_engine
+from tiny_flow import tiny_flow_engine
 from vfx_runtime.bench import main
 from vfx_runtime.measuring import Cost, cpu_limit, gpu_limit
 from vfx_runtime.report import Report
@@ -110,9 +111,9 @@ def test_the_limit_is_what_the_stages_cpu_seconds_allow() -> None:
 
     # 0.2 for the engine, 20 x (0.005 + 0.001) for the frames: 0.32 CPU-seconds on 2 cores.
     assert cpu_limit(engine, decode, resize, 20, 2) == pytest.approx(2 / 0.32)
-    # On a GPU the engine costs the cores nothing: ten a second, or 2 / (20 x 0.006) where that is less.
-    assert gpu_limit(engine, decode, resize, 20, 2) == pytest.approx(10)
-    assert gpu_limit(engine, decode, resize, 20, 1) == pytest.approx(1 / 0.12)
+    # On a GPU the engine costs the cores nothing: ten a second, or what is decoded where that is less.
+    assert gpu_limit(engine, decode, 5) == pytest.approx(10)
+    assert gpu_limit(engine, decode, 20) == pytest.approx(5)
 
 
 def test_a_report_holds_each_round_against_its_own_limit() -> None:
@@ -133,3 +134,14 @@ def test_a_report_holds_each_round_against_its_own_limit() -> None:
     assert report.rate("decode") == pytest.approx(100 / 20)
     assert report.cpu("engine") == pytest.approx((0.2 + 0.6) / 2)
     assert report.share_of_peak(10) == pytest.approx(0.5)
+
+
+def test_an_engine_of_any_size_is_measured_at_that_of_the_videos(tmp_path: Path) -> None:
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    small = make_video(tmp_path / "small.mp4", width=40, height=30, frames=9)
+    large = make_video(tmp_path / "large.mp4", width=48, height=32, frames=9)
+
+    assert bench("--engine", engine, *QUICK, small).exit_code == 0
+    refused = bench("--engine", engine, *QUICK, small, large)
+    assert refused.exit_code == 2
+    assert "give videos of one size" in refused.stderr
