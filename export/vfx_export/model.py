@@ -122,7 +122,7 @@ class Model:
         if self.labels is None:
             raise UsageError(f"--head: {self.name} has no classifier")
         labels = self.labels()
-        return Output("logits", (len(labels),), kind="logits", labels=labels)
+        return Output("logits", (len(labels),), kind="logits", per=self.feature.per, labels=labels)
 
     def postprocessed(self, module: nn.Module, parameters: Path) -> Output:
         """Add the published post-processing to ``module``; the output that it now gives too.

@@ -138,4 +138,5 @@ def _report(path: Path, spec: EngineSpec) -> None:
 
 def _counted(spec: EngineSpec) -> str:
     what = "samples" if spec.input.modality == "audio" else "frames"
-    return f"{spec.sampling.frames} {what}"
+    count = spec.sampling.frames
+    return f"{count} {what if count != 1 else what.removesuffix('s')}"

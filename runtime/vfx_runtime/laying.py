@@ -38,7 +38,7 @@ def check_alike(specs: Sequence[EngineSpec], samplings: Sequence[Sampling]) -> N
     def layout(spec: EngineSpec, sampling: Sampling) -> tuple[object, ...]:
         lead = sampling.lead if sampling.edges == "drop" else 0
         windows = sampling.fps, sampling.step, sampling.anchor, sampling.edges, sampling.span + lead
-        return *windows, spec.input.modality, spec.outputs[0].per
+        return *windows, spec.input.modality, spec.outputs[0].per == "pair"
 
     first, *others = zip(specs, samplings, strict=True)
     for other in others:

@@ -65,7 +65,7 @@ def _row(
             Crop(size, size, "centre_round"),
         ),
         blank=(123, 117, 104),
-        feature=Output("clip", (length,)),
+        feature=Output("clip", (length,), per="frame"),
         tolerances=tolerances,
     )
 

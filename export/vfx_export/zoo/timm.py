@@ -90,7 +90,7 @@ def timm_row(name: str) -> Model:
         fixed_frames=True,
         transform=_transform(name, config),
         blank=tuple(round(255 * value) for value in mean),
-        feature=Output("timm", (length,)),
+        feature=Output("timm", (length,), per="frame"),
     )
 
 
