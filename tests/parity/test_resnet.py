@@ -81,7 +81,11 @@ def test_other_weights_and_sizes_agree_with_torch(exports: Exports, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("job", "name", "fps"),
-    [("resnet18", "resnet18", None), ("resnet50_fps4_lossless", "resnet50", 4)],
+    [
+        ("resnet18", "resnet18", None),
+        ("resnet50_fps4_lossless", "resnet50", 4),
+        heavy("resnet50", "resnet50", None),
+    ],
 )
 def test_rows_of_a_video_are_those_of_video_features(
     exports: Exports, job: str, name: str, fps: float | None
