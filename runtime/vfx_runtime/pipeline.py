@@ -3,8 +3,8 @@
 Worker threads decode, resize and gather, on the CPU or on the engine's own GPU (`vfx_runtime.preprocess`);
 the engine's slots are the queue between them and the device. A window is gathered straight into its place
 in a slot, so windows of different videos share a batch, and a worker that runs ahead waits for a free slot:
-memory depends neither on the length of a video nor on their number. One thread collects finished slots in
-the order they were submitted, which keeps the rows of each video in order.
+memory depends neither on the length of a video nor on their number. A thread for each engine collects its
+finished slots in the order they were submitted, which keeps the rows of each video in order.
 """
 
 from __future__ import annotations
