@@ -82,7 +82,7 @@ class Cuda(Protocol):
         """Destroy an event."""
 
     def record(self, event: int, stream: int) -> None:
-        """The event happens when the stream gets here."""
+        """The event happens when the stream gets here; 0 is the device's default stream."""
 
     def wait(self, stream: int, event: int) -> None:
         """The stream goes on when the event, as recorded last, has happened."""

@@ -101,7 +101,9 @@ class PyCuda:
 
     def record(self, event: int, stream: int) -> None:
         """Mark the stream's end."""
-        _checked(lambda: self._things[event].record(self._things[stream]))
+        # 0 is the device's default stream, which PyCUDA calls None.
+        on = self._things[stream] if stream else None
+        _checked(lambda: self._things[event].record(on))
 
     def wait(self, stream: int, event: int) -> None:
         """The stream waits."""
