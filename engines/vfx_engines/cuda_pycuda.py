@@ -20,6 +20,9 @@ from vfx_engines.errors import UsageError, reason
 
 T = TypeVar("T")
 
+_NON_BLOCKING_STREAM = 1
+"""CU_STREAM_NON_BLOCKING: it does not wait for the default stream."""
+
 
 class PyCuda:
     """See `vfx_engines.cuda.Cuda`.
@@ -80,7 +83,7 @@ class PyCuda:
 
     def stream(self) -> int:
         """A stream of its own."""
-        return self._keep(_checked(driver.Stream), _handle)
+        return self._keep(_checked(lambda: driver.Stream(_NON_BLOCKING_STREAM)), _handle)
 
     def close_stream(self, stream: int) -> None:
         """PyCUDA destroys it when the last reference goes."""
