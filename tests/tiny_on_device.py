@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from simulated_cuda import SimulatedDriver
 from tiny import FRAMES, SIZE, tiny_features, tiny_spec
 from vfx_engines.backends.cuda_slots import CudaSlots
+from vfx_engines.cuda import Cuda
 from vfx_engines.cuda_python import CudaPython
 from vfx_engines.engine import DeviceInput
 from vfx_engines.spec import Precision
@@ -25,9 +27,15 @@ class TinyOnDevice:
     precision: Precision = "fp32"
 
     def __init__(
-        self, driver: SimulatedDriver, slots: int, *, one_stream: bool = False, graphs: bool = False
+        self,
+        driver: SimulatedDriver,
+        slots: int,
+        *,
+        one_stream: bool = False,
+        graphs: bool = False,
+        binding: Callable[[int], Cuda] = CudaPython,
     ) -> None:
-        self.driver, self.cuda = driver, CudaPython(0)
+        self.driver, self.cuda = driver, binding(0)
         self._stream = self.cuda.stream() if one_stream else None
         self.enqueued = 0
         self.refuse_capture = False
