@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
+from vfx_engines.spec import Crop, Output, Precision, Resize, Sampling, Transform
 from vfx_export.backbones.flow_i3d import FlowI3D
 from vfx_export.backbones.i3d import I3D, pack_i3d
 from vfx_export.fitting import rename_i3d
@@ -14,6 +14,11 @@ _FLOW = Download(
     "https://github.com/hassony2/kinetics_i3d_pytorch/raw/master/model/model_flow.pth",
     git_blob="5d552d2206f41089c428b0d9d8de3b1fccc85b5a",
 )
+
+
+# Flow is rounded to whole grey levels on its way into I3D: where a millionth of a pixel decides, the file and
+# the module take different ones. Measured 4.8e-4 in fp32 (64 pairs of noise, random weights).
+_ROUNDED_FLOW: dict[Precision, float] = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 3e-2}
 
 
 def _flow_row(name: str, flow: Model) -> Model:
@@ -36,6 +41,7 @@ def _flow_row(name: str, flow: Model) -> Model:
         labels=kinetics400,
         overlap=1,
         parts=(Part("flow", flow.download, flow.layouts), Part("i3d", _FLOW, rename_i3d)),
+        tolerances=_ROUNDED_FLOW,
     )
 
 
