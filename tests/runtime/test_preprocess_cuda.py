@@ -330,7 +330,7 @@ def test_pictures_on_the_device_stay_there(
     expected = read(Pipeline(Engine(spec, OnHost()), workers=2).run(jobs))
     decoders: list[GpuDecoder] = []
 
-    def open_on(path: Path, threads: int, gpu: int | None) -> Any:
+    def open_on(path: Path, threads: int, gpu: int | None, _: object) -> Any:
         if gpu is None:
             return open_video(path, threads)
         decoders.append(GpuDecoder(path, driver))
