@@ -37,12 +37,19 @@ class ImageFrame:
 
     __slots__ = ("_decoded", "_folder", "end", "index", "start")
 
-    def __init__(self, folder: ImageFolder, index: int, start: Fraction, end: Fraction) -> None:
+    def __init__(
+        self,
+        folder: ImageFolder,
+        index: int,
+        start: Fraction,
+        end: Fraction,
+        decoded: tuple[VideoFrame, Orientation] | None,
+    ) -> None:
         self.index = index
         self.start = start
         self.end = end
         self._folder = folder
-        self._decoded: tuple[VideoFrame, Orientation] | None = None
+        self._decoded = decoded
 
     def rgb(self) -> Pixels:
         """Convert the frame: uint8 [height, width, 3], see `Frame.rgb`.
@@ -92,6 +99,7 @@ class ImageFolder:
         self._next = 0
         self._size: tuple[int, int] | None = None
         picture, turn = self.read(0)
+        self._first: tuple[VideoFrame, Orientation] | None = (picture, turn)
         width, height = _displayed_size(picture, turn)
         self._size = width, height
         count = len(self._names)
@@ -115,7 +123,9 @@ class ImageFolder:
             self._check_unchanged()
             raise StopIteration
         self._next += 1
-        return ImageFrame(self, index, index / self._rate, (index + 1) / self._rate)
+        first, self._first = self._first, None
+        decoded = first if index == 0 else None
+        return ImageFrame(self, index, index / self._rate, (index + 1) / self._rate, decoded)
 
     def skip_to(self, index: int) -> None:
         """Go on at `index`: any image is reached without those before it."""

@@ -1,7 +1,7 @@
 """What slowfast_feature_extractor writes: one float32 ``.npy`` file per video, ``[rows, dim]``.
 
 ``<folder>/<name>_<frames>.npy``: the folder as in the list, the name up to its first dot, and the frames of
-a window (github.com/tridivb/slowfast_feature_extractor, run_net.py).
+a window (github.com/tridivb/slowfast_feature_extractor).
 
 Such a file says neither what made it nor from what. So it counts as done when it is whole and has rows of
 the engine's length: whoever changes settings or videos must take another output folder. A flipped bit
