@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, overload
@@ -60,11 +61,17 @@ class Images:
 
 def folder_bytes(folder: str, images: Images) -> int | None:
     """Bytes of all frames in a folder together; None where there is no such folder."""
+    total = 0
     try:
         with os.scandir(folder) as entries:
-            return sum(entry.stat().st_size for entry in entries if images.fits(entry.name))
+            for entry in entries:
+                if images.fits(entry.name):
+                    # What cannot be looked at counts nothing: it was no part of a finished output.
+                    with suppress(OSError):
+                        total += 0 if entry.is_dir() else entry.stat().st_size
     except (OSError, ValueError):
         return None
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import pickle
 import shutil
 from collections.abc import Callable
 from fractions import Fraction
@@ -463,6 +464,13 @@ def test_listed_folders_and_files(tmp_path: Path) -> None:
     assert jobs[2].path == tmp_path / "data/gone"
 
 
+def test_a_job_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    (job,) = find_videos([make_images(tmp_path / "v", range(1))], images=Images("*.png", 10))
+    sent = pickle.loads(pickle.dumps(job))
+    assert sent == job
+    assert sent.images == Images("*.png", 10)
+
+
 def test_no_folder_of_images(tmp_path: Path) -> None:
     make_images(tmp_path / "a", range(1))
     with pytest.raises(
@@ -511,6 +519,11 @@ def test_a_changed_folder_is_done_again(tmp_path: Path, format: str) -> None:
     assert done()
     make_images(folder, range(9, 10))
     assert not done()
+    (folder / "sub.png").mkdir()
+    assert done()
+    (folder / "frame_000002.png").rename(tmp_path / "aside")
+    (folder / "frame_000002.png").symlink_to(tmp_path / "aside")
+    assert done()
     Image.fromarray(noise(48, 64, 3)).save(folder / "frame_000003.png")
     assert not done()
     (folder / "frame_000000.png").unlink()
