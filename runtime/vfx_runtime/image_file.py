@@ -1,7 +1,8 @@
 """One image file: of which kind it is, whether it is whole, and how it is to be turned.
 
 FFmpeg decodes what is left of a truncated JPEG, so files are checked before they are decoded. PNG has a sum
-for each chunk; of JPEG, WebP and BMP, damage that leaves a valid bitstream cannot be seen.
+for each chunk (rows that its writer left out are not noticed); of JPEG, WebP and BMP, damage that leaves a
+valid bitstream cannot be seen.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class ImageFile:
     codec: str
     """FFmpeg's name: mjpeg, png, webp or bmp."""
     data: bytes
+    """To be decoded; without what does not change the colours, where that may be at fault."""
     turn: Orientation
     """What EXIF asks for."""
 
@@ -63,7 +65,7 @@ def read_image(path: str, name: str) -> ImageFile:
         if data[:3] == b"\xff\xd8\xff":
             return ImageFile("mjpeg", data, _check_jpeg(data))
         if data[:8] == b"\x89PNG\r\n\x1a\n":
-            return ImageFile("png", data, _check_png(data))
+            return ImageFile("png", *_check_png(data))
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return ImageFile("webp", data, _check_webp(data))
         if data[:2] == b"BM":
@@ -121,8 +123,9 @@ def _check_jpeg(data: bytes) -> Orientation:
     return turn
 
 
-def _check_png(data: bytes) -> Orientation:
-    turn, at = UPRIGHT, 8
+def _check_png(data: bytes) -> tuple[bytes, Orientation]:
+    """Critical chunks alone are given on: FFmpeg refuses a picture for a fault in its colour profile."""
+    turn, at, critical = UPRIGHT, 8, [data[:8]]
     while True:
         kind, length = data[at + 4 : at + 8], int.from_bytes(data[at : at + 4], "big")
         end = at + 12 + length
@@ -134,8 +137,10 @@ def _check_png(data: bytes) -> Orientation:
             raise _Flaw(_ANIMATED)
         if kind == b"eXIf":
             turn = _orientation(data[at + 8 : end - 4])
+        if kind[:1].isupper():
+            critical.append(data[at:end])
         if kind == b"IEND":
-            return turn
+            return b"".join(critical), turn
         at = end
 
 

@@ -6,6 +6,7 @@ import io
 import itertools
 import pickle
 import shutil
+import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -242,6 +243,44 @@ def test_turns_of_exif(tmp_path: Path, turn: int, suffix: str) -> None:
     wanted = saved(Image.fromarray(picture(9, 40, 30)), path, exif=exif, **options)
     difference = np.abs(read_one(path).astype(int) - wanted)
     assert difference.mean() < (0.6 if suffix == "jpg" else 1e-9)
+
+
+FAULTS = {
+    "png": [
+        *(b"iCCPx\0\0no profile", b"eXIfII*\0\xff\xff\xff\x7f", b"eXIfno exif", b"tEXtno keyword"),
+        *(b"zTXta\0\0no zlib", b"gAMA\0", b"sBIT\x08\x08\x08", b"tRNS\0\1\0\2\0\3", b"prVtanything"),
+    ],
+    "jpg": [
+        *(b"\xe1Exif\0\0", b"\xe1Exif\0\0no exif", b"\xe1Exif\0\0MM\0*\x7f\xff\xff\xff"),
+        *(b"\xe1Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\1", b"\xe2ICC_PROFILE\0\1\1no profile", b"\xfe\xff\xd9"),
+    ],
+    "webp": [b"EXIFno exif", b"EXIFII*\0\xff\xff\xff\x7f", b"ICCPno profile", b"XMP no text"],
+}
+
+
+def with_part(data: bytes, suffix: str, part: bytes) -> bytes:
+    """An image file with another chunk or segment in it, well-formed in itself."""
+    if suffix == "png":
+        chunk = (len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big")
+        return data[:33] + chunk + data[33:]
+    if suffix == "jpg":
+        return data[:2] + b"\xff" + part[:1] + (len(part) + 1).to_bytes(2, "big") + part[1:] + data[2:]
+    flags = {b"EXIF": 8, b"ICCP": 32, b"XMP ": 4}[part[:4]]
+    extended = bytes([flags, 0, 0, 0]) + (63).to_bytes(3, "little") + (47).to_bytes(3, "little")
+    chunk = part[:4] + (len(part) - 4).to_bytes(4, "little") + part[4:] + bytes(len(part) % 2)
+    body = b"WEBPVP8X" + (10).to_bytes(4, "little") + extended
+    body += chunk + data[12:] if part[:4] == b"ICCP" else data[12:] + chunk
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+@pytest.mark.parametrize("suffix", FAULTS)
+def test_faults_beside_the_picture_do_no_harm(tmp_path: Path, suffix: str) -> None:
+    folder = make_images(tmp_path / "v", range(1), f"{{}}.{suffix}")
+    path = folder / f"0.{suffix}"
+    data, wanted = path.read_bytes(), read_one(path)
+    for part in FAULTS[suffix]:
+        path.write_bytes(with_part(data, suffix, part))
+        np.testing.assert_array_equal(read_one(path), wanted)
 
 
 @pytest.mark.parametrize("codec", ["ffv1", "h264_rgb"])
