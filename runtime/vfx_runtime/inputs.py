@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -249,7 +249,13 @@ def _listed(
     """Absolute path of each video in a list, and whether it is a folder of images."""
     text, folder = _read_text(argument), os.path.dirname(path)
     number = 0
-    for number, line in _csv_paths(argument, text) if suffix == ".csv" else _txt_paths(text, folder):
+
+    def is_video(cell: str) -> bool:
+        path = _absolute(cell, folder)
+        return os.path.isfile(path) or os.path.basename(path) in _by_stem(os.path.dirname(path), suffixes)
+
+    paths = _csv_paths(argument, text, is_video) if suffix == ".csv" else _txt_paths(text, folder)
+    for number, line in paths:
         where = f"{shown(argument)}, line {number}"
         if "\0" in line:
             raise UsageError(f"{where}: not text; expected one path a line")
@@ -322,7 +328,7 @@ def _txt_paths(text: str, folder: str) -> Iterator[tuple[int, str]]:
         yield number, line
 
 
-def _csv_paths(argument: str, text: str) -> Iterator[tuple[int, str]]:
+def _csv_paths(argument: str, text: str, is_video: Callable[[str], bool]) -> Iterator[tuple[int, str]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     column = None
     try:
@@ -333,7 +339,8 @@ def _csv_paths(argument: str, text: str) -> Iterator[tuple[int, str]]:
                 cells = [cell.strip().lower() for cell in row]
                 header = [cells.index(name) for name in CSV_COLUMNS if name in cells]
                 column = header[0] if header else 0
-                if header:
+                # A list without a header may begin with a video called "video".
+                if header and not (len(row) == 1 and is_video(row[0].strip())):
                     continue
             if column >= len(row) or not row[column].strip():
                 raise UsageError(f"{shown(argument)}, line {reader.line_num}: no path in column {column + 1}")

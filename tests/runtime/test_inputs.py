@@ -179,6 +179,17 @@ def test_a_list_of_slowfast_feature_extractor(tmp_path, suffix):
     assert [job.path for job in jobs] == [tmp_path / file for file in files]
 
 
+def test_a_video_called_video_is_no_header(tmp_path):
+    listing = tmp_path / "list.csv"
+    touch(tmp_path / "video/a.mp4")
+    listing.write_text("video\nvideo/a\n")
+    assert names(listing) == ["video/a"]
+    touch(tmp_path / "video.mp4")
+    assert names(listing) == ["video", "video/a"]
+    listing.write_text("video,label\nvideo/a,1\n")
+    assert names(listing) == ["video/a"]
+
+
 def test_a_path_without_suffix_that_stands_for_two(tmp_path):
     touch(tmp_path / "sub/a.mp4", tmp_path / "sub/a.avi", tmp_path / "a.wav")
     (tmp_path / "list.csv").write_text("sub/b\nsub/a\n")
