@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,14 +31,15 @@ from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
-from vfx_runtime.extracting import Extracted, Tail, run_sampling
+from vfx_runtime.extracting import Anchor, Extracted, Tail, run_sampling
+from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.laying import check_alike
 from vfx_runtime.nvdec import DECODERS, DecoderName
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.processes import run_on_all
 from vfx_runtime.running import Listener, Task, run_here
-from vfx_runtime.writers import FORMATS, Format
+from vfx_runtime.writers import FORMATS, Format, check_names
 
 FAILURES_FILE = "failures.jsonl"
 
@@ -76,7 +78,22 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     type=click.Choice(FORMATS),
     default="npz",
     show_default=True,
-    help="npz: one file a video; npy, pickle: video_features' files; hdf5: one file a run.",
+    help="npz: one file a video; npy, pickle: video_features' files; slowfast: slowfast_feature_extractor's; "
+    "hdf5: one file a run.",
+)
+@click.option(
+    "--images",
+    metavar="PATTERN",
+    help="Folders of frame images are videos: those whose files look like 'frame_%06d.jpg', "
+    "'frame_{:06d}.jpg' or '*.png'.",
+)
+@click.option(
+    "--images-fps",
+    type=float,
+    default=DEFAULT_FPS,
+    show_default=True,
+    metavar="RATE",
+    help="Frames per second of such a folder.",
 )
 @click.option("--fps", type=float, metavar="RATE", help="Bring videos to this frame rate first.")
 @click.option(
@@ -86,9 +103,20 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     help="Frames from one window to the next; of sound, samples at the engine's rate (VGGish: 16 are 1 ms).",
 )
 @click.option(
+    "--stride",
+    type=int,
+    metavar="N",
+    help="Frames from one frame of a window to the next.  [default: what the engine's spec says]",
+)
+@click.option(
+    "--anchor",
+    type=click.Choice(get_args(Anchor)),
+    help="Window k starts at, or is centred on, frame k times the step.  [default: what the spec says]",
+)
+@click.option(
     "--tail",
     type=click.Choice(get_args(Tail)),
-    help="A window that reaches over the end: drop it, or fill it with the last frame or with blank ones.  "
+    help="A window that reaches outside the video: drop it, or fill it with the edge frame or blank ones.  "
     "[default: what the engine's spec says]",
 )
 @click.option(
@@ -129,7 +157,8 @@ def main(debug: bool, **options: Any) -> None:
 
     INPUT is a video, a folder that is searched for videos, or a list: a .txt file with one path a
     line, or a .csv file with paths in its first column or in one called video or path. Paths in a
-    list are relative to the list.
+    list are relative to the list, and may lack the suffix of their file. With --images PATTERN, a
+    folder of frame images is a video, and folders are searched for those.
 
     Outputs that are finished are verified and skipped, so a run can be stopped at any moment and
     started again, and several processes may share one list and one folder. The paths of new files
@@ -165,8 +194,12 @@ def _run(
     output: Path,
     root: Path | None,
     format_: Format,
+    images: str | None,
+    images_fps: float,
     fps: float | None,
     step: int | None,
+    stride: int | None,
+    anchor: Anchor | None,
     tail: Tail | None,
     device: str | None,
     backend: BackendName | None,
@@ -182,8 +215,14 @@ def _run(
     """Number of videos that failed."""
     specs = [read_spec(engine) for engine in engines]
     sound = specs[0].input.modality == "audio"
-    jobs = find_videos(inputs, root, sound=sound)
-    samplings = tuple(run_sampling(spec.sampling, fps=fps, step=step, tail=tail) for spec in specs)
+    if sound and images is not None:
+        raise UsageError(f"--images {shown(images)}: {specs[0].model} takes sound, which images have none of")
+    jobs = find_videos(
+        inputs, root, sound=sound, images=None if images is None else Images(images, images_fps)
+    )
+    check_names(format_, jobs)
+    change = partial(run_sampling, fps=fps, step=step, tail=tail, anchor=anchor, stride=stride)
+    samplings = tuple(change(spec.sampling) for spec in specs)
     check_alike(specs, samplings)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")

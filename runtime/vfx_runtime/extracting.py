@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -21,13 +22,15 @@ from vfx_engines.versions import vfx_version
 from vfx_runtime.atomic import prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Features
+from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import grouped
-from vfx_runtime.writers import Format, Writer, open_writer
+from vfx_runtime.writers import Format, Writer, check_names, open_writer
 
 Tail = Literal["drop", "repeat", "zeros"]
+Anchor = Literal["start", "centre"]
 StrPath = str | os.PathLike[str]
 
 _POLL_SECONDS = 0.2
@@ -51,18 +54,33 @@ class Extracted:
 
 
 def run_sampling(
-    own: Sampling, *, fps: float | None = None, step: int | None = None, tail: Tail | None = None
+    own: Sampling,
+    *,
+    fps: float | None = None,
+    step: int | None = None,
+    tail: Tail | None = None,
+    anchor: Anchor | None = None,
+    stride: int | None = None,
 ) -> Sampling:
-    """An engine's sampling with what a run may change of it.
+    """An engine's sampling with what a run may change of it; None keeps the engine's own.
 
     Raises:
         UsageError: a value out of range.
     """
     if step is not None and step < 1:
         raise UsageError(f"step {step}: expected 1 or more frames")
+    if stride is not None and stride < 1:
+        raise UsageError(f"stride {stride}: expected 1 or more frames")
     if fps is not None and not 0 < fps < 10_000:
         raise UsageError(f"fps {fps:g}: expected a rate between 0 and 10000")
-    return dataclasses.replace(own, fps=fps or own.fps, step=step or own.step, edges=tail or own.edges)
+    return dataclasses.replace(
+        own,
+        fps=fps or own.fps,
+        step=step or own.step,
+        edges=tail or own.edges,
+        anchor=anchor or own.anchor,
+        stride=stride or own.stride,
+    )
 
 
 def run_meta(engines: Sequence[Engine], samplings: Sequence[Sampling]) -> dict[str, Any]:
@@ -101,6 +119,10 @@ def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the f
     fps: float | None = ...,
     step: int | None = ...,
     tail: Tail | None = ...,
+    anchor: Anchor | None = ...,
+    stride: int | None = ...,
+    images: str | None = ...,
+    images_fps: float = ...,
     format: Format = ...,
     device: str | None = ...,
     precision: Precision | None = ...,
@@ -114,6 +136,10 @@ def extract(
     fps: float | None = ...,
     step: int | None = ...,
     tail: Tail | None = ...,
+    anchor: Anchor | None = ...,
+    stride: int | None = ...,
+    images: str | None = ...,
+    images_fps: float = ...,
     format: Format = ...,
     device: str | None = ...,
     precision: Precision | None = ...,
@@ -126,6 +152,10 @@ def extract(
     fps: float | None = None,
     step: int | None = None,
     tail: Tail | None = None,
+    anchor: Anchor | None = None,
+    stride: int | None = None,
+    images: str | None = None,
+    images_fps: float = DEFAULT_FPS,
     format: Format = "npz",
     device: str | None = None,
     precision: Precision | None = None,
@@ -142,7 +172,12 @@ def extract(
         step: frames from one window to the next, if not the engine's own; of sound, samples at the
             engine's rate.
         tail: what becomes of a window that reaches over the end, if not what the engine's spec says.
-        format: of the files in ``output``: npz, npy, pickle or hdf5.
+        anchor: whether window k starts at frame ``k * step`` or is centred on it, if not as the spec says.
+        stride: frames from one frame of a window to the next, if not the engine's own.
+        images: what names of frame images look like, see `vfx_runtime.image_names.Images`: folders of them
+            are then videos, and folders are searched for those.
+        images_fps: frames per second of such a folder.
+        format: of the files in ``output``, see `vfx_runtime.writers.FORMATS`.
         device: where to run, see `vfx_engines.open_engine`.
         precision: to compute in, if not the file's own.
 
@@ -160,16 +195,20 @@ def extract(
     engines = [engine] if isinstance(engine, str | os.PathLike | Engine) else list(engine)
     if not engines:
         raise UsageError("no engine: give a file made by vfx-export, or an open engine")
+    read_as = None if images is None else Images(images, images_fps)
     if one and output is None:
-        found = [Job(Path(videos), Path(videos).stem)]  # type: ignore[arg-type]
+        path = Path(videos)  # type: ignore[arg-type]
+        is_folder = read_as is not None and path.is_dir()
+        found = [Job(path, path.name, read_as) if is_folder else Job(path, path.stem)]
     else:
         paths = [os.fspath(videos)] if one else [os.fspath(path) for path in videos]  # type: ignore[arg-type,union-attr]
         # A spec is read for folders alone: a file or a list says itself what is meant.
         sound = any(map(os.path.isdir, paths)) and _takes_sound(engines[0])
-        found = find_videos(paths, sound=sound)
-    results = _extract(
-        found, engines, None if output is None else Path(output), fps, step, tail, format, device, precision
-    )
+        found = find_videos(paths, sound=sound, images=read_as)
+        check_names(format, found)
+    sampling = partial(run_sampling, fps=fps, step=step, tail=tail, anchor=anchor, stride=stride)
+    folder = None if output is None else Path(output)
+    results = _extract(found, engines, folder, sampling, format, device, precision)
     if not one:
         return results
     if len(found) != 1:
@@ -193,15 +232,13 @@ def _extract(
     jobs: list[Job],
     engines: Sequence[StrPath | Engine],
     output: Path | None,
-    fps: float | None,
-    step: int | None,
-    tail: Tail | None,
+    sampling: Callable[[Sampling], Sampling],
     format: Format,
     device: str | None,
     precision: Precision | None,
 ) -> Iterator[Extracted]:
     specs = [item.spec if isinstance(item, Engine) else read_spec(Path(item)) for item in engines]
-    samplings = [run_sampling(spec.sampling, fps=fps, step=step, tail=tail) for spec in specs]
+    samplings = [sampling(spec.sampling) for spec in specs]
     with ExitStack() as stack:
         claims = None
         if output is not None:
@@ -226,7 +263,14 @@ def _extract(
                     yield from in_memory(members, pipeline)
                     continue
                 mark = fingerprint(opened, samplings)
-                writer = open_writer(format, output, pipeline.outputs, fingerprint=mark, claims=claims)
+                writer = open_writer(
+                    format,
+                    output,
+                    pipeline.outputs,
+                    fingerprint=mark,
+                    claims=claims,
+                    frames=samplings[0].frames,
+                )
                 yield from to_disk(members, len(members), pipeline, writer, claims)
 
 

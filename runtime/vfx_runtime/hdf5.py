@@ -37,7 +37,7 @@ from vfx_runtime.npz import (
     read_blocks,
     read_meta,
     same_run,
-    source_size,
+    source_of,
 )
 
 try:
@@ -166,7 +166,7 @@ class Hdf5Writer:
             if not isinstance(group, h5py.Group) or "meta" not in _arrays(group):
                 return False
             meta = json.loads(group["meta"][()])
-            if not same_run(meta, self._fingerprint, source_size(job.path)):
+            if not same_run(meta, self._fingerprint, source_of(job)):
                 return False
             columns = column_types(self._outputs)
             return {*columns, "fps", "meta"} == {*_arrays(group)} and all(

@@ -3,7 +3,8 @@
 A video's name is its path below its root, without suffix, with forward slashes. The root is the
 list's folder for a listed path, the folder itself for a folder, the file's own folder for a file;
 ``root`` sets one for all. So names do not depend on what else is in a list: adding a line never
-renames the output of another.
+renames the output of another. A folder of frame images has the path of the folder as its name, or
+the folder's own name if it was given itself.
 
 A listed path outside the list's folder has no folder in its name, like a file given directly: what
 it writes stays inside the output folder. Two such files of one name are refused with a hint at
@@ -15,12 +16,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from vfx_engines.errors import UsageError, shown
+from vfx_runtime.image_names import Images
 
 MEDIA_SUFFIXES = frozenset(
     f".{name}"
@@ -54,10 +57,16 @@ class Job:
     """Where the video is; it need not exist."""
     name: str
     """The output's path below the output folder, without suffix, with forward slashes."""
+    images: Images | None = None
+    """How the folder of images at `path` is read; None for a file."""
 
 
 def find_videos(
-    arguments: Sequence[str | Path], root: Path | None = None, *, sound: bool = False
+    arguments: Sequence[str | Path],
+    root: Path | None = None,
+    *,
+    sound: bool = False,
+    images: Images | None = None,
 ) -> list[Job]:
     """The videos that files, folders and lists name, in that order, each once.
 
@@ -66,6 +75,8 @@ def find_videos(
     * A ``.txt`` list holds one path a line, relative to the list. Empty lines are ignored; so is
       a line that starts with ``#``, unless there is a file of that name. Space around a path is
       part of it if such a file exists.
+    * A path in a list may lack its suffix, as in slowfast_feature_extractor's ``video_list.csv``: it
+      stands for the one video beside it that bears this name.
     * A ``.csv`` list holds paths in its first column, or in the column that a header calls
       ``video``, ``path`` or ``video_path``.
     * Anything else is a video, whatever its suffix: the decoder judges it. A listed file, or a
@@ -75,45 +86,52 @@ def find_videos(
         arguments: what the user gave.
         root: the folder below which names start; None for the rule above.
         sound: search folders for ``SOUND_SUFFIXES`` too.
+        images: search folders for folders that hold such images, instead of files. A listed folder is
+            then a video too.
 
     Raises:
         UsageError: nothing to do, a list or folder that cannot be read, a path that is not below
-            ``root``, or two videos that would write one file.
+            ``root``, two videos that would write one file, or that a path without suffix stands for.
     """
     suffixes = MEDIA_SUFFIXES | SOUND_SUFFIXES if sound else MEDIA_SUFFIXES
     jobs: list[Job] = []
     by_name: dict[str, str] = {}
     seen: set[str] = set()
     _real.cache_clear()
+    _by_stem.cache_clear()
     for argument in arguments:
-        own_root, paths = _expand(os.fspath(argument), suffixes)
+        own_root, paths = _expand(os.fspath(argument), suffixes, images)
         prefixes = _prefixes(own_root if root is None else os.path.abspath(root))
-        for path in paths:
+        for path, is_folder in paths:
             if path in seen:
                 continue
             seen.add(path)
-            name = _name(path, prefixes, strict=root is not None)
+            name = _name(path, prefixes, strict=root is not None, whole=is_folder)
             other = by_name.setdefault(name, path)
             if other is not path:
                 raise UsageError(_collision(other, path, name))
-            jobs.append(Job(Path(path), name))
+            jobs.append(Job(Path(path), name, images if is_folder else None))
     if not jobs:
         raise UsageError("no videos given: name video files, folders, .txt or .csv lists")
     return jobs
 
 
-def _expand(argument: str, suffixes: frozenset[str]) -> tuple[str, Iterable[str]]:
-    """The root of what one argument stands for, and the absolute paths of its videos."""
+def _expand(
+    argument: str, suffixes: frozenset[str], images: Images | None
+) -> tuple[str, Iterable[tuple[str, bool]]]:
+    """The root of what one argument stands for; the absolute paths of its videos, and which are folders."""
     if not argument:
         raise UsageError("an input is the empty text; expected a video, a folder or a list")
     path = _absolute(argument, os.getcwd())
     suffix = os.path.splitext(path)[1].lower()
     if os.path.isdir(path):
-        return path, _search(path, suffixes)
+        if images is not None:
+            return path, [(folder, True) for folder in _search_images(path, images)]
+        return path, [(file, False) for file in _search(path, suffixes)]
     if suffix in LIST_SUFFIXES:
-        return os.path.dirname(path), _listed(argument, path, suffix)
+        return os.path.dirname(path), _listed(argument, path, suffix, suffixes, images)
     if suffix in suffixes or os.path.lexists(path):
-        return os.path.dirname(path), [path]
+        return os.path.dirname(path), [(path, False)]
     raise UsageError(f"{shown(argument)}: no such file or folder")
 
 
@@ -137,8 +155,11 @@ def _prefixes(root: str) -> tuple[str, ...]:
     return tuple(os.path.join(folder, "") for folder in dict.fromkeys((root, _real(root))))
 
 
-def _name(path: str, prefixes: tuple[str, ...], *, strict: bool) -> str:
-    """Path below the root without suffix; outside of it the bare stem, or an error if ``strict``."""
+def _name(path: str, prefixes: tuple[str, ...], *, strict: bool, whole: bool) -> str:
+    """Path below the root, without suffix unless ``whole``.
+
+    Outside of the root the last part alone, or an error if ``strict``.
+    """
     for prefix in prefixes:
         if path.startswith(prefix):
             below = path[len(prefix) :]
@@ -149,19 +170,57 @@ def _name(path: str, prefixes: tuple[str, ...], *, strict: bool) -> str:
                 f"{shown(path)} is not below --root {shown(prefixes[0])}: give a folder that holds all videos"
             )
         below = os.path.basename(path)
-    return os.path.splitext(below)[0].replace(os.sep, "/")
+    if not below:
+        raise UsageError(f"{shown(path)}: a folder without a name cannot name its output: move the images")
+    return (below if whole else os.path.splitext(below)[0]).replace(os.sep, "/")
 
 
 def _collision(first: str, second: str, name: str) -> str:
     text = f"{shown(first)} and {shown(second)} would both write {shown(name)}: "
     common = os.path.commonpath([first, second])
-    if os.path.splitext(first)[0] != os.path.splitext(second)[0]:
+    if common in (first, second):
+        common = os.path.dirname(common)
+    if os.path.dirname(first) != os.path.dirname(second):
         return text + f"--root {shown(common)} keeps their folders apart"
     return text + "rename one, or run them with different --output folders"
 
 
 def _search(top: str, suffixes: frozenset[str]) -> list[str]:
-    found: list[str] = []
+    found = [
+        entry.path
+        for _, entry in _walk(top)
+        if os.path.splitext(entry.name)[1].lower() in suffixes
+        # A dangling link is a video that is missing: it is reported, not passed over.
+        and (entry.is_file() or entry.is_symlink())
+    ]
+    if not found:
+        raise UsageError(
+            f"{shown(top)}: no video in this folder; files are known by their suffix "
+            "(.mp4, .mkv, .webm, ...), give others one by one or in a list, and folders of frames with "
+            "--images PATTERN"
+        )
+    return sorted(found)
+
+
+def _search_images(top: str, images: Images) -> list[str]:
+    found: set[str] = set()
+    other = None
+    for folder, entry in _walk(top):
+        if images.fits(entry.name):
+            found.add(folder)
+        else:
+            other = entry.name
+    if not found:
+        example = "it holds no files" if other is None else f"it holds files such as {shown(other)}"
+        raise UsageError(
+            f"{shown(top)}: no folder in it has files that fit --images {shown(images.pattern)}: {example}; "
+            "correct the pattern, or leave --images out for video files"
+        )
+    return sorted(found)
+
+
+def _walk(top: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """All that is no folder and not hidden in a folder and those below it, with the folder it lies in."""
     # A folder travels with the identities of those above it, so that a loop of links ends.
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
     while folders:
@@ -178,38 +237,67 @@ def _search(top: str, suffixes: frozenset[str]) -> list[str]:
                         continue
                     if entry.is_dir():
                         folders.append((entry.path, above))
-                    elif os.path.splitext(entry.name)[1].lower() in suffixes and (
-                        # A dangling link is a video that is missing: it is reported, not passed over.
-                        entry.is_file() or entry.is_symlink()
-                    ):
-                        found.append(entry.path)
+                    else:
+                        yield folder, entry
         except OSError as error:
             raise UsageError(f"{shown(folder)}: cannot search this folder: {error.strerror}") from None
-    if not found:
-        raise UsageError(
-            f"{shown(top)}: no video in this folder; files are known by their suffix "
-            "(.mp4, .mkv, .webm, ...), give others one by one or in a list"
-        )
-    found.sort()
-    return found
 
 
-def _listed(argument: str, path: str, suffix: str) -> Iterator[str]:
-    """Absolute path of each video in a list."""
+def _listed(
+    argument: str, path: str, suffix: str, suffixes: frozenset[str], images: Images | None
+) -> Iterator[tuple[str, bool]]:
+    """Absolute path of each video in a list, and whether it is a folder of images."""
     text, folder = _read_text(argument), os.path.dirname(path)
     number = 0
-    for number, line in _csv_paths(argument, text) if suffix == ".csv" else _txt_paths(text, folder):
+
+    def is_video(cell: str) -> bool:
+        path = _absolute(cell, folder)
+        return os.path.isfile(path) or os.path.basename(path) in _by_stem(os.path.dirname(path), suffixes)
+
+    paths = _csv_paths(argument, text, is_video) if suffix == ".csv" else _txt_paths(text, folder)
+    for number, line in paths:
+        where = f"{shown(argument)}, line {number}"
         if "\0" in line:
-            raise UsageError(f"{shown(argument)}, line {number}: not text; expected one path a line")
+            raise UsageError(f"{where}: not text; expected one path a line")
         video = _absolute(line, folder)
+        if images is not None and os.path.isdir(video):
+            yield video, True
+            continue
         if line.endswith("/") or os.path.basename(line) in (".", ".."):
             raise UsageError(
-                f"{shown(argument)}, line {number}: {shown(line)} is a folder; expected a video "
-                "file, give folders on the command line"
+                f"{where}: {shown(line)} is a folder; expected a video "
+                "file, give folders on the command line, and folders of frames with --images PATTERN"
             )
-        yield video
+        # Among folders of images, what is missing is a folder: no file beside it stands in for it.
+        yield (video if images is not None else _with_suffix(video, suffixes, where)), False
     if not number:
         raise UsageError(f"{shown(argument)}: the list is empty; expected one path a line")
+
+
+def _with_suffix(path: str, suffixes: frozenset[str], where: str) -> str:
+    """A path that lacks the suffix of its file with it; as it is where there is no such file."""
+    if os.path.splitext(path)[1].lower() in suffixes or os.path.isfile(path):
+        return path
+    parent, stem = os.path.split(path)
+    files = _by_stem(parent, suffixes).get(stem, [])
+    if len(files) > 1:
+        raise UsageError(
+            f"{where}: {shown(stem)} may be {' or '.join(map(shown, sorted(files)))}: write the suffix"
+        )
+    return os.path.join(parent, files[0]) if files else path
+
+
+# Lines of a list that follow each other lie in one folder.
+@lru_cache(maxsize=16)
+def _by_stem(folder: str, suffixes: frozenset[str]) -> dict[str, list[str]]:
+    """Names of the files in a folder with one of these suffixes, by what stands before it."""
+    found: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError), os.scandir(folder) as entries:
+        for entry in entries:
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix.lower() in suffixes and not entry.is_dir():
+                found.setdefault(stem, []).append(entry.name)
+    return found
 
 
 def _read_text(argument: str) -> str:
@@ -240,7 +328,7 @@ def _txt_paths(text: str, folder: str) -> Iterator[tuple[int, str]]:
         yield number, line
 
 
-def _csv_paths(argument: str, text: str) -> Iterator[tuple[int, str]]:
+def _csv_paths(argument: str, text: str, is_video: Callable[[str], bool]) -> Iterator[tuple[int, str]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     column = None
     try:
@@ -251,7 +339,8 @@ def _csv_paths(argument: str, text: str) -> Iterator[tuple[int, str]]:
                 cells = [cell.strip().lower() for cell in row]
                 header = [cells.index(name) for name in CSV_COLUMNS if name in cells]
                 column = header[0] if header else 0
-                if header:
+                # A list without a header may begin with a video called "video".
+                if header and not (len(row) == 1 and is_video(row[0].strip())):
                     continue
             if column >= len(row) or not row[column].strip():
                 raise UsageError(f"{shown(argument)}, line {reader.line_num}: no path in column {column + 1}")

@@ -32,8 +32,16 @@ def check_alike(specs: Sequence[EngineSpec], samplings: Sequence[Sampling]) -> N
     """Engines of one run lay their windows alike, so that their rows belong together.
 
     Raises:
-        UsageError: they do not, or two of their outputs share a name.
+        UsageError: they do not, two of their outputs share a name, or frames are not to be neighbours
+            where rows are of pairs.
     """
+    for spec, sampling in zip(specs, samplings, strict=True):
+        own = spec.sampling
+        if spec.outputs[0].per == "pair" and (sampling.anchor, sampling.stride) != (own.anchor, own.stride):
+            raise UsageError(
+                f"{spec.model} gives a row for each pair of neighbouring frames: leave --anchor and --stride "
+                "out; --fps takes frames further apart"
+            )
 
     def layout(spec: EngineSpec, sampling: Sampling) -> tuple[object, ...]:
         lead = sampling.lead if sampling.edges == "drop" else 0

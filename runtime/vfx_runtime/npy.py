@@ -58,7 +58,7 @@ class NpyWriter:
         if not all([is_file(path) for path in paths]):
             return False
         shapes = [None, (), *(output.row for output in self._outputs)]
-        check = _npy_rows if self._suffix == ".npy" else _pickle_rows
+        check = npy_rows if self._suffix == ".npy" else _pickle_rows
         single, *rows = (check(path, shape) for path, shape in zip(paths, shapes, strict=True))
         return single == 0 and None not in rows and len(set(rows)) == 1
 
@@ -119,22 +119,22 @@ def _save_pickle(file: IO[bytes], column: Column, folder: Path, pick: int | None
         wide.close()
 
 
-def _npy_rows(path: Path, shape: tuple[int, ...] | None) -> int | None:
-    """Rows of a float64 ``.npy`` file, None if it does not fit; shape None: one value, 0 rows."""
+def npy_rows(path: Path, shape: tuple[int, ...] | None, dtype: str = "<f8") -> int | None:
+    """Rows of an ``.npy`` file, None if it is not whole or does not fit; shape None: one value, 0 rows."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
         size = path.stat().st_size
     except OSError:
         return None
-    rows = check_array(head, size, "<f8", shape)
-    if rows is None and shape is not None and check_array(head, size, "<f8", ()) == 0:
+    rows = check_array(head, size, dtype, shape)
+    if rows is None and shape is not None and check_array(head, size, dtype, ()) == 0:
         return 0
     return rows
 
 
 def _pickle_rows(path: Path, shape: tuple[int, ...] | None) -> int | None:
-    """As `_npy_rows`, for a pickle that `_save_pickle` wrote.
+    """As `npy_rows`, for a pickle that `_save_pickle` wrote.
 
     Compared with what surrounds the values of such an array, and not loaded: a pickle may run any
     code, and a damaged one has the interpreter do things that no exception tells of.

@@ -7,9 +7,11 @@ features give the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
+import os
 import re
 import stat
 import struct
@@ -26,6 +28,7 @@ from vfx_engines.spec import Output
 from vfx_runtime.atomic import is_file, new_files, part_path, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool
+from vfx_runtime.image_names import folder_bytes
 from vfx_runtime.inputs import Job
 
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -60,9 +63,9 @@ class NpzWriter:
         return [self._output / f"{job.name}.npz"]
 
     def is_done(self, job: Job) -> bool:
-        """Whether the file is whole, of this run's settings, and of a source of this size."""
+        """Whether the file is whole, of this run's settings, and of this source."""
         (path,) = self.paths(job)
-        return is_file(path) and is_whole(path, self._outputs, self._fingerprint, source_size(job.path))
+        return is_file(path) and is_whole(path, self._outputs, self._fingerprint, source_of(job))
 
     def prepare(self, job: Job) -> None:
         """Remove what a killed process left of this job, whose claim the caller holds."""
@@ -77,7 +80,7 @@ class NpzWriter:
         """
         full = {
             **meta,
-            "source": {"size": source_size(job.path)},
+            "source": source_of(job) or {"size": None},
             "fingerprint": self._fingerprint,
         }
         paths = self.paths(job)
@@ -111,23 +114,32 @@ def read_features(path: str | Path) -> Features:
     return Features(arrays, frame_range, timestamps, fps, meta)
 
 
-def source_size(path: Path) -> int | None:
-    """Bytes of a video file; None for what is missing or no file."""
+def source_of(job: Job) -> dict[str, Any] | None:
+    """What tells whether a video is still the same; None for what is missing or no file.
+
+    The bytes of a file; of a folder of images those of all frames together, so that one which was added,
+    lost or made again shows, and what gives them their order and times.
+    """
+    if job.images is not None:
+        size = folder_bytes(os.fspath(job.path), job.images)
+        return None if size is None else {"size": size, **dataclasses.asdict(job.images)}
     try:
-        status = path.stat()
+        status = job.path.stat()
     except (OSError, ValueError):
         return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return {"size": status.st_size} if stat.S_ISREG(status.st_mode) else None
 
 
-def is_whole(path: Path, outputs: Iterable[Output], fingerprint: str, size: int | None = None) -> bool:
+def is_whole(
+    path: Path, outputs: Iterable[Output], fingerprint: str, source: Mapping[str, Any] | None = None
+) -> bool:
     """Whether ``path`` holds exactly these outputs, undamaged, with equal numbers of rows.
 
     Args:
         path: an ``.npz`` file.
         outputs: of the engine's spec.
         fingerprint: that ``meta`` must hold.
-        size: of the source, that ``meta`` must hold; None for any.
+        source: of the video, see `source_of`, that ``meta`` must hold; None for any.
     """
     columns = column_types(outputs)
     try:
@@ -136,7 +148,7 @@ def is_whole(path: Path, outputs: Iterable[Output], fingerprint: str, size: int 
                 return False
             if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
                 return False
-            if not same_run(read_meta(archive), fingerprint, size):
+            if not same_run(read_meta(archive), fingerprint, source):
                 return False
             # ZipFile checks a member's sum when it has been read to the end.
             rows = {
@@ -158,11 +170,11 @@ def column_types(outputs: Iterable[Output]) -> dict[str, tuple[str, tuple[int, .
     }
 
 
-def same_run(meta: object, fingerprint: str, size: int | None) -> bool:
-    """Whether ``meta`` is of this run's settings, and of a source of ``size`` bytes if that is known."""
+def same_run(meta: object, fingerprint: str, source: Mapping[str, Any] | None) -> bool:
+    """Whether ``meta`` is of this run's settings, and of this source if it is known."""
     if not isinstance(meta, dict) or meta.get("fingerprint") != fingerprint:
         return False
-    return size is None or meta.get("source") == {"size": size}
+    return source is None or meta.get("source") == source
 
 
 def read_meta(archive: zipfile.ZipFile) -> Any:

@@ -7,10 +7,13 @@ from contextlib import suppress
 
 from vfx_engines.errors import VideoError
 from vfx_runtime.decode import Decoder
+from vfx_runtime.image_names import Images
 
 
-def open_video(path: str | os.PathLike[str], threads: int = 1, gpu: int | None = None) -> Decoder:
-    """Open a local video file and decode its first frame.
+def open_video(
+    path: str | os.PathLike[str], threads: int = 1, gpu: int | None = None, images: Images | None = None
+) -> Decoder:
+    """Open a local video file, or a folder of images, and decode its first frame.
 
     Args:
         path: The file; never taken for a URL.
@@ -18,11 +21,16 @@ def open_video(path: str | os.PathLike[str], threads: int = 1, gpu: int | None =
             long video on idle cores.
         gpu: Number of the GPU to decode on; what its NVDEC units cannot take is decoded on the CPU, see
             `VideoInfo.on_gpu`. None decodes on the CPU.
+        images: How a folder is read; it is decoded on the CPU. None for a file.
 
     Raises:
         VideoError: the file is missing, empty, truncated, no regular file, or holds no video that
-            can be decoded.
+            can be decoded; or see `vfx_runtime.image_folder.ImageFolder`.
     """
+    if images is not None:
+        from vfx_runtime.image_folder import ImageFolder
+
+        return ImageFolder(path, images)
     # Here, not above: FFmpeg's libraries are time that a command which only prints help need not take.
     from vfx_runtime.pyav_decoder import PyAvDecoder
 

@@ -339,7 +339,8 @@ class _Run:
         return bool(self._open) and self._begun - min(self._open) >= _AHEAD
 
     def _process(self, video: _Video, preprocess: Sequence[Preprocess[Any]], gpu: int | None) -> None:
-        with closing(open_video(video.job.path, self._threads, gpu)) as decoder:
+        job = video.job
+        with closing(open_video(job.path, self._threads, gpu, job.images)) as decoder:
             video.fps = self._samplings[0].fps or decoder.info.fps
             frames = _Counted(decoder, self._stats, video, self._stop)
             if self._samplings[0].fps:

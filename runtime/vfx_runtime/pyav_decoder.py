@@ -29,7 +29,7 @@ from av.video.stream import VideoStream
 from vfx_engines.errors import VideoError, shown
 from vfx_runtime.decode import Pixels, VideoInfo
 from vfx_runtime.orientation import displayed, orientation
-from vfx_runtime.picture import UPRIGHT, Convention, Picture, Plane, SurfaceFormat
+from vfx_runtime.picture import UPRIGHT, Convention, Orientation, Picture, Plane, SurfaceFormat
 from vfx_runtime.video_file import (
     MAX_PIXELS,
     Timeline,
@@ -92,24 +92,61 @@ class PyAvFrame:
 
     def picture(self) -> Picture:
         """The frame as it was decoded, see `Frame.picture`."""
-        stored = self._picture
-        on_device = stored.sw_format is not None
-        kind = _SURFACES.get((stored.sw_format or stored.format).name)
-        # FFmpeg scales the chroma of an odd height with a filter of its own.
-        as_it_is = kind is not None and (kind == "p016" or stored.height % 2 == 0)
-        if kind is None or not as_it_is or int(stored.colorspace) not in _MATRICES:
-            image = self.rgb()
-            plane = Plane(image.ctypes.data, image.strides[0], len(image))
-            height, width = image.shape[:2]
-            return Picture("rgb", (plane,), height, width, Convention(), UPRIGHT, False, image)
-        planes = tuple(Plane(item.buffer_ptr, item.line_size, item.height) for item in stored.planes)
-        full = int(stored.color_range) == _FULL_RANGE or stored.format.name == "yuvj420p"
-        turn = orientation(stored)
-        height, width = stored.height, stored.width
-        if turn.transpose:
-            height, width = width, height
-        convention = Convention(int(stored.colorspace), full)
-        return Picture(kind, planes, height, width, convention, turn, on_device, stored)
+        return surface(self._picture, orientation(self._picture), self.rgb)
+
+
+def surface(stored: VideoFrame, turn: Orientation, rgb: Callable[[], Pixels]) -> Picture:
+    """A decoded frame for a GPU, see `Frame.picture`.
+
+    Args:
+        stored: as it was decoded.
+        turn: what display asks for.
+        rgb: converts it, where the kernels would not do so to the bit.
+    """
+    on_device = stored.sw_format is not None
+    kind = _SURFACES.get((stored.sw_format or stored.format).name)
+    # FFmpeg scales the chroma of an odd height with a filter of its own.
+    as_it_is = kind is not None and (kind == "p016" or stored.height % 2 == 0)
+    if kind is None or not as_it_is or int(stored.colorspace) not in _MATRICES:
+        image = rgb()
+        plane = Plane(image.ctypes.data, image.strides[0], len(image))
+        height, width = image.shape[:2]
+        return Picture("rgb", (plane,), height, width, Convention(), UPRIGHT, False, image)
+    planes = tuple(Plane(item.buffer_ptr, item.line_size, item.height) for item in stored.planes)
+    full = int(stored.color_range) == _FULL_RANGE or stored.format.name == "yuvj420p"
+    height, width = stored.height, stored.width
+    if turn.transpose:
+        height, width = width, height
+    convention = Convention(int(stored.colorspace), full)
+    return Picture(kind, planes, height, width, convention, turn, on_device, stored)
+
+
+def to_rgb(reformatter: VideoReformatter, picture: VideoFrame, turn: Orientation, name: str) -> Pixels:
+    """Convert a decoded frame, see `Frame.rgb`.
+
+    Args:
+        reformatter: keeps what it needs for frames alike; one thread uses it.
+        picture: as it was decoded.
+        turn: what display asks for.
+        name: what messages call it.
+
+    Raises:
+        VideoError: the pixel format cannot be converted.
+    """
+    try:
+        # As OpenCV does it; the filter matters to chroma where the height is odd. threads=0, the
+        # default, would start threads for each frame.
+        converted = reformatter.reformat(
+            picture, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+        )
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(
+            f"{name}: cannot convert {picture.format.name} to RGB ({error}); re-encode it"
+        ) from None
+    plane = converted.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(converted.height, plane.line_size)
+    image = rows[:, : converted.width * 3].reshape(converted.height, converted.width, 3)
+    return displayed(image, turn)
 
 
 class PyAvDecoder:
@@ -320,20 +357,7 @@ class PyAvDecoder:
         return 1 / rate if rate else self._time_base
 
     def _to_rgb(self, picture: VideoFrame) -> Pixels:
-        try:
-            # As OpenCV does it; the filter matters to chroma where the height is odd. threads=0, the
-            # default, would start threads for each frame.
-            converted = self._reformatter.reformat(
-                picture, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
-            )
-        except (av.FFmpegError, ValueError) as error:
-            raise VideoError(
-                f"{self._name}: cannot convert {picture.format.name} to RGB ({error}); re-encode it"
-            ) from None
-        plane = converted.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(converted.height, plane.line_size)
-        image = rows[:, : converted.width * 3].reshape(converted.height, converted.width, 3)
-        return displayed(image, orientation(picture))
+        return to_rgb(self._reformatter, picture, orientation(picture), self._name)
 
     def _describe(self, picture: VideoFrame) -> VideoInfo:
         stream, container = self._stream, self._container

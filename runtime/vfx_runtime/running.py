@@ -114,7 +114,12 @@ def run_here(
                 )
                 mark = fingerprint(engines, task.samplings)
                 writer = open_writer(
-                    task.format, task.output, pipeline.outputs, fingerprint=mark, claims=claims
+                    task.format,
+                    task.output,
+                    pipeline.outputs,
+                    fingerprint=mark,
+                    claims=claims,
+                    frames=task.samplings[0].frames,
                 )
                 yield from to_disk(
                     group.jobs,

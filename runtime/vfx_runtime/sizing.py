@@ -66,7 +66,7 @@ def grouped(jobs: Iterable[Job], specs: Sequence[EngineSpec]) -> Iterator[Group]
 
 
 def _sizes(job: Job, specs: Sequence[EngineSpec]) -> list[Sizes]:
-    with open_video(job.path) as decoder:
+    with open_video(job.path, images=job.images) as decoder:
         height, width = decoder.info.height, decoder.info.width
     found = []
     for spec in specs:

@@ -51,7 +51,9 @@ def regular_file_size(path: str, name: str) -> int:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise VideoError(f"{name}: {reason}; check the path") from None
     if stat.S_ISDIR(status.st_mode):
-        raise VideoError(f"{name}: is a folder, expected a video file")
+        raise VideoError(
+            f"{name}: is a folder, expected a video file; --images PATTERN reads folders of frames"
+        )
     if not stat.S_ISREG(status.st_mode):
         # Opening a named pipe waits for a writer, for ever.
         raise VideoError(f"{name}: is not a regular file; save the video to a file first")

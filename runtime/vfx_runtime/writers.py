@@ -6,7 +6,7 @@ How a run uses a writer, for each job: take the job's claim; skip the job if ``i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -18,8 +18,9 @@ from vfx_runtime.hdf5 import Hdf5Writer
 from vfx_runtime.inputs import Job
 from vfx_runtime.npy import NpyWriter
 from vfx_runtime.npz import NpzWriter
+from vfx_runtime.slowfast import SlowFastWriter, refuse_same_stem
 
-Format = Literal["npz", "npy", "pickle", "hdf5"]
+Format = Literal["npz", "npy", "pickle", "slowfast", "hdf5"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 RESERVED = ("frame_range", "timestamps_ms", "fps", "meta")
@@ -71,6 +72,16 @@ class Writer(Protocol):
         ...
 
 
+def check_names(format: str, jobs: Iterable[Job]) -> None:
+    """Refuse videos that would write one file in this format, though their names differ.
+
+    Raises:
+        UsageError: two such videos.
+    """
+    if format == "slowfast":
+        refuse_same_stem(jobs)
+
+
 def open_writer(
     format: str,
     output: Path,
@@ -78,6 +89,7 @@ def open_writer(
     *,
     fingerprint: str,
     claims: Claims,
+    frames: int = 0,
 ) -> Writer:
     """The writer of a format.
 
@@ -87,10 +99,11 @@ def open_writer(
         outputs: of the engine's spec.
         fingerprint: of the spec and the run's settings; a finished output with another is redone.
         claims: of this process on the output folder.
+        frames: in a window, which stands in the names of slowfast's files.
 
     Raises:
-        UsageError: an unknown format, a package that is missing, or an engine with an output of a
-            reserved name.
+        UsageError: an unknown format, a package that is missing, an engine with an output of a
+            reserved name, or with several where the format holds one.
     """
     for name in (item.name for item in outputs):
         if name in RESERVED:
@@ -103,6 +116,8 @@ def open_writer(
             return NpzWriter(output, outputs, fingerprint, claims)
         case "npy" | "pickle":
             return NpyWriter(output, outputs, claims, format)
+        case "slowfast":
+            return SlowFastWriter(output, outputs, claims, frames)
         case "hdf5":
             return Hdf5Writer(output, outputs, fingerprint, claims)
     raise UsageError(f"format {format!r} is none of {', '.join(FORMATS)}")

@@ -165,6 +165,40 @@ def test_csv_quotes_and_short_rows(tmp_path):
     assert "list is empty" in error(tmp_path / "head.csv")
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".txt"])
+def test_a_list_of_slowfast_feature_extractor(tmp_path, suffix):
+    """``video_list.csv``: a path without suffix a line, sorted, blanks dropped; no header."""
+    touch(tmp_path / "day 1/a.MP4", tmp_path / "day 1/b.c.mp4", tmp_path / "d.mkv", tmp_path / "d.jpg")
+    touch(tmp_path / "e", tmp_path / "e.mp4", tmp_path / "f.1", tmp_path / "g/h.mp4", tmp_path / "sub/i.mp4")
+    (tmp_path / "sub/i").mkdir()
+    listing = tmp_path / f"video_list{suffix}"
+    listing.write_text("d\n\nday 1/a\nday 1/b.c\n\ne\nf.1\ngone\nnowhere/j\nsub/i\n")
+    jobs = find_videos([listing])
+    assert [job.name for job in jobs] == ["d", "day 1/a", "day 1/b.c", "e", "f", "gone", "nowhere/j", "sub/i"]
+    files = ["d.mkv", "day 1/a.MP4", "day 1/b.c.mp4", "e", "f.1", "gone", "nowhere/j", "sub/i.mp4"]
+    assert [job.path for job in jobs] == [tmp_path / file for file in files]
+
+
+def test_a_video_called_video_is_no_header(tmp_path):
+    listing = tmp_path / "list.csv"
+    touch(tmp_path / "video/a.mp4")
+    listing.write_text("video\nvideo/a\n")
+    assert names(listing) == ["video/a"]
+    touch(tmp_path / "video.mp4")
+    assert names(listing) == ["video", "video/a"]
+    listing.write_text("video,label\nvideo/a,1\n")
+    assert names(listing) == ["video/a"]
+
+
+def test_a_path_without_suffix_that_stands_for_two(tmp_path):
+    touch(tmp_path / "sub/a.mp4", tmp_path / "sub/a.avi", tmp_path / "a.wav")
+    (tmp_path / "list.csv").write_text("sub/b\nsub/a\n")
+    assert "line 2: a may be a.avi or a.mp4: write the suffix" in error(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text("a\n")
+    assert find_videos([tmp_path / "list.csv"])[0].path == tmp_path / "a"
+    assert find_videos([tmp_path / "list.csv"], sound=True)[0].path == tmp_path / "a.wav"
+
+
 def test_one_file_given_twice_is_done_once(tmp_path):
     touch(tmp_path / "sub/a.mp4")
     (tmp_path / "list.txt").write_text("sub/a.mp4\n./sub//a.mp4\n")

@@ -265,10 +265,10 @@ def test_an_error_of_the_list_of_jobs_ends_the_run(videos: list[Job]) -> None:
 def test_a_defect_costs_one_video_and_is_reported(videos: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
     real = pipeline_module.open_video
 
-    def open_video(path: Path, threads: int, gpu: int | None) -> Any:
+    def open_video(path: Path, *rest: Any) -> Any:
         if path == videos[1].path:
             raise ZeroDivisionError("a defect")
-        return real(path, threads, gpu)
+        return real(path, *rest)
 
     monkeypatch.setattr(pipeline_module, "open_video", open_video)
     found = read(Pipeline(Engine(tiny_spec(), Device(2, 4))).run(videos))

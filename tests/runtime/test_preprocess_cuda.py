@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from cuda_on_cpu import CpuKernels
-from make_video import Codec, make_video
+from make_video import Codec, make_video, picture
 from parity_kit import video
 from simulated_cuda import SimulatedDriver
 from tiny import tiny_features, tiny_spec
@@ -34,6 +35,7 @@ from vfx_engines.spec import Crop, EngineSpec, Resize, Transform
 from vfx_runtime import pipeline as pipeline_module
 from vfx_runtime.decode import Frame, VideoInfo
 from vfx_runtime.features import Features
+from vfx_runtime.image_names import Images
 from vfx_runtime.inputs import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.picture import UPRIGHT, Convention, Picture, Plane
@@ -211,6 +213,30 @@ def test_real_pixels_are_those_of_the_cpu(driver: SimulatedDriver, name: str) ->
         preprocess.close()
 
 
+@pytest.mark.parametrize(("suffix", "kind"), [("jpg", "i420"), ("png", "rgb")])
+@pytest.mark.parametrize("turn", [1, 5, 6, 8])
+def test_images_of_a_folder_are_those_of_the_cpu(
+    driver: SimulatedDriver, tmp_path: Path, suffix: str, kind: str, turn: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    for number in range(3):
+        Image.fromarray(picture(number, 64, 48)).save(tmp_path / f"{number}.{suffix}", exif=exif)
+    spec = resized_spec(3, 20, 20, Transform(Resize("short_side", 24, 24), Crop(20, 20)))
+    backend = Blank(driver, spec)
+    with Engine(spec, backend, "cuda:0") as engine:
+        on_cpu, on_cuda = CpuPreprocess(engine), CudaPreprocess(engine, backend.cuda)
+        preprocess: CpuPreprocess | CudaPreprocess
+        for slot, preprocess in enumerate((on_cpu, on_cuda)):
+            with open_video(tmp_path, images=Images(f"%d.{suffix}")) as decoder:
+                frames = list(decoder)
+            assert frames[0].picture().kind == kind
+            preprocess.place(slot, 0, [preprocess.prepare(frame) for frame in frames])
+        on_cuda.synchronize()
+        np.testing.assert_array_equal(device_bytes(engine, 1), engine.buffer(0).reshape(-1))
+        on_cuda.close()
+
+
 # Decoding on the GPU
 
 
@@ -330,7 +356,7 @@ def test_pictures_on_the_device_stay_there(
     expected = read(Pipeline(Engine(spec, OnHost()), workers=2).run(jobs))
     decoders: list[GpuDecoder] = []
 
-    def open_on(path: Path, threads: int, gpu: int | None) -> Any:
+    def open_on(path: Path, threads: int, gpu: int | None, _: object) -> Any:
         if gpu is None:
             return open_video(path, threads)
         decoders.append(GpuDecoder(path, driver))

@@ -24,7 +24,7 @@ from vfx_runtime.claims import Claims
 from vfx_runtime.features import Column, Features, RowSpool
 from vfx_runtime.inputs import Job
 from vfx_runtime.npz import read_features
-from vfx_runtime.writers import FORMATS, open_writer
+from vfx_runtime.writers import FORMATS, check_names, open_writer
 
 OUTPUTS = (Output("rgb", (8,)), Output("logits", (3,), kind="logits"))
 META = {"spec": {"model": "i3d", "source": "ü\n"}, "vfx": "0.1.0"}
@@ -60,6 +60,7 @@ def job(tmp_path):
 @pytest.fixture
 def writer(tmp_path, claims):
     def open_one(format="npz", fingerprint="f1", outputs=OUTPUTS):
+        outputs = outputs[:1] if format == "slowfast" else outputs
         return open_writer(format, tmp_path / "out", outputs, fingerprint=fingerprint, claims=claims)
 
     return open_one
@@ -313,11 +314,47 @@ def test_hdf5_without_h5py(writer, monkeypatch):
 
 
 def test_impossible_requests(writer):
-    with pytest.raises(UsageError, match="npz, npy, pickle, hdf5"):
+    with pytest.raises(UsageError, match="npz, npy, pickle, slowfast, hdf5"):
         writer("mat")
     for name in ("meta", "fps"):
         with pytest.raises(UsageError, match="output called"):
             writer(outputs=(Output(name, (8,)),))
+
+
+def test_slowfast_names_and_contents(tmp_path, claims):
+    """As slowfast_feature_extractor: float32, the folder of the list's line, the name to its first dot."""
+    writer = open_writer("slowfast", tmp_path / "out", OUTPUTS[:1], fingerprint="", claims=claims, frames=32)
+    for name, file in {"a": "a", "x.y/b": "x.y/b", "x/c.d.e": "x/c", "..f": "..f"}.items():
+        job = Job(tmp_path / "v.mp4", name)
+        with spool(5) as rows:
+            (path,) = writer.write(job, rows, FPS, META)
+            assert path == tmp_path / f"out/{file}_32.npy"
+            found = np.load(path)
+            assert (found.dtype, found.shape) == (np.dtype("<f4"), (5, 8))
+            np.testing.assert_array_equal(found, rows.outputs["rgb"].array())
+        whole = path.read_bytes()
+        assert writer.is_done(job)
+        for damaged in (whole[:-1], whole + b"x", whole[:60], b"", np.float64(found).tobytes()):
+            path.write_bytes(damaged)
+            assert not writer.is_done(job)
+        np.save(path, found.astype(np.float64))
+        assert not writer.is_done(job)
+        np.save(path, found[:, :7])
+        assert not writer.is_done(job)
+    assert everything(tmp_path / "out") == {"a_32.npy", "x.y/b_32.npy", "x/c_32.npy", "..f_32.npy"}
+
+
+def test_slowfast_holds_one_array(tmp_path, claims):
+    with pytest.raises(UsageError, match="holds one array a video, and this run gives rgb, logits"):
+        open_writer("slowfast", tmp_path / "out", OUTPUTS, fingerprint="", claims=claims, frames=32)
+
+
+def test_slowfast_names_that_would_be_one():
+    jobs = [Job(Path(f"/v/{name}.mp4"), name) for name in ("a.1", "b", "x/a", "a.2")]
+    check_names("npz", jobs)
+    check_names("slowfast", jobs[:3])
+    with pytest.raises(UsageError, match=r"a\.1\.mp4 and /v/a\.2\.mp4 would both write a: "):
+        check_names("slowfast", jobs)
 
 
 # What counts as finished
@@ -467,7 +504,7 @@ def test_a_damaged_hdf5_file_is_set_aside_and_its_videos_redone(tmp_path, writer
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path, writer, job):
     with spool(3) as rows:
-        rows.timestamps_ms.blocks = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+        rows.outputs["rgb"].blocks = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
         for format in FORMATS:
             with pytest.raises(KeyboardInterrupt):
                 writer(format).write(job, rows, FPS, META)

@@ -1,0 +1,103 @@
+"""What slowfast_feature_extractor writes: one float32 ``.npy`` file per video, ``[rows, dim]``.
+
+``<folder>/<name>_<frames>.npy``: the folder as in the list, the name up to its first dot, and the frames of
+a window (github.com/tridivb/slowfast_feature_extractor).
+
+Such a file says neither what made it nor from what. So it counts as done when it is whole and has rows of
+the engine's length: whoever changes settings or videos must take another output folder. A flipped bit
+inside the values goes unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vfx_engines.errors import UsageError, shown
+from vfx_engines.spec import Output
+from vfx_runtime.atomic import is_file, new_files, part_path, remove
+from vfx_runtime.claims import Claims
+from vfx_runtime.features import RowSpool
+from vfx_runtime.inputs import Job
+from vfx_runtime.npy import npy_rows
+from vfx_runtime.npz import write_header
+
+
+class SlowFastWriter:
+    """Writes ``<output>/<name>_<frames>.npy``; see `vfx_runtime.writers.Writer`.
+
+    Args:
+        output: the output folder.
+        outputs: of all engines; the file holds one.
+        claims: of this process on the output folder.
+        frames: in a window.
+
+    Raises:
+        UsageError: several outputs.
+    """
+
+    def __init__(self, output: Path, outputs: Sequence[Output], claims: Claims, frames: int) -> None:
+        if len(outputs) != 1:
+            names = ", ".join(item.name for item in outputs)
+            raise UsageError(
+                f"--format slowfast holds one array a video, and this run gives {names}: take one engine, "
+                "exported without --head, or --format npz"
+            )
+        self._output, self._claims, self._frames = output, claims, frames
+        (self._column,) = outputs
+
+    def paths(self, job: Job) -> list[Path]:
+        """The file of a job."""
+        return [self._output / f"{_stem(job)}_{self._frames}.npy"]
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the file is whole, with rows of the engine's length."""
+        (path,) = self.paths(job)
+        return is_file(path) and npy_rows(path, self._column.row, "<f4") is not None
+
+    def prepare(self, job: Job) -> None:
+        """Remove what a killed process left of this job, whose claim the caller holds."""
+        if self._claims.active:
+            remove([part_path(path) for path in self.paths(job)])
+
+    def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
+        """Write the file and return its path; ``fps`` and ``meta`` have no place in this format.
+
+        Raises:
+            OutputError: it cannot be written; nothing is left of it.
+        """
+        paths = self.paths(job)
+        column = rows.outputs[self._column.name]
+        with new_files(paths, exclusive=self._claims.active) as (part,), part.open("wb") as file:
+            write_header(file, np.dtype("<f4"), (column.rows, *column.shape))
+            for block in column.blocks():
+                file.write(np.ascontiguousarray(block, "<f4").data)
+        return paths
+
+    def finish(self) -> list[Path]:
+        """Nothing is left to do at the end of a run."""
+        return []
+
+
+def refuse_same_stem(jobs: Iterable[Job]) -> None:
+    """Names may differ behind their first dot, where this format does not look.
+
+    Raises:
+        UsageError: two videos would write one file.
+    """
+    first: dict[str, Job] = {}
+    for job in jobs:
+        other = first.setdefault(_stem(job), job)
+        if other is not job:
+            raise UsageError(
+                f"{shown(other.path)} and {shown(job.path)} would both write {shown(_stem(job))}: --format "
+                "slowfast cuts names at their first dot; rename one, or use --format npz"
+            )
+
+
+def _stem(job: Job) -> str:
+    folder, slash, name = job.name.rpartition("/")
+    return f"{folder}{slash}{name.partition('.')[0] or name}"
