@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfx_export.backbones.non_local import NonLocal, NonLocalBlock, Triple
+from vfx_export.backbones.non_local import NonLocal, NonLocalBlock
 from vfx_export.backbones.packing import for_stem
 from vfx_export.backbones.pixels import normalised
 from vfx_export.backbones.window_pool import window_mean
@@ -108,7 +107,7 @@ class _Block(nn.Module):
         self.branch2 = _Branch(c_in, c_out, span, stride, dilation)
 
     @property
-    def BATCH_NORMS(self) -> dict[str, str]:  # noqa: N802
+    def BATCH_NORMS(self) -> dict[str, str]:
         return {"branch1": "branch1_bn"} if self.branch1 is not None else {}
 
     def forward(self, x: Tensor) -> Tensor:

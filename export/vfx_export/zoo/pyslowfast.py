@@ -11,18 +11,22 @@ from torch import nn
 
 from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
 from vfx_export.backbones.non_local import NonLocal
+from vfx_export.backbones.slowfast import SlowFast
 from vfx_export.backbones.video_resnet import Pathway, VideoResNet
 from vfx_export.fitting import unchanged
 from vfx_export.labels import kinetics400
 from vfx_export.model import Download, Model
 
 _ZOO = "https://dl.fbaipublicfiles.com/pyslowfast/model_zoo"
+_MULTIGRID = "https://dl.fbaipublicfiles.com/pyslowfast/pyslowfast/model_zoo/multigrid/model_zoo"
 _LICENCE = "Apache-2.0 (of the repository; none is stated for the weights)"
 
 _C2D = ((1,), (1,), (1,), (1,))
 _I3D = ((3,), (3, 1), (3, 1), (1, 3))
 _SLOW = ((1,), (1,), (3,), (3,))
+_FAST = ((3,), (3,), (3,), (3,))
 _NON_LOCAL = NonLocal(after=((), (1, 3), (1, 3, 5), ()), weighing="softmax", pool=(1, 2, 2))
+_AVA = NonLocal(after=((), (), (6, 13, 20), ()), weighing="dot_product", pool=(2, 2, 2))
 
 
 def _row(
@@ -37,6 +41,8 @@ def _row(
     least_frames: int = 1,
     crop: int = 256,
     fps: float | None = 30,
+    classes: int = 400,
+    frames_multiple: int = 1,
 ) -> Model:
     return Model(
         name=name,
@@ -53,7 +59,9 @@ def _row(
         ),
         blank=(115, 115, 115),
         feature=Output("features", (length,)),
-        labels=kinetics400,
+        labels=kinetics400 if classes == 400 else None,
+        classes=classes,
+        frames_multiple=frames_multiple,
     )
 
 
@@ -73,6 +81,43 @@ def _one_pathway(name: str, path: Pathway, config: str, url: str) -> Model:
         stride=stride,
         length=2048,
         least_frames=path.pool,
+    )
+
+
+def _slowfast(
+    name: str,
+    config: str,
+    url: str,
+    *,
+    frames: int = 32,
+    alpha: int = 4,
+    span: int = 7,
+    window: int | None = 7,
+    ava: bool = False,
+    classes: int = 400,
+    crop: int = 256,
+    fps: float | None = 30,
+) -> Model:
+    depth = 101 if ava else 50
+    slow = Pathway(1, _SLOW, depth=depth, dilated=ava, non_local=_AVA if ava else None)
+    fast = Pathway(5, _FAST, width=8, depth=depth, dilated=ava)
+
+    def network(head: bool) -> nn.Module:
+        return SlowFast(slow, fast, alpha=alpha, span=span, window=window, classes=classes, head=head)
+
+    return _row(
+        name,
+        config,
+        url,
+        network,
+        frames=frames,
+        stride=2,
+        length=2304,
+        least_frames=alpha,
+        crop=crop,
+        fps=fps,
+        classes=classes,
+        frames_multiple=alpha,
     )
 
 
@@ -114,5 +159,73 @@ ROWS = (
         Pathway(1, _SLOW),
         "Kinetics/c2/SLOW_8x8_R50",
         "kinetics400/SLOWONLY_8x8_R50.pkl",
+    ),
+    # 4x16 and 8x8 are of the slow pathway: the windows are 32 frames, at every second one of the video.
+    _slowfast(
+        "slowfast_4x16_r50",
+        "Kinetics/c2/SLOWFAST_4x16_R50",
+        f"{_ZOO}/kinetics400/SLOWFAST_4x16_R50.pkl",
+        alpha=8,
+        span=5,
+    ),
+    _slowfast(
+        "slowfast_8x8_r50",
+        "Kinetics/c2/SLOWFAST_8x8_R50",
+        f"{_ZOO}/kinetics400/SLOWFAST_8x8_R50.pkl",
+    ),
+    # Trained at sizes that vary, so the head takes the global mean at each.
+    _slowfast(
+        "slowfast_8x8_r50_stepwise_multigrid",
+        "Kinetics/SLOWFAST_8x8_R50_stepwise_multigrid",
+        f"{_MULTIGRID}/Kinetics/SLOWFAST_8x8_R50_stepwise_multigrid.pkl",
+        window=None,
+        crop=224,
+    ),
+    # Charades and SSv2 are read from frame images, whatever their rate.
+    _slowfast(
+        "slowfast_16x8_r50_charades",
+        "Charades/SLOWFAST_16x8_R50",
+        f"{_MULTIGRID}/Charades/SLOWFAST_16x8_R50.pkl",
+        frames=64,
+        classes=157,
+        fps=None,
+    ),
+    _slowfast(
+        "slowfast_16x8_r50_charades_multigrid",
+        "Charades/SLOWFAST_16x8_R50_multigrid",
+        f"{_MULTIGRID}/Charades/SLOWFAST_16x8_R50_multigrid.pkl",
+        frames=64,
+        classes=157,
+        fps=None,
+        window=None,
+    ),
+    _slowfast(
+        "slowfast_16x8_r50_ssv2",
+        "SSv2/SLOWFAST_16x8_R50",
+        f"{_MULTIGRID}/SSv2/SLOWFAST_16x8_R50.pkl",
+        frames=64,
+        classes=174,
+        fps=None,
+    ),
+    _slowfast(
+        "slowfast_16x8_r50_ssv2_multigrid",
+        "SSv2/SLOWFAST_16x8_R50_multigrid",
+        f"{_MULTIGRID}/SSv2/SLOWFAST_16x8_R50_multigrid.pkl",
+        frames=64,
+        classes=174,
+        fps=None,
+        window=None,
+        crop=224,
+    ),
+    # Its own head looks at boxes, which a window does not have: the global mean of what would enter it.
+    _slowfast(
+        "slowfast_16x8_r101_ava",
+        "AVA/c2/SLOWFAST_64x2_R101_50_50",
+        f"{_ZOO}/ava/SLOWFAST_64x2_R101_50_50.pkl",
+        frames=64,
+        span=5,
+        window=None,
+        ava=True,
+        classes=80,
     ),
 )
