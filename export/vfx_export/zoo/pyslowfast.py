@@ -13,9 +13,9 @@ from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
 from vfx_export.backbones.non_local import NonLocal
 from vfx_export.backbones.slowfast import SlowFast
 from vfx_export.backbones.video_resnet import Pathway, VideoResNet
-from vfx_export.fitting import unchanged
 from vfx_export.labels import kinetics400
 from vfx_export.model import Download, Model
+from vfx_export.pyslowfast_keys import rename_pyslowfast
 
 _ZOO = "https://dl.fbaipublicfiles.com/pyslowfast/model_zoo"
 _MULTIGRID = "https://dl.fbaipublicfiles.com/pyslowfast/pyslowfast/model_zoo/multigrid/model_zoo"
@@ -50,7 +50,7 @@ def _row(
         licence=_LICENCE,
         download=Download(url),
         network=network,
-        layouts=unchanged,
+        layouts=rename_pyslowfast,
         sampling=Sampling(frames=frames, stride=stride, step=frames * stride, fps=fps),
         least_frames=least_frames,
         transform=Transform(
