@@ -54,7 +54,14 @@ _LOOKS_LIKE: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """`read_with_config` without the config."""
+    return read_with_config(path)[0]
+
+
+def read_with_config(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a weights file, by key, on the CPU and in the file's own dtypes.
+
+    With them comes the text under ``cfg``, in which PySlowFast keeps what it trained; None if there is none.
 
     Reads files of ``torch.save``, zip and the older layout that PyTorch wrote before 1.6, TorchScript
     archives, safetensors and Caffe2 pickles (by the names of their blobs), whatever their suffix. A state
@@ -85,7 +92,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         loaded = read_caffe2(path, where)
     else:
         raise CheckpointError(f"{where}: {_foreign(head)}")
-    return _state_dict(loaded, where)
+    config = loaded.get("cfg") if isinstance(loaded, dict) else None
+    return _state_dict(loaded, where), config if isinstance(config, str) else None
 
 
 def _check_zip(path: Path, where: str) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vfx_engines.errors import UsageError
 from vfx_engines.spec import Input, Output, Precision, Resize, Sampling, Transform
+from vfx_export.pyslowfast_config import Config
 from vfx_export.trace import LowPrecision
 
 State = Mapping[str, Tensor]
@@ -80,6 +81,8 @@ class Model:
     """What the frames of a window must be a multiple of."""
     classes: int | None = None
     """Length of the head where its class names are not at hand, so that ``labels`` is None."""
+    config: Config = dataclasses.field(default_factory=dict)
+    """What a config inside the checkpoint must say; its other options are not looked at."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.

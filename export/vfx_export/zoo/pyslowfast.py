@@ -12,9 +12,10 @@ from torch import nn
 from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
 from vfx_export.backbones.non_local import NonLocal
 from vfx_export.backbones.slowfast import SlowFast
-from vfx_export.backbones.video_resnet import Pathway, VideoResNet
+from vfx_export.backbones.video_resnet import MEAN, STD, Pathway, VideoResNet
 from vfx_export.labels import kinetics400
 from vfx_export.model import Download, Model
+from vfx_export.pyslowfast_config import Config
 from vfx_export.pyslowfast_keys import rename_pyslowfast
 
 _ZOO = "https://dl.fbaipublicfiles.com/pyslowfast/model_zoo"
@@ -43,6 +44,7 @@ def _row(
     fps: float | None = 30,
     classes: int = 400,
     frames_multiple: int = 1,
+    config_says: Config,
 ) -> Model:
     return Model(
         name=name,
@@ -62,11 +64,26 @@ def _row(
         labels=kinetics400 if classes == 400 else None,
         classes=classes,
         frames_multiple=frames_multiple,
+        config={
+            "DATA.NUM_FRAMES": (frames,),
+            "DATA.SAMPLING_RATE": (stride,),
+            "DATA.MEAN": (MEAN,),
+            "DATA.STD": (STD,),
+            **config_says,
+        },
     )
 
 
-def _one_pathway(name: str, path: Pathway, config: str, url: str) -> Model:
-    """A network of Kinetics-400; its windows are in its name."""
+def _one_pathway(name: str, path: Pathway, archs: tuple[str, ...], config: str, url: str) -> Model:
+    """A network of Kinetics-400; its windows are in its name.
+
+    Args:
+        name: of the row.
+        path: what it is.
+        archs: what PySlowFast calls that, in ``MODEL.ARCH``.
+        config: the published config.
+        url: of the checkpoint, below the zoo's.
+    """
     frames, stride = map(int, name.split("_")[-2].split("x"))
 
     def network(head: bool) -> nn.Module:
@@ -81,6 +98,7 @@ def _one_pathway(name: str, path: Pathway, config: str, url: str) -> Model:
         stride=stride,
         length=2048,
         least_frames=path.pool,
+        config_says={"MODEL.ARCH": archs},
     )
 
 
@@ -118,6 +136,10 @@ def _slowfast(
         fps=fps,
         classes=classes,
         frames_multiple=alpha,
+        config_says={
+            "SLOWFAST.ALPHA": (alpha,),
+            "MULTIGRID.SHORT_CYCLE": ("true" if window is None and not ava else "false",),
+        },
     )
 
 
@@ -125,6 +147,7 @@ ROWS = (
     _one_pathway(
         "c2d_nopool_8x8_r50",
         Pathway(1, _C2D),
+        ("2d", "slow_c2d", "c2d_nopool"),
         "Kinetics/c2/C2D_NOPOOL_8x8_R50",
         "kinetics400/C2D_NOPOOL_8x8_R50.pkl",
     ),
@@ -133,30 +156,35 @@ ROWS = (
     _one_pathway(
         "c2d_8x8_r50",
         Pathway(1, _C2D, pool=2),
+        ("c2d",),
         "Kinetics/C2D_8x8_R50",
         "ava/pretrain/C2D_8x8_R50.pkl",
     ),
     _one_pathway(
         "i3d_8x8_r50",
         Pathway(5, _I3D, pool=2),
+        ("i3d",),
         "Kinetics/c2/I3D_8x8_R50",
         "kinetics400/I3D_8x8_R50.pkl",
     ),
     _one_pathway(
         "i3d_nln_8x8_r50",
         Pathway(5, _I3D, pool=2, non_local=_NON_LOCAL),
+        ("i3d",),
         "Kinetics/c2/I3D_NLN_8x8_R50",
         "kinetics400/I3D_NLN_8x8_R50.pkl",
     ),
     _one_pathway(
         "slow_4x16_r50",
         Pathway(1, _SLOW),
+        ("slow",),
         "Kinetics/c2/SLOW_4x16_R50",
         "kinetics400/SLOWONLY_4x16_R50.pkl",
     ),
     _one_pathway(
         "slow_8x8_r50",
         Pathway(1, _SLOW),
+        ("slow",),
         "Kinetics/c2/SLOW_8x8_R50",
         "kinetics400/SLOWONLY_8x8_R50.pkl",
     ),
