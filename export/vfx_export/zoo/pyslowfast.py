@@ -11,6 +11,7 @@ from torch import nn
 
 from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
 from vfx_export.backbones.non_local import NonLocal
+from vfx_export.backbones.packing import pack_stem
 from vfx_export.backbones.slowfast import SlowFast
 from vfx_export.backbones.video_resnet import MEAN, STD, Pathway, VideoResNet
 from vfx_export.labels import kinetics400
@@ -61,6 +62,7 @@ def _row(
         ),
         blank=(115, 115, 115),
         feature=Output("features", (length,)),
+        low_precision=pack_stem,
         labels=kinetics400 if classes == 400 else None,
         classes=classes,
         frames_multiple=frames_multiple,
