@@ -62,12 +62,11 @@ class NonLocalBlock(nn.Module):
         if self.weighing == "softmax":
             if not self.folded:
                 query = query * self.scale
-            chances = (query.transpose(1, 2) @ key).float().softmax(-1).to(value.dtype)
-            answer = value @ chances.transpose(1, 2)
+            scores = (query.transpose(1, 2) @ key).float().softmax(-1).to(value.dtype)
         else:
-            # No softmax stands between them, so keys meet values first: a matrix of channels by channels
-            # instead of one of positions by positions. In float32: it sums over all keys.
-            mixed = value.float() @ key.float().transpose(1, 2) / key.shape[2]
-            answer = mixed.to(query.dtype) @ query
+            # Scaled before the product, whose sums half precision could not hold. Keys could meet values
+            # first, but in bf16 that doubled the error.
+            scores = query.transpose(1, 2) @ (key / key.shape[2])
+        answer = value @ scores.transpose(1, 2)
         out: Tensor = x + self.bn(self.conv_out(answer.reshape(theta.shape)))
         return out
