@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ def heavy(*values: Any) -> Any:
 class Exports:
     """`exports(name, precision)` is the path of that engine, with its head, of weight seed 0.
 
-    The kit's folder and the catalogue's row have one name.
+    The kit's folder and the catalogue's row have one name, unless ``kits`` gives the row's folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kits: Mapping[str, str] | None = None) -> None:
+        self.folder, self.kits = folder, kits or {}
 
     def __call__(self, name: str, precision: str) -> Path:
         path = self.folder / f"{name}_{precision}.onnx"
@@ -61,7 +62,8 @@ class Exports:
         """The same in memory."""
         import torch
 
-        return {key: torch.from_numpy(np.array(value)) for key, value in kit(name).checkpoint(seed).items()}
+        arrays = kit(self.kits.get(name, name)).checkpoint(seed)
+        return {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()}
 
 
 def relative(got: Any, want: Any) -> float:

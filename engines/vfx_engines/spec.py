@@ -152,8 +152,8 @@ class Crop:
 
     height: int
     width: int
-    rule: Literal["centre_floor", "centre_round"] = "centre_floor"
-    """Rounding of half a pixel: down, or to even."""
+    rule: Literal["centre_floor", "centre_round", "centre_ceil"] = "centre_floor"
+    """Rounding of half a pixel: down, to even, or up."""
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:

@@ -1,8 +1,8 @@
 """Reading weights files.
 
 A checkpoint is data from strangers: it is recognised by its content, unpickled by torch's restricted
-unpickler (``weights_only``), or by ours where torch would run it (`vfx_export.torchscript`), and checked
-against its own checksums. Nothing in it is ever run.
+unpickler (``weights_only``), or by ours where torch would run it (`vfx_export.torchscript`) or cannot read it
+(`vfx_export.caffe2`), and checked against its own checksums. Nothing in it is ever run.
 Whether it fits a network is the next question, `vfx_export.fitting`.
 """
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vfx_engines.errors import CheckpointError, reason, shown
+from vfx_export.caffe2 import read_caffe2
 from vfx_export.torchscript import read_torchscript
 
 _WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
@@ -28,7 +29,7 @@ _PREFIXES = ("module.", "model.")
 
 # The LONG1 opcode of torch's magic number: what every file of torch.save before 1.6 begins with.
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
-_PICKLE = re.compile(rb"\x80[\x02-\x05]|\((?:dp|lp)|c[\w.]+\n\w+\n(?:p\d|\()")
+_PICKLE = re.compile(rb"\x80[\x02-\x05]|\((?:dp|lp)|[}\]]q\x00|c[\w.]+\n\w+\n(?:p\d|\()")
 
 # Regular expression over the first bytes -> what they say the file is, most telling first.
 _LOOKS_LIKE: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
@@ -53,12 +54,19 @@ _LOOKS_LIKE: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """`read_with_config` without the config."""
+    return read_with_config(path)[0]
+
+
+def read_with_config(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a weights file, by key, on the CPU and in the file's own dtypes.
 
+    With them comes the text under ``cfg``, in which PySlowFast keeps what it trained; None if there is none.
+
     Reads files of ``torch.save``, zip and the older layout that PyTorch wrote before 1.6, TorchScript
-    archives and safetensors, whatever their suffix. A state dict under ``state_dict``, ``model_state``,
-    ``model_state_dict`` or ``model`` is unwrapped; ``module.`` (DataParallel) and ``model.`` are
-    taken off when every key has them.
+    archives, safetensors and Caffe2 pickles (by the names of their blobs), whatever their suffix. A state
+    dict under ``state_dict``, ``model_state``, ``model_state_dict`` or ``model`` is unwrapped; ``module.``
+    (DataParallel) and ``model.`` are taken off when every key has them.
 
     Raises:
         CheckpointError: missing, empty, truncated, damaged, not a checkpoint, without tensors, or
@@ -80,9 +88,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         loaded = _torch_load(path, where)
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         loaded = _load_safetensors(path, where)
+    elif _PICKLE.match(head):
+        loaded = read_caffe2(path, where)
     else:
         raise CheckpointError(f"{where}: {_foreign(head)}")
-    return _state_dict(loaded, where)
+    config = loaded.get("cfg") if isinstance(loaded, dict) else None
+    return _state_dict(loaded, where), config if isinstance(config, str) else None
 
 
 def _check_zip(path: Path, where: str) -> bool:
@@ -169,13 +180,6 @@ def _load_safetensors(path: Path, where: str) -> object:
 
 def _foreign(head: bytes) -> str:
     """What a file is that starts with ``head`` and is no checkpoint."""
-    if _PICKLE.match(head):
-        if b"blobs" in head:
-            return "a Caffe2 pickle, which vfx does not read yet; expected a PyTorch checkpoint"
-        return (
-            "a Python pickle that torch.save did not write: refused, and nothing in it was run; "
-            "expected a checkpoint of torch.save or .safetensors"
-        )
     for pattern, what in _LOOKS_LIKE:
         if pattern.match(head):
             return f"looks like {what}, expected a checkpoint of torch.save or .safetensors"

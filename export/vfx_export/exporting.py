@@ -20,10 +20,11 @@ from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import EngineSpec, Output, Precision, Weights
 from vfx_engines.versions import vfx_version
 from vfx_export.catalogue import catalogue_shapes
-from vfx_export.checkpoints import read_checkpoint
+from vfx_export.checkpoints import read_with_config
 from vfx_export.fitting import load_into
 from vfx_export.model import Model
 from vfx_export.proof import example_inputs, prove, reference
+from vfx_export.pyslowfast_config import check_config
 from vfx_export.trace import LowPrecision, lowered, trace
 
 Stage = Callable[[str], None]
@@ -174,9 +175,12 @@ def _load(model: Model, module: nn.Module, files: Sequence[Path]) -> Weights:
         wanted = ", ".join(part.prefix for part in model.parts) or "one"
         raise UsageError(f"{model.name}: {len(files)} checkpoints given, expected {len(parts)} ({wanted})")
     for file, (part, layouts) in zip(files, parts, strict=True):
+        state, config = read_with_config(file)
+        if config is not None:
+            check_config(config, model.config, model=model.name, file=shown(file))
         load_into(
             part,
-            read_checkpoint(file),
+            state,
             model=model.name,
             rename=layouts,
             others=catalogue_shapes,

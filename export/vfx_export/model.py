@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vfx_engines.errors import UsageError
 from vfx_engines.spec import Input, Output, Precision, Resize, Sampling, Transform
+from vfx_export.pyslowfast_config import Config
 from vfx_export.trace import LowPrecision
 
 State = Mapping[str, Tensor]
@@ -62,7 +63,7 @@ class Model:
     """See `vfx_engines.spec.Input.blank`."""
     feature: Output
     labels: Callable[[], tuple[str, ...]] | None = None
-    """Class names of the head; None where there is no head."""
+    """Class names of the head; None where there is no head, or where ``classes`` counts them alone."""
     low_precision: LowPrecision | None = None
     fixed_frames: bool = False
     """Whether it takes windows of its own length only, as networks of single frames do."""
@@ -76,6 +77,12 @@ class Model:
     parts: tuple[Part, ...] = ()
     """What the network is made of, where no one file holds all of it; then ``download`` and ``layouts``
     are those of the first part and are not read."""
+    frames_multiple: int = 1
+    """What the frames of a window must be a multiple of."""
+    classes: int | None = None
+    """Length of the head where its class names are not at hand, so that ``labels`` is None."""
+    config: Config = dataclasses.field(default_factory=dict)
+    """What a config inside the checkpoint must say; its other options are not looked at."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
@@ -92,7 +99,10 @@ class Model:
         if frames < self.least_frames:
             what = "pairs of frames" if self.overlap else "frames"
             raise UsageError(f"--frames {frames}: {self.name} needs at least {self.least_frames} {what}")
-        return dataclasses.replace(self.sampling, frames=frames + self.overlap, step=frames)
+        if frames % self.frames_multiple:
+            raise UsageError(f"--frames {frames}: {self.name} takes multiples of {self.frames_multiple}")
+        step = frames * self.sampling.stride
+        return dataclasses.replace(self.sampling, frames=frames + self.overlap, step=step)
 
     def resized(self, text: str) -> Model:
         """This row with its frames brought to another size first: ``short:256`` or ``long:512``.
@@ -119,6 +129,8 @@ class Model:
         Raises:
             UsageError: there is none.
         """
+        if self.labels is None and self.classes is not None:
+            return Output("logits", (self.classes,), kind="logits")
         if self.labels is None:
             raise UsageError(f"--head: {self.name} has no classifier")
         labels = self.labels()

@@ -180,4 +180,6 @@ def _offset(crop: Crop | None, length: int, size: int) -> int:
         return 0
     if crop.rule == "centre_floor":
         return (length - size) // 2
+    if crop.rule == "centre_ceil":
+        return (length - size + 1) // 2
     return round((length - size) / 2)

@@ -151,10 +151,11 @@ def test_sizes_follow_the_rule(resize: Resize, size: tuple[int, int], expected: 
     [
         ("centre_floor", 341, 58), ("centre_round", 341, 58), ("centre_floor", 343, 59),
         ("centre_round", 343, 60), ("centre_round", 342, 59), ("centre_floor", 342, 59),
+        ("centre_ceil", 341, 59), ("centre_ceil", 343, 60), ("centre_ceil", 342, 59),
     ],
 )  # fmt: skip
 def test_crops_round_half_a_pixel_by_their_rule(
-    rule: Literal["centre_floor", "centre_round"], length: int, offset: int
+    rule: Literal["centre_floor", "centre_round", "centre_ceil"], length: int, offset: int
 ) -> None:
     chosen = plan(Transform(None, Crop(224, 224, rule)), 300, length)
     assert chosen.left == offset

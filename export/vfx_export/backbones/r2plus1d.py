@@ -99,7 +99,7 @@ class R2Plus1D(nn.Module):
         head: give the classifier's logits too.
     """
 
-    STEM: ClassVar = "stem.0"
+    STEMS: ClassVar = ("stem.0",)
 
     def __init__(
         self,

@@ -86,7 +86,7 @@ class S3D(nn.Module):
         head: give the classifier's logits too.
     """
 
-    STEM: ClassVar = "base.0.conv_s"
+    STEMS: ClassVar = ("base.0.conv_s",)
 
     def __init__(self, classes: int = 400, head: bool = False) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class S3D(nn.Module):
         assert classifier.bias is not None
         # [0, 1], without mean and deviation; before the permutation, which engines that compute with
         # channels last then drop.
-        x = for_stem(self.get_submodule(self.STEM), frames.float() * (1 / 255))
+        x = for_stem(self.get_submodule(self.STEMS[0]), frames.float() * (1 / 255))
         x = x.to(classifier.weight.dtype).permute(0, 4, 1, 2, 3)
         x = self.base(x)
         # The published pool is 2xHxW with stride 1, then the mean over time.

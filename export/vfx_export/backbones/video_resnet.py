@@ -1,0 +1,211 @@
+"""PySlowFast's ResNets of one pathway: C2D, I3D, I3D non-local and Slow, cut at what enters the head.
+
+They differ in where convolutions span time (Wang et al., "Non-local Neural Networks", 2018; Feichtenhofer
+et al., "SlowFast Networks for Video Recognition", 2019), which `Pathway` describes. Keys are PySlowFast's:
+``s2.pathway0_res0.branch2.a.weight`` and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfx_export.backbones.non_local import NonLocal, NonLocalBlock
+from vfx_export.backbones.packing import for_stem
+from vfx_export.backbones.pixels import normalised
+from vfx_export.backbones.window_pool import window_mean
+
+MEAN = (0.45, 0.45, 0.45)
+STD = (0.225, 0.225, 0.225)
+
+DEPTHS: dict[int, tuple[int, ...]] = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+# Blocks of each stage that may span time, in every network of the zoo; those after them do not.
+_TEMPORAL_BLOCKS = (3, 4, 6, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Pathway:
+    """A ResNet over video: how wide it is, and which of its convolutions span time."""
+
+    stem: int
+    """Frames that the first convolution spans."""
+    stages: tuple[tuple[int, ...], ...]
+    """Frames that the first convolution of a block spans, in each of the four stages; blocks take turns."""
+    width: int = 64
+    """Channels after the stem."""
+    depth: int = 50
+    pool: int = 1
+    """Frames of which one is left after the first stage."""
+    dilated: bool = False
+    """The last stage keeps its size and spreads its 3x3 convolutions instead."""
+    non_local: NonLocal | None = None
+
+    def spans(self, stage: int) -> tuple[int, ...]:
+        """Frames that the first convolution of each block of a stage spans."""
+        turns, temporal = self.stages[stage], _TEMPORAL_BLOCKS[stage]
+        count = DEPTHS[self.depth][stage]
+        return tuple(turns[i % len(turns)] if i < temporal else 1 for i in range(count))
+
+
+class Stem(nn.Module):
+    """The first convolution, 7x7 in space, and a max pool."""
+
+    BATCH_NORMS: ClassVar = {"conv": "bn"}
+
+    def __init__(self, path: Pathway) -> None:
+        super().__init__()
+        t = path.stem
+        self.conv = nn.Conv3d(3, path.width, (t, 7, 7), (1, 2, 2), (t // 2, 3, 3), bias=False)
+        self.bn: nn.Module = nn.BatchNorm3d(path.width)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """uint8 ``[batch, time, height, width, 3]`` to ``[batch, width, time, height / 4, width / 4]``."""
+        # Before the permutation: engines that compute with channels last then drop it.
+        x = for_stem(self.conv, normalised(frames, MEAN, STD))
+        x = x.to(next(self.conv.parameters()).dtype).permute(0, 4, 1, 2, 3)
+        return F.max_pool3d(F.relu(self.bn(self.conv(x))), (1, 3, 3), (1, 2, 2), (0, 1, 1))
+
+
+class _Branch(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions; the first may span time, the second has the stride."""
+
+    BATCH_NORMS: ClassVar = {"a": "a_bn", "b": "b_bn", "c": "c_bn"}
+    LAST_NORM: ClassVar = "c_bn"
+
+    def __init__(self, c_in: int, c_out: int, span: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        inner = c_out // 4
+        self.a = nn.Conv3d(c_in, inner, (span, 1, 1), 1, (span // 2, 0, 0), bias=False)
+        self.a_bn: nn.Module = nn.BatchNorm3d(inner)
+        steps, pads = (1, stride, stride), (0, dilation, dilation)
+        self.b = nn.Conv3d(inner, inner, (1, 3, 3), steps, pads, (1, dilation, dilation), bias=False)
+        self.b_bn: nn.Module = nn.BatchNorm3d(inner)
+        self.c = nn.Conv3d(inner, c_out, 1, bias=False)
+        self.c_bn: nn.Module = nn.BatchNorm3d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a_bn(self.a(x)))
+        x = F.relu(self.b_bn(self.b(x)))
+        out: Tensor = self.c_bn(self.c(x))
+        return out
+
+
+class _Block(nn.Module):
+    """A branch around which a shortcut leads."""
+
+    def __init__(self, c_in: int, c_out: int, span: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.branch1: nn.Conv3d | None = None
+        if stride > 1 or c_in != c_out:
+            self.branch1 = nn.Conv3d(c_in, c_out, 1, (1, stride, stride), bias=False)
+            self.branch1_bn: nn.Module = nn.BatchNorm3d(c_out)
+        self.branch2 = _Branch(c_in, c_out, span, stride, dilation)
+
+    @property
+    def BATCH_NORMS(self) -> dict[str, str]:
+        return {"branch1": "branch1_bn"} if self.branch1 is not None else {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.branch1 is None else self.branch1_bn(self.branch1(x))
+        return F.relu(shortcut + self.branch2(x))
+
+
+class Stage(nn.Module):
+    """One of the four stages, of one pathway or several.
+
+    Args:
+        stage: 0 to 3.
+        paths: the pathways.
+        channels: what each is given.
+    """
+
+    def __init__(self, stage: int, paths: Sequence[Pathway], channels: Sequence[int]) -> None:
+        super().__init__()
+        self.order: list[list[str]] = []
+        for p, (path, c_in) in enumerate(zip(paths, channels, strict=True)):
+            c_out = path.width * 4 << stage
+            dilated = path.dilated and stage == 3
+            names = []
+            for i, span in enumerate(path.spans(stage)):
+                names.append(f"pathway{p}_res{i}")
+                stride = 2 if i == 0 and stage > 0 and not dilated else 1
+                self.add_module(
+                    names[-1], _Block(c_out if i else c_in, c_out, span, stride, 2 if dilated else 1)
+                )
+                extra = path.non_local
+                if extra is not None and i in extra.after[stage]:
+                    names.append(f"pathway{p}_nonlocal{i}")
+                    self.add_module(names[-1], NonLocalBlock(c_out, extra.weighing, extra.pool))
+            self.order.append(names)
+
+    def forward(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """A map ``[batch, channels, time, height, width]`` of each pathway."""
+        out = []
+        for x, names in zip(xs, self.order, strict=True):
+            for name in names:
+                x = self.get_submodule(name)(x)
+            out.append(x)
+        return out
+
+
+class Head(nn.Module):
+    """The classifier, linear, so that it may follow the mean over positions.
+
+    Args:
+        length: of the feature.
+        classes: how many there are.
+    """
+
+    def __init__(self, length: int, classes: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(length, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float32 ``[batch, length]`` to float32 ``[batch, classes]``, before softmax or sigmoid."""
+        return F.linear(features, self.projection.weight.float(), self.projection.bias.float())
+
+
+class VideoResNet(nn.Module):
+    """From pixels to the 2048-d feature.
+
+    Args:
+        path: what the network is.
+        window: side of the head's pool on the last map, see `window_mean`; None for the global mean.
+        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
+        head: give the classifier's logits too.
+    """
+
+    STEMS: ClassVar = ("s1.pathway0_stem.conv",)
+
+    def __init__(
+        self, path: Pathway, *, window: int | None = 7, classes: int = 400, head: bool = False
+    ) -> None:
+        super().__init__()
+        self.path, self.window, self.with_logits = path, window, head
+        self.s1 = nn.ModuleDict({"pathway0_stem": Stem(path)})
+        w = path.width
+        self.s2, self.s3, self.s4, self.s5 = (
+            Stage(i, [path], [c]) for i, c in enumerate((w, 4 * w, 8 * w, 16 * w))
+        )
+        self.head = Head(32 * w, classes)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Features, and logits where the head is on.
+
+        Args:
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, trained at 224x224, tested at 256x256.
+
+        Returns:
+            float32 ``[batch, 2048]``, then float32 ``[batch, classes]`` before softmax.
+        """
+        (x,) = self.s2([self.s1["pathway0_stem"](frames)])
+        if self.path.pool > 1:
+            x = F.max_pool3d(x, (self.path.pool, 1, 1), (self.path.pool, 1, 1))
+        (x,) = self.s5(self.s4(self.s3([x])))
+        features = window_mean(x, self.window)
+        return (features, self.head(features)) if self.with_logits else (features,)

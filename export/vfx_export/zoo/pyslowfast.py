@@ -1,0 +1,265 @@
+"""PySlowFast's model zoo: its ResNets, as rows over what `Pathway` says of each.
+
+Windows are a config's NUM_FRAMES and SAMPLING_RATE, crops those of its test with the crop in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from vfx_engines.spec import Crop, Output, Precision, Resize, Sampling, Transform
+from vfx_export.backbones.non_local import NonLocal
+from vfx_export.backbones.packing import pack_stem
+from vfx_export.backbones.slowfast import SlowFast
+from vfx_export.backbones.video_resnet import MEAN, STD, Pathway, VideoResNet
+from vfx_export.labels import kinetics400
+from vfx_export.model import Download, Model
+from vfx_export.pyslowfast_config import Config
+from vfx_export.pyslowfast_keys import rename_pyslowfast
+
+_ZOO = "https://dl.fbaipublicfiles.com/pyslowfast/model_zoo"
+_MULTIGRID = "https://dl.fbaipublicfiles.com/pyslowfast/pyslowfast/model_zoo/multigrid/model_zoo"
+_LICENCE = "Apache-2.0 (of the repository; none is stated for the weights)"
+
+_C2D = ((1,), (1,), (1,), (1,))
+_I3D = ((3,), (3, 1), (3, 1), (1, 3))
+_SLOW = ((1,), (1,), (3,), (3,))
+_FAST = ((3,), (3,), (3,), (3,))
+_NON_LOCAL = NonLocal(after=((), (1, 3), (1, 3, 5), ()), weighing="softmax", pool=(1, 2, 2))
+_AVA = NonLocal(after=((), (), (6, 13, 20), ()), weighing="dot_product", pool=(2, 2, 2))
+
+
+def _row(
+    name: str,
+    config: str,
+    url: str,
+    network: Callable[[bool], nn.Module],
+    *,
+    frames: int,
+    stride: int,
+    length: int,
+    least_frames: int = 1,
+    crop: int = 256,
+    fps: float | None = 30,
+    classes: int = 400,
+    frames_multiple: int = 1,
+    config_says: Config,
+    tolerances: Mapping[Precision, float] | None = None,
+) -> Model:
+    return Model(
+        name=name,
+        source=f"facebookresearch/SlowFast {config}",
+        licence=_LICENCE,
+        download=Download(url),
+        network=network,
+        layouts=rename_pyslowfast,
+        sampling=Sampling(frames=frames, stride=stride, step=frames * stride, fps=fps),
+        least_frames=least_frames,
+        transform=Transform(
+            Resize("short_side", crop, crop, "bilinear", antialias=False, other_side="truncate"),
+            Crop(crop, crop, "centre_ceil"),
+        ),
+        blank=(115, 115, 115),
+        feature=Output("features", (length,)),
+        low_precision=pack_stem,
+        labels=kinetics400 if classes == 400 else None,
+        classes=classes,
+        frames_multiple=frames_multiple,
+        config={
+            "DATA.NUM_FRAMES": (frames,),
+            "DATA.SAMPLING_RATE": (stride,),
+            "DATA.MEAN": (MEAN,),
+            "DATA.STD": (STD,),
+            **config_says,
+        },
+        tolerances=tolerances or {},
+    )
+
+
+def _one_pathway(name: str, path: Pathway, archs: tuple[str, ...], config: str, url: str) -> Model:
+    """A network of Kinetics-400; its windows are in its name.
+
+    Args:
+        name: of the row.
+        path: what it is.
+        archs: what PySlowFast calls that, in ``MODEL.ARCH``.
+        config: the published config.
+        url: of the checkpoint, below the zoo's.
+    """
+    frames, stride = map(int, name.split("_")[-2].split("x"))
+
+    def network(head: bool) -> nn.Module:
+        return VideoResNet(path, head=head)
+
+    return _row(
+        name,
+        config,
+        f"{_ZOO}/{url}",
+        network,
+        frames=frames,
+        stride=stride,
+        length=2048,
+        least_frames=path.pool,
+        config_says={"MODEL.ARCH": archs},
+    )
+
+
+def _slowfast(
+    name: str,
+    config: str,
+    url: str,
+    *,
+    frames: int = 32,
+    alpha: int = 4,
+    span: int = 7,
+    window: int | None = 7,
+    ava: bool = False,
+    classes: int = 400,
+    crop: int = 256,
+    fps: float | None = 30,
+) -> Model:
+    depth = 101 if ava else 50
+    slow = Pathway(1, _SLOW, depth=depth, dilated=ava, non_local=_AVA if ava else None)
+    fast = Pathway(5, _FAST, width=8, depth=depth, dilated=ava)
+
+    def network(head: bool) -> nn.Module:
+        return SlowFast(slow, fast, alpha=alpha, span=span, window=window, classes=classes, head=head)
+
+    return _row(
+        name,
+        config,
+        url,
+        network,
+        frames=frames,
+        stride=2,
+        length=2304,
+        least_frames=alpha,
+        crop=crop,
+        fps=fps,
+        classes=classes,
+        frames_multiple=alpha,
+        # 101 layers, with products of what no softmax bounds: measured 1.7e-2 with the kit's weights.
+        tolerances={"bf16": 3e-2} if ava else None,
+        config_says={
+            "SLOWFAST.ALPHA": (alpha,),
+            "MULTIGRID.SHORT_CYCLE": ("true" if window is None and not ava else "false",),
+        },
+    )
+
+
+ROWS = (
+    _one_pathway(
+        "c2d_nopool_8x8_r50",
+        Pathway(1, _C2D),
+        ("2d", "slow_c2d", "c2d_nopool"),
+        "Kinetics/c2/C2D_NOPOOL_8x8_R50",
+        "kinetics400/C2D_NOPOOL_8x8_R50.pkl",
+    ),
+    # The zoo lists this file as what an AVA network of the kind Slow began with. Its name says C2D; if it
+    # holds a Slow, shapes do not fit and the error says so.
+    _one_pathway(
+        "c2d_8x8_r50",
+        Pathway(1, _C2D, pool=2),
+        ("c2d",),
+        "Kinetics/C2D_8x8_R50",
+        "ava/pretrain/C2D_8x8_R50.pkl",
+    ),
+    _one_pathway(
+        "i3d_8x8_r50",
+        Pathway(5, _I3D, pool=2),
+        ("i3d",),
+        "Kinetics/c2/I3D_8x8_R50",
+        "kinetics400/I3D_8x8_R50.pkl",
+    ),
+    _one_pathway(
+        "i3d_nln_8x8_r50",
+        Pathway(5, _I3D, pool=2, non_local=_NON_LOCAL),
+        ("i3d",),
+        "Kinetics/c2/I3D_NLN_8x8_R50",
+        "kinetics400/I3D_NLN_8x8_R50.pkl",
+    ),
+    _one_pathway(
+        "slow_4x16_r50",
+        Pathway(1, _SLOW),
+        ("slow",),
+        "Kinetics/c2/SLOW_4x16_R50",
+        "kinetics400/SLOWONLY_4x16_R50.pkl",
+    ),
+    _one_pathway(
+        "slow_8x8_r50",
+        Pathway(1, _SLOW),
+        ("slow",),
+        "Kinetics/c2/SLOW_8x8_R50",
+        "kinetics400/SLOWONLY_8x8_R50.pkl",
+    ),
+    # 4x16 and 8x8 are of the slow pathway: the windows are 32 frames, at every second one of the video.
+    _slowfast(
+        "slowfast_4x16_r50",
+        "Kinetics/c2/SLOWFAST_4x16_R50",
+        f"{_ZOO}/kinetics400/SLOWFAST_4x16_R50.pkl",
+        alpha=8,
+        span=5,
+    ),
+    _slowfast(
+        "slowfast_8x8_r50",
+        "Kinetics/c2/SLOWFAST_8x8_R50",
+        f"{_ZOO}/kinetics400/SLOWFAST_8x8_R50.pkl",
+    ),
+    # Trained at sizes that vary, so the head takes the global mean at each.
+    _slowfast(
+        "slowfast_8x8_r50_stepwise_multigrid",
+        "Kinetics/SLOWFAST_8x8_R50_stepwise_multigrid",
+        f"{_MULTIGRID}/Kinetics/SLOWFAST_8x8_R50_stepwise_multigrid.pkl",
+        window=None,
+        crop=224,
+    ),
+    # Charades and SSv2 are read from frame images, whatever their rate.
+    _slowfast(
+        "slowfast_16x8_r50_charades",
+        "Charades/SLOWFAST_16x8_R50",
+        f"{_MULTIGRID}/Charades/SLOWFAST_16x8_R50.pkl",
+        frames=64,
+        classes=157,
+        fps=None,
+    ),
+    _slowfast(
+        "slowfast_16x8_r50_charades_multigrid",
+        "Charades/SLOWFAST_16x8_R50_multigrid",
+        f"{_MULTIGRID}/Charades/SLOWFAST_16x8_R50_multigrid.pkl",
+        frames=64,
+        classes=157,
+        fps=None,
+        window=None,
+    ),
+    _slowfast(
+        "slowfast_16x8_r50_ssv2",
+        "SSv2/SLOWFAST_16x8_R50",
+        f"{_MULTIGRID}/SSv2/SLOWFAST_16x8_R50.pkl",
+        frames=64,
+        classes=174,
+        fps=None,
+    ),
+    _slowfast(
+        "slowfast_16x8_r50_ssv2_multigrid",
+        "SSv2/SLOWFAST_16x8_R50_multigrid",
+        f"{_MULTIGRID}/SSv2/SLOWFAST_16x8_R50_multigrid.pkl",
+        frames=64,
+        classes=174,
+        fps=None,
+        window=None,
+        crop=224,
+    ),
+    # Its own head looks at boxes, which a window does not have: the global mean of what would enter it.
+    _slowfast(
+        "slowfast_16x8_r101_ava",
+        "AVA/c2/SLOWFAST_64x2_R101_50_50",
+        f"{_ZOO}/ava/SLOWFAST_64x2_R101_50_50.pkl",
+        frames=64,
+        span=5,
+        window=None,
+        ava=True,
+        classes=80,
+    ),
+)
