@@ -39,6 +39,9 @@ def _row(
         blank=(115, 115, 115),
         feature=Output("features", (FEATURE,)),
         labels=kinetics400,
+        # Swish and squeeze and excitation in 26 and more blocks, on 8 bits of mantissa: M is at 2.1e-2 of its
+        # golden feature, where two clips are 0.85 apart.
+        tolerances={"bf16": 4e-2},
     )
 
 
