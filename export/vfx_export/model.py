@@ -27,6 +27,8 @@ class Download:
     """SHA-1 that git gives the file: all that is known where a repository holds it."""
     sha256_prefix: str | None = None
     """First digits of the sha256, which torchvision puts into file names: all that is known of those."""
+    dead: str | None = None
+    """Why the address gives no file any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,9 @@ class Model:
     parts: tuple[Part, ...] = ()
     """What the network is made of, where no one file holds all of it; then ``download`` and ``layouts``
     are those of the first part and are not read."""
+    network_of: Callable[[Mapping[str, tuple[int, ...]], bool], nn.Module] | None = None
+    """As ``network``, for a checkpoint of these keys and shapes: where published files differ in structure.
+    Of a network of one part."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.

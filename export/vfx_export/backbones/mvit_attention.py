@@ -108,12 +108,16 @@ class Folded(nn.Module):
         q = self._heads(self.query(first), "q")
         return self._joined(_mix(self.positions.of_class(q) if self.positions else q, k, v))
 
+    def pooled_like_queries(self, x: Tensor) -> Tensor:
+        """Tokens ``[batch, tokens, channels]`` through the pool and norm of queries."""
+        return self._heads(self._pooled(x, self.query_pool), "q").transpose(1, 2).flatten(2)
+
     def _pooled(self, x: Tensor, pool: nn.Conv3d | None) -> Tensor:
         if pool is None:
             return x
-        channels = x.shape[2]
-        x = pool(x.transpose(1, 2).reshape(-1, channels, *self.block.grid))
-        return x.flatten(2).transpose(1, 2)
+        # The grid first and then the permutation: engines that compute with channels last drop it.
+        x = pool(x.reshape(-1, *self.block.grid, x.shape[2]).permute(0, 4, 1, 2, 3))
+        return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
 
     def _heads(self, x: Tensor, name: str) -> Tensor:
         tokens = x.shape[1]

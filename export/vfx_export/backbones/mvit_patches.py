@@ -33,9 +33,9 @@ class Patches(nn.Module):
         time, height, width = (size // block for size, block in zip(frames.shape[1:4], _BLOCK, strict=True))
         conv = self.folded or self._packed()
         x = frames.to(conv.weight.dtype).reshape(-1, time, t, height, h, width, w, 3)
-        x = x.permute(0, 2, 4, 6, 7, 1, 3, 5).reshape(-1, t * h * w * 3, time, height, width)
-        x = conv(F.pad(x, (1, 0, 1, 0, 1, 0)))
-        return x.flatten(2).transpose(1, 2)
+        x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, time, height, width, t * h * w * 3)
+        x = conv(F.pad(x, (0, 0, 1, 0, 1, 0, 1, 0)).permute(0, 4, 1, 2, 3))
+        return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
 
     def _packed(self) -> nn.Conv3d:
         t, h, w = _BLOCK
