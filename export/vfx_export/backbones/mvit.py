@@ -1,6 +1,6 @@
-"""MViT (Fan et al., "Multiscale Vision Transformers", 2021; Li et al., "MViTv2", 2022), cut before its classifier.
+"""MViT (Fan et al., "Multiscale Vision Transformers", 2021; Li et al., "MViTv2", 2022).
 
-Keys and arithmetic are PySlowFast's.
+Cut before the classifier. Keys and arithmetic are PySlowFast's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Perceptron(nn.Module):
         self.fc2 = nn.Linear(4 * width, leaves)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[..., width]`` to ``[..., leaves]``."""
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
@@ -91,6 +92,7 @@ class Head(nn.Module):
         self.projection = nn.Linear(width, classes)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Logits, in float32 whatever the weights are."""
         return F.linear(features, self.projection.weight.float(), self.projection.bias.float())
 
 
@@ -136,21 +138,23 @@ class MViT(nn.Module):
         """Features, and logits where the head is on.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, of the size that the blocks were planned for.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, of the size that the blocks are for.
 
         Returns:
             float32 ``[batch, channels]``, then float32 ``[batch, classes]`` before softmax.
         """
         grid = self.patch_embed(normalised(frames, self.mean, self.std))
-        first = self.cls_token
+        first: Tensor = self.cls_token
         if self.absolute:
             grid = grid + positions(self.pos_embed_spatial, self.pos_embed_temporal)
             first = first + self.pos_embed_class
         # Zero times a token is the batch's size without shape arithmetic in the graph.
         first = grid[:, :1] * 0 + first
-        for block in self.blocks[:-1]:
+        *blocks, last = self.blocks
+        for block in blocks:
             grid, first = block(grid, first)
-        features = self.norm(self.blocks[-1].last(grid, first)[:, 0].float())
+        assert isinstance(last, _Block)
+        features = self.norm(last.last(grid, first)[:, 0].float())
         if not self.with_logits:
             return (features,)
         return features, self.head(features)

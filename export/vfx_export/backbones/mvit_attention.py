@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfx_export.backbones.clip_vit import LayerNorm
@@ -58,8 +57,8 @@ class PooledAttention(nn.Module):
 class Folded(nn.Module):
     """The arithmetic of `PooledAttention`.
 
-    The grid of tokens, ``[batch, tokens, channels]``, and the class token, ``[batch, 1, channels]``, come and go
-    apart: joined, every pool would have to part them again, at the price of a copy of all tokens.
+    The grid of tokens, ``[batch, tokens, channels]``, and the class token, ``[batch, 1, channels]``, come
+    and go apart: joined, every pool would have to part them again, at the price of a copy of all tokens.
     """
 
     def __init__(self, of: PooledAttention) -> None:
@@ -80,14 +79,13 @@ class Folded(nn.Module):
             scales = torch.tensor([scale, 1.0]).to(weight).repeat_interleave(attended)
             weight, bias = weight * scales[:, None], bias * scales
         self.key_value = _linear(weight, bias)
-        self.query_pool = _pool((of.pool_q,), block.heads, block.query_stride) if "q" in self.norms else None
-        both = (of.pool_k, of.pool_v) if "k" in self.norms else ()
-        self.key_value_pool = _pool(both, block.heads, block.key_stride) if both else None
+        self.query_pool = _pool(of, "q", block.query_stride) if "q" in self.norms else None
+        self.key_value_pool = _pool(of, "kv", block.key_stride) if "k" in self.norms else None
         self.out = _linear(of.proj.weight.detach(), of.proj.bias.detach())
         self.positions: RelativePositions | None = None
         if of.relative:
-            tables = (of.rel_pos_t.detach(), of.rel_pos_h.detach(), of.rel_pos_w.detach())
-            self.positions = RelativePositions(tables, block.queries, block.keys)
+            time, rows, columns = (of.get_parameter(f"rel_pos_{axis}").detach() for axis in "thw")
+            self.positions = RelativePositions((time, rows, columns), block.queries, block.keys)
 
     def keys_values(self, grid: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys, scaled and with their positions, and values, ``[batch, heads, 1 + keys, channels]``."""
@@ -149,11 +147,12 @@ def _scaled(norm: LayerNorm, scale: float) -> LayerNorm:
     return scaled
 
 
-def _pool(convs: tuple[nn.Conv3d, ...], heads: int, stride: Triple) -> nn.Conv3d:
+def _pool(of: PooledAttention, names: str, stride: Triple) -> nn.Conv3d:
     """One convolution for all heads, and for keys and values, which lie side by side."""
-    weight = torch.cat([conv.weight.detach().repeat(heads, 1, 1, 1, 1) for conv in convs])
-    channels, _, *kernel = weight.shape
-    half = [size // 2 for size in kernel]
+    weights = (of.get_parameter(f"pool_{name}.weight").detach() for name in names)
+    weight = torch.cat([weight.repeat(of.block.heads, 1, 1, 1, 1) for weight in weights])
+    channels, _, *(t, h, w) = weight.shape
+    kernel, half = (t, h, w), (t // 2, h // 2, w // 2)
     conv = nn.Conv3d(channels, channels, kernel, stride, half, groups=channels, bias=False, device="meta")
     conv.weight = nn.Parameter(weight)
     return conv

@@ -34,7 +34,7 @@ class Patches(nn.Module):
         conv = self.folded or self._packed()
         x = frames.to(conv.weight.dtype).reshape(-1, time, t, height, h, width, w, 3)
         x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, time, height, width, t * h * w * 3)
-        x = conv(F.pad(x, (0, 0, 1, 0, 1, 0, 1, 0)).permute(0, 4, 1, 2, 3))
+        x = conv.forward(F.pad(x, (0, 0, 1, 0, 1, 0, 1, 0)).permute(0, 4, 1, 2, 3))
         return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
 
     def _packed(self) -> nn.Conv3d:

@@ -39,11 +39,12 @@ class Block:
     key_kernel: Triple | None
     """Of those of keys and of values."""
     rows: int = 0
-    """Rows of the tables of relative height and width, as the checkpoint has them. They were counted with sizes
-    rounded down where convolutions round up, so there may be fewer than are needed."""
+    """Rows of the tables of relative height and width, as the checkpoint has them. They were counted with
+    sizes rounded down where convolutions round up, so there may be fewer than are needed."""
 
     @property
     def heads(self) -> int:
+        """Heads of attention."""
         return self.attended // self.head_width
 
     @property

@@ -34,8 +34,9 @@ class RelativePositions(nn.Module):
         self.grid = queries
         self.channels = sum(keys)
         """How many each query and key gets."""
-        for name, *axis in zip(("time", "rows", "columns"), tables, queries, keys, strict=True):
-            self.register_buffer(name, _by_position(*axis))
+        names = ("time", "rows", "columns")
+        for name, table, places, others in zip(names, tables, queries, keys, strict=True):
+            self.register_buffer(name, _by_position(table, places, others))
         own = [torch.eye(size) for size in keys]
         grids = [
             own[0][:, None, None].expand(*keys, -1),

@@ -112,7 +112,7 @@ class RevMViT(nn.Module):
         """Features, and logits where the head is on.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, of the size that the blocks were planned for.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, of the size that the blocks are for.
 
         Returns:
             float32 ``[batch, channels]``, then float32 ``[batch, classes]`` before softmax.

@@ -1,7 +1,7 @@
-"""X3D (Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition", 2020), cut after ``lin_5``.
+"""X3D (Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition", 2020).
 
-Keys and arithmetic are PySlowFast's. All sizes have the widths of the M model; they differ in depth,
-frames and crop.
+Cut after ``lin_5``, which is all but the classifier. Keys and arithmetic are PySlowFast's. All sizes have the
+widths of the M model; they differ in depth, frames and crop.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class _SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # The mean of all positions is a sum of up to 800,000 numbers.
         mean = x.float().mean((2, 3, 4), keepdim=True).to(x.dtype)
-        return x * self.fc2(F.relu(self.fc1(mean))).sigmoid()
+        weights: Tensor = self.fc2(F.relu(self.fc1(mean))).sigmoid()
+        return x * weights
 
 
 class _Branch(nn.Module):

@@ -85,6 +85,9 @@ def _row(
         feature=Output("features", (blocks[-1].leaves,)),
         labels=kinetics400,
         fixed_frames=True,
+        # 16 to 48 blocks of attention on 8 bits of mantissa: version 2 S is at 1.5e-2 of its golden feature,
+        # where two clips are 1.2 apart.
+        tolerances={"bf16": 4e-2},
     )
 
 
