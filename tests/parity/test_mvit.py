@@ -67,6 +67,7 @@ def test_exported_engine_gives_the_golden_numbers(
         assert relative(got[output], golden.pixels[f"main.{output}"]) < allowed
 
 
+@pytest.mark.slow
 def test_other_weights_and_batches_agree_with_torch(exports: Exports, tmp_path: Path) -> None:
     """fp16, weights of another seed, and a batch of another size than was traced."""
     import torch
