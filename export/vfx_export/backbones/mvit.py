@@ -129,10 +129,17 @@ class MViT(nn.Module):
             self.pos_embed_spatial = nn.Parameter(torch.zeros(1, height * width, channels))
             self.pos_embed_temporal = nn.Parameter(torch.zeros(1, time, channels))
             self.pos_embed_class = nn.Parameter(torch.zeros(1, 1, channels))
+        self.places: Tensor | None
+        self.register_buffer("places", None)
         self.patch_embed = Patches(channels)
         self.blocks = nn.ModuleList(_Block(block, relative) for block in blocks)
         self.norm = LayerNorm(blocks[-1].leaves, EPS)
         self.head = Head(blocks[-1].leaves, classes)
+
+    def fold_constants(self) -> None:
+        """Add the positions of places and of frames once."""
+        if self.absolute:
+            self.places = positions(self.pos_embed_spatial, self.pos_embed_temporal).detach()
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         """Features, and logits where the head is on.
@@ -146,7 +153,10 @@ class MViT(nn.Module):
         grid = self.patch_embed(normalised(frames, self.mean, self.std))
         first: Tensor = self.cls_token
         if self.absolute:
-            grid = grid + positions(self.pos_embed_spatial, self.pos_embed_temporal)
+            places = self.places
+            if places is None:
+                places = positions(self.pos_embed_spatial, self.pos_embed_temporal)
+            grid = grid + places
             first = first + self.pos_embed_class
         # Zero times a token is the batch's size without shape arithmetic in the graph.
         first = grid[:, :1] * 0 + first

@@ -103,10 +103,16 @@ class RevMViT(nn.Module):
         leaves = 2 * blocks[-1].leaves
         self.pos_embed_spatial = nn.Parameter(torch.zeros(1, height * width, blocks[0].width))
         self.pos_embed_temporal = nn.Parameter(torch.zeros(1, time, blocks[0].width))
+        self.places: Tensor | None
+        self.register_buffer("places", None)
         self.patch_embed = Patches(blocks[0].width)
         self.rev_backbone = _Backbone(blocks)
         self.norm = LayerNorm(leaves, EPS)
         self.head = Head(leaves, classes)
+
+    def fold_constants(self) -> None:
+        """Add the positions of places and of frames once."""
+        self.places = positions(self.pos_embed_spatial, self.pos_embed_temporal).detach()
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         """Features, and logits where the head is on.
@@ -118,7 +124,10 @@ class RevMViT(nn.Module):
             float32 ``[batch, channels]``, then float32 ``[batch, classes]`` before softmax.
         """
         x = self.patch_embed(normalised(frames, self.mean, self.std))
-        x = self.rev_backbone(x + positions(self.pos_embed_spatial, self.pos_embed_temporal))
+        places = self.places
+        if places is None:
+            places = positions(self.pos_embed_spatial, self.pos_embed_temporal)
+        x = self.rev_backbone(x + places)
         features = self.norm(x.float()).mean(1)
         if not self.with_logits:
             return (features,)
