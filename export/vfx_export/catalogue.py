@@ -9,7 +9,7 @@ import torch
 from vfx_engines.errors import UsageError
 from vfx_export.fitting import Shapes, key_shapes
 from vfx_export.model import Model
-from vfx_export.zoo import clip, i3d, pwc, pyslowfast, r2plus1d, raft, resnet, s3d, timm, vggish
+from vfx_export.zoo import clip, i3d, mvit, pwc, pyslowfast, r2plus1d, raft, resnet, s3d, timm, vggish, x3d
 
 CATALOGUE: tuple[Model, ...] = (
     *i3d.ROWS,
@@ -21,6 +21,8 @@ CATALOGUE: tuple[Model, ...] = (
     *clip.ROWS,
     *vggish.ROWS,
     *pyslowfast.ROWS,
+    *x3d.ROWS,
+    *mvit.ROWS,
 )
 
 

@@ -296,6 +296,11 @@ def _weights(checkpoint: str | None, download: Any, progress: Progress) -> Path:
 
     if checkpoint is not None and not is_url(checkpoint):
         return Path(checkpoint)
+    if checkpoint is None and download.dead:
+        raise UsageError(
+            f"the published weights are no longer at {download.url}: {download.dead}; "
+            "give a file with --checkpoint"
+        )
     task = progress.add_task("downloading the weights", total=None)
 
     def seen(done: int, total: int | None) -> None:

@@ -134,13 +134,13 @@ def export_model(
     sampling = model.windows(frames)
     feature = model.output(sampling.frames)
     outputs: tuple[Output, ...] = (feature, model.logits()) if head else (feature,)
-    module = model.network(head)
     stage("reading the weights")
     if checkpoint is None:
+        module = model.network(head)
         random_weights(module, seed)
         weights = Weights("random", None, "none", f"random, seed {seed}")
     else:
-        weights = _load(model, module, [checkpoint] if isinstance(checkpoint, Path) else checkpoint)
+        module, weights = _load(model, head, [checkpoint] if isinstance(checkpoint, Path) else checkpoint)
     quantised: tuple[str, ...] = ()
     if pca is not None:
         quantiser = model.postprocessed(module, pca)
@@ -167,15 +167,20 @@ def export_model(
     )
 
 
-def _load(model: Model, module: nn.Module, files: Sequence[Path]) -> Weights:
-    """Fill the module from its file, or each of its parts from its own."""
+def _load(model: Model, head: bool, files: Sequence[Path]) -> tuple[nn.Module, Weights]:
+    """The module filled from its file, or each of its parts from its own."""
+    if len(files) != max(1, len(model.parts)):
+        wanted = ", ".join(part.prefix for part in model.parts) or "one"
+        expected = max(1, len(model.parts))
+        raise UsageError(f"{model.name}: {len(files)} checkpoints given, expected {expected} ({wanted})")
+    read = [read_with_config(file) for file in files]
+    if model.network_of is None:
+        module = model.network(head)
+    else:
+        module = model.network_of({key: tuple(value.shape) for key, value in read[0][0].items()}, head)
     parts = [(module.get_submodule(part.prefix), part.layouts) for part in model.parts]
     parts = parts or [(module, model.layouts)]
-    if len(files) != len(parts):
-        wanted = ", ".join(part.prefix for part in model.parts) or "one"
-        raise UsageError(f"{model.name}: {len(files)} checkpoints given, expected {len(parts)} ({wanted})")
-    for file, (part, layouts) in zip(files, parts, strict=True):
-        state, config = read_with_config(file)
+    for file, (state, config), (part, layouts) in zip(files, read, parts, strict=True):
         if config is not None:
             check_config(config, model.config, model=model.name, file=shown(file))
         load_into(
@@ -187,7 +192,7 @@ def _load(model: Model, module: nn.Module, files: Sequence[Path]) -> Weights:
             file=shown(file),
         )
     names, hashes = ([*map(what, files)] for what in (lambda file: shown(file.name), _sha256))
-    return Weights(" + ".join(names), " + ".join(hashes), model.licence, model.source)
+    return module, Weights(" + ".join(names), " + ".join(hashes), model.licence, model.source)
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> None:

@@ -28,6 +28,8 @@ class Download:
     """SHA-1 that git gives the file: all that is known where a repository holds it."""
     sha256_prefix: str | None = None
     """First digits of the sha256, which torchvision puts into file names: all that is known of those."""
+    dead: str | None = None
+    """Why the address gives no file any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,9 @@ class Model:
     """Length of the head where its class names are not at hand, so that ``labels`` is None."""
     config: Config = dataclasses.field(default_factory=dict)
     """What a config inside the checkpoint must say; its other options are not looked at."""
+    network_of: Callable[[Mapping[str, tuple[int, ...]], bool], nn.Module] | None = None
+    """As ``network``, for a checkpoint of these keys and shapes: where published files differ in structure.
+    Of a network of one part."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.

@@ -362,3 +362,10 @@ def test_an_output_folder_that_is_none(folder: Path, own: None, prepare: Callabl
     prepare(folder / "taken")
     message = refusal(folder, 1, "--model", "own", "--random-weights", "--output", "taken")
     assert "taken/own.onnx: cannot be written: " in message
+
+
+def test_a_dead_address_is_said_before_anything_is_fetched(tmp_path: Path) -> None:
+    result = run("--model", "mvit_b_16x4", "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "no longer at https://drive.google.com" in result.stderr
+    assert "--checkpoint" in result.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from exports import heavy
 from parity_kit import e2e, kit, video
-from tolerances import CLIP_END_TO_END, TIMESTAMP_MS, clip_parity
+from tolerances import CLIP_END_TO_END, TIMESTAMP_MS, seed_parity
 from vfx_engines import open_engine
 from vfx_engines.spec import EngineSpec, Input, Output, Sampling, Transform, Weights
 from vfx_runtime import extract
@@ -98,7 +98,7 @@ def test_exported_engine_gives_the_golden_numbers(
     with open_engine(clip_engines(name, precision), backend=backend) as engine:
         got = engine.run(golden.images())
     error = relative(got["clip"], golden.pixels["main.features"])
-    assert error < clip_parity(precision, golden.spec["input_seed_difference"])
+    assert error < seed_parity(precision, golden.spec["input_seed_difference"])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -123,13 +123,13 @@ def test_other_sizes_and_weights_agree_with_torch(tmp_path: Path, kind: str, pre
         transform=Transform(),
         outputs=(Output("clip", (40,)),),
     )
-    export_module(module, spec, tmp_path / "small.onnx", tolerance=clip_parity(precision, 0))
+    export_module(module, spec, tmp_path / "small.onnx", tolerance=seed_parity(precision, 0))
     frames = np.random.default_rng(3).integers(0, 256, (3, 1, 96, 96, 3), np.uint8)
     with torch.no_grad():
         (want,) = module(torch.from_numpy(frames))
     with open_engine(tmp_path / "small.onnx") as engine:
         got = engine.run(frames)
-    assert relative(got["clip"], want.numpy()) < clip_parity(precision, 0)
+    assert relative(got["clip"], want.numpy()) < seed_parity(precision, 0)
 
 
 def test_rows_of_a_video_are_those_of_video_features(clip_engines: Any) -> None:

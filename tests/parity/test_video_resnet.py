@@ -10,7 +10,7 @@ import pytest
 
 from exports import Exports, heavy, relative
 from parity_kit import kit
-from tolerances import AVA_BF16, pyslowfast_parity
+from tolerances import AVA_BF16, seed_parity
 from vfx_engines import open_engine
 from vfx_engines.spec import Crop, Resize, Transform
 
@@ -77,7 +77,7 @@ def test_exported_engine_gives_the_golden_numbers(
         exports.export(path, name, precision, seed=0, frames=frames, transform=transform)
     with open_engine(path, backend=backend) as engine:
         got = engine.run(windows)
-    allowed = pyslowfast_parity(precision, golden.spec["input_seed_difference"])
+    allowed = seed_parity(precision, golden.spec["input_seed_difference"])
     if name == "slowfast_16x8_r101_ava" and precision == "bf16":
         allowed = AVA_BF16
     whole = case == "main" or name in GLOBAL
@@ -114,7 +114,7 @@ def test_other_weights_lengths_and_sizes_agree_with_torch(
         want = module(torch.from_numpy(pixels))
     with open_engine(path) as engine:
         got = engine.run(pixels)
-    allowed = pyslowfast_parity(precision, kit(KITS[name]).spec["input_seed_difference"])
+    allowed = seed_parity(precision, kit(KITS[name]).spec["input_seed_difference"])
     for output, tensor in zip(("features", "logits"), want, strict=True):
         assert relative(got[output], tensor.numpy()) < allowed
 

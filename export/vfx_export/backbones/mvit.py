@@ -1,0 +1,175 @@
+"""MViT (Fan et al., "Multiscale Vision Transformers", 2021; Li et al., "MViTv2", 2022).
+
+Cut before the classifier. Keys and arithmetic are PySlowFast's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfx_export.backbones.clip_vit import LayerNorm
+from vfx_export.backbones.mvit_attention import EPS, PooledAttention
+from vfx_export.backbones.mvit_patches import Patches
+from vfx_export.backbones.mvit_plan import Block, Triple
+from vfx_export.backbones.pixels import Colour, normalised
+
+
+class Perceptron(nn.Module):
+    """Two linear layers and GELU, four times as wide inside."""
+
+    def __init__(self, width: int, leaves: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, leaves)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., width]`` to ``[..., leaves]``."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+def pooled_tokens(x: Tensor, grid: Triple) -> Tensor:
+    """The largest of 3x3 tokens at every second one in height and width; ``[batch, tokens, channels]``."""
+    t, h, w = grid
+    channels = x.shape[2]
+    x = x.reshape(-1, h, w, channels).permute(0, 3, 1, 2)
+    x = F.max_pool2d(x, 3, 2, 1).permute(0, 2, 3, 1)
+    return x.reshape(-1, t * x.shape[1] * x.shape[2], channels)
+
+
+class _Block(nn.Module):
+    """Attention, then a perceptron, each behind its norm and added to what came."""
+
+    def __init__(self, block: Block, relative: bool) -> None:
+        super().__init__()
+        self.block = block
+        self.norm1 = LayerNorm(block.width, EPS)
+        self.attn = PooledAttention(block, relative=relative, residual=relative)
+        self.norm2 = LayerNorm(block.attended, EPS)
+        self.mlp = Perceptron(block.attended, block.leaves)
+        if block.leaves != block.width:
+            # Within attention (version 2) it takes what enters that, in the perceptron (version 1) likewise.
+            self.proj = nn.Linear(block.width, block.leaves)
+
+    def forward(self, grid: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """The grid and the class token, ``[batch, tokens, channels]`` and ``[batch, 1, channels]``."""
+        attn = self.attn.arranged()
+        normed, normed_first = self.norm1(grid), self.norm1(first)
+        k, v = attn.keys_values(normed, normed_first)
+        shortcut = self._shortcut(grid, normed)
+        if self.block.queries != self.block.grid:
+            shortcut = pooled_tokens(shortcut, self.block.grid)
+        grid = self._widened(shortcut + attn.of_grid(normed, k, v))
+        return grid, self._class(attn.of_class(normed_first, k, v), first, normed_first)
+
+    def last(self, grid: Tensor, first: Tensor) -> Tensor:
+        """The class token alone."""
+        attn = self.attn.arranged()
+        normed_first = self.norm1(first)
+        k, v = attn.keys_values(self.norm1(grid), normed_first)
+        return self._class(attn.of_class(normed_first, k, v), first, normed_first)
+
+    def _class(self, mixed: Tensor, first: Tensor, normed: Tensor) -> Tensor:
+        return self._widened(self._shortcut(first, normed) + mixed)
+
+    def _shortcut(self, x: Tensor, normed: Tensor) -> Tensor:
+        return self.proj(normed) if self.block.attended != self.block.width else x
+
+    def _widened(self, x: Tensor) -> Tensor:
+        """Through the perceptron."""
+        normed = self.norm2(x)
+        out: Tensor = self.mlp(normed)
+        return out + (self.proj(normed) if self.block.leaves != self.block.attended else x)
+
+
+class Head(nn.Module):
+    """The classifier."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits, in float32 whatever the weights are."""
+        return F.linear(features, self.projection.weight.float(), self.projection.bias.float())
+
+
+class MViT(nn.Module):
+    """From pixels to the class token that enters the classifier.
+
+    Args:
+        blocks: see `vfx_export.backbones.mvit_plan`.
+        mean: of pixels in [0, 1]; so is ``std``.
+        std: likewise.
+        relative: version 2, whose attention has relative positions and adds the query to what it gives;
+            version 1 has positions of its own for tokens.
+        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
+        head: give the classifier's logits too.
+    """
+
+    def __init__(
+        self,
+        blocks: tuple[Block, ...],
+        mean: Colour,
+        std: Colour,
+        *,
+        relative: bool,
+        classes: int = 400,
+        head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.with_logits, self.mean, self.std = head, mean, std
+        time, height, width = blocks[0].grid
+        channels = blocks[0].width
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
+        self.absolute = not relative
+        if self.absolute:
+            self.pos_embed_spatial = nn.Parameter(torch.zeros(1, height * width, channels))
+            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, time, channels))
+            self.pos_embed_class = nn.Parameter(torch.zeros(1, 1, channels))
+        self.places: Tensor | None
+        self.register_buffer("places", None)
+        self.patch_embed = Patches(channels)
+        self.blocks = nn.ModuleList(_Block(block, relative) for block in blocks)
+        self.norm = LayerNorm(blocks[-1].leaves, EPS)
+        self.head = Head(blocks[-1].leaves, classes)
+
+    def fold_constants(self) -> None:
+        """Add the positions of places and of frames once."""
+        if self.absolute:
+            self.places = positions(self.pos_embed_spatial, self.pos_embed_temporal).detach()
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Features, and logits where the head is on.
+
+        Args:
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, of the size that the blocks are for.
+
+        Returns:
+            float32 ``[batch, channels]``, then float32 ``[batch, classes]`` before softmax.
+        """
+        grid = self.patch_embed(normalised(frames, self.mean, self.std))
+        first: Tensor = self.cls_token
+        if self.absolute:
+            places = self.places
+            if places is None:
+                places = positions(self.pos_embed_spatial, self.pos_embed_temporal)
+            grid = grid + places
+            first = first + self.pos_embed_class
+        # Zero times a token is the batch's size without shape arithmetic in the graph.
+        first = grid[:, :1] * 0 + first
+        *blocks, last = self.blocks
+        for block in blocks:
+            grid, first = block(grid, first)
+        assert isinstance(last, _Block)
+        features = self.norm(last.last(grid, first)[:, 0].float())
+        if not self.with_logits:
+            return (features,)
+        return features, self.head(features)
+
+
+def positions(spatial: Tensor, temporal: Tensor) -> Tensor:
+    """Of every token, from those of places and those of frames; ``[1, tokens, channels]``."""
+    return (spatial[:, None] + temporal[:, :, None]).flatten(1, 2)

@@ -1,0 +1,53 @@
+"""X3D as PySlowFast trained it on Kinetics-400."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
+from vfx_export.backbones.x3d import FEATURE, X3D
+from vfx_export.fitting import unchanged
+from vfx_export.labels import kinetics400
+from vfx_export.model import Download, Model
+
+_SMALL = (3, 5, 11, 7)
+_LARGE = (5, 10, 25, 15)
+
+
+def _network(depths: tuple[int, int, int, int], train_crop: int, head: bool) -> nn.Module:
+    return X3D(depths, train_crop, head=head)
+
+
+def _row(
+    size: str, depths: tuple[int, int, int, int], frames: int, stride: int, train_crop: int, test_crop: int
+) -> Model:
+    return Model(
+        name=f"x3d_{size}",
+        source=f"PySlowFast configs/Kinetics/X3D_{size.upper()}.yaml",
+        licence="not stated (PySlowFast's code: Apache-2.0)",
+        download=Download(f"https://dl.fbaipublicfiles.com/pyslowfast/x3d_models/x3d_{size}.pyth"),
+        network=partial(_network, depths, train_crop),
+        layouts=unchanged,
+        sampling=Sampling(frames=frames, stride=stride, step=frames * stride),
+        least_frames=1,
+        transform=Transform(
+            Resize("short_side", test_crop, test_crop, "bilinear", antialias=False),
+            Crop(test_crop, test_crop, "centre_floor"),
+        ),
+        blank=(115, 115, 115),
+        feature=Output("features", (FEATURE,)),
+        labels=kinetics400,
+        # Swish and squeeze and excitation in 26 and more blocks, on 8 bits of mantissa: M is at 2.1e-2 of its
+        # golden feature, where two clips are 0.85 apart.
+        tolerances={"bf16": 4e-2},
+    )
+
+
+ROWS = (
+    _row("xs", _SMALL, 4, 12, 160, 182),
+    _row("s", _SMALL, 13, 6, 160, 182),
+    _row("m", _SMALL, 16, 5, 224, 256),
+    _row("l", _LARGE, 16, 5, 312, 356),
+)
