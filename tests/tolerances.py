@@ -71,4 +71,4 @@ def pyslowfast_parity(precision: str, input_seed_difference: float) -> float:
 
 AVA_BF16 = 2e-2
 """SlowFast R101 of AVA in bf16: beyond the issue's bound of 1e-2, measured 1.4e-2, a third of what tells two
-clips apart (0.041). It is the slow pathway's (the fast one's is 2e-3), 101 layers deep; fp16 keeps the bound."""
+clips apart (0.041). It is the slow pathway's (the fast one's is 2e-3), 101 layers deep. fp16 keeps it."""
