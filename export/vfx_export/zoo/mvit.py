@@ -79,7 +79,7 @@ def _row(
         least_frames=frames,
         transform=Transform(
             Resize("short_side", short_side, short_side, "bilinear", antialias=False),
-            Crop(size, size, "centre_floor"),
+            Crop(size, size, "centre_ceil"),
         ),
         blank=(red, green, blue),
         feature=Output("features", (blocks[-1].leaves,)),

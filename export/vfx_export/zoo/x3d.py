@@ -34,7 +34,7 @@ def _row(
         least_frames=1,
         transform=Transform(
             Resize("short_side", test_crop, test_crop, "bilinear", antialias=False),
-            Crop(test_crop, test_crop, "centre_floor"),
+            Crop(test_crop, test_crop, "centre_ceil"),
         ),
         blank=(115, 115, 115),
         feature=Output("features", (FEATURE,)),
