@@ -65,8 +65,4 @@ FLOW_PIXELS_END_TO_END = 0.05
 
 AVA_BF16 = 2e-2
 """SlowFast R101 of AVA in bf16: beyond the issue's bound of 1e-2, measured 1.4e-2, a third of what tells two
-<<<<<<< HEAD
 clips apart (0.041). It is the slow pathway's (the fast one's is 2e-3), 101 layers deep; fp16 is within it."""
-=======
-clips apart (0.041). It is the slow pathway's (the fast one's is 2e-3), 101 layers deep. fp16 keeps it."""
->>>>>>> slowfast
