@@ -14,7 +14,7 @@ from parity_kit import kit
 
 
 def heavy(*values: Any) -> Any:
-    """A parameter set that takes long: CI runs it, ``scripts/test`` alone does not."""
+    """A parameter set that takes long: ``scripts/test -m slow`` runs it."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
