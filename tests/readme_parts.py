@@ -53,7 +53,8 @@ def model_table() -> str:
         else:
             height, width = model.input(sampling.frames).shape[2:4]
             counted, picture = "frames", f"{width} x {height}"
-        stride = f", every {sampling.stride}th" if sampling.stride > 1 else ""
+        ending = {2: "nd", 3: "rd"}.get(sampling.stride, "th")
+        stride = f", every {sampling.stride}{ending}" if sampling.stride > 1 else ""
         size = " x ".join(map(str, model.feature.shape))
         if model.feature.per == "pair":
             size = " x ".join(map(str, model.feature.shape[1:])) + " for each pair"
