@@ -79,8 +79,7 @@ def test_a_polite_end_leaves_a_clean_folder(work: Path, tmp_path: Path, which: s
 @pytest.mark.parametrize("format", ["npz", "hdf5"])
 def test_two_at_once_share_the_work(work: Path, tmp_path: Path, format: str) -> None:
     output, alone = tmp_path / "out", tmp_path / "alone"
-    # A core each: at full width two runs on two cores may spin for minutes in OpenVINO (README).
-    both = command(work, output, "--format", format, "--threads", "1")
+    both = command(work, output, "--format", format)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen(both, **pipes) for _ in range(2)]
     try:
