@@ -16,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vfx_engines.spec import Precision
 from vfx_export.catalogue import CATALOGUE, find
 from vfx_export.exporting import export_model, random_weights
 from vfx_export.model import Model
+from vfx_runtime.measuring import measure_engine
 
 LARGEST = ("i3d_flow_raft", "i3d_flow_pwc", "clip_rn50x16", "clip_rn50x64", "clip_vit_l_14_336px")
 """Minutes each; measured when they are named."""
@@ -105,7 +107,7 @@ def measured(model: Model, cores: int, rounds: int, seconds: float) -> dict[str,
 
     runs: dict[str, Callable[[], float]] = {"eager": eager}
     for precision, item in engines.items():
-        runs[precision] = lambda item=item: engine_rate(item, given, seconds)  # type: ignore[misc]
+        runs[precision] = partial(engine_rate, item, seconds)
     rates: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
     for number in range(rounds + 1):
@@ -135,22 +137,8 @@ def measured(model: Model, cores: int, rounds: int, seconds: float) -> dict[str,
     return result
 
 
-def engine_rate(item: Engine, given: Any, seconds: float) -> float:
-    """All slots in flight."""
-    for slot in range(item.slots):
-        item.buffer(slot)[:] = given
-    flying = list(range(item.slots))
-    for slot in flying:
-        item.submit(slot, item.batch)
-    count, started = 0, time.perf_counter()
-    while flying:
-        slot = flying.pop(0)
-        item.collect(slot)
-        count += item.batch
-        if time.perf_counter() - started < seconds:
-            item.submit(slot, item.batch)
-            flying.append(slot)
-    return count / (time.perf_counter() - started)
+def engine_rate(item: Engine, seconds: float) -> float:
+    return measure_engine(item, seconds).windows_per_second
 
 
 def enough(found: dict[str, Any], precision: str) -> bool:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import re
 
 from vfx_engines.cuda import Cuda
 from vfx_engines.errors import UsageError
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def missing_driver() -> str | None:

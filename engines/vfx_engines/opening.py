@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
+from vfx_engines.devices import available_cores
 from vfx_engines.engine import Backend, Engine
 from vfx_engines.errors import EngineError, SpecError, UsageError, reason, shown
 from vfx_engines.onnx_file import read_onnx_spec
@@ -95,9 +96,7 @@ def _on_cpu(
     threads: int | None,
 ) -> Backend:
     batch = batch or _default_batch(spec, "cpu")
-    if threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = cores or 1
+    threads = threads or available_cores()
     try:
         # Here, not above: a command that only prints its help need not wait for them.
         if backend == "onnxruntime":

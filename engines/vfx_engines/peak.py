@@ -8,7 +8,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from vfx_engines.backends.openvino import HINTS
+from vfx_engines.backends.openvino import settings
 from vfx_engines.errors import UsageError
 from vfx_engines.spec import Precision
 
@@ -40,13 +40,8 @@ def matrix_peak(precision: Precision, threads: int, seconds: float = 1.0) -> flo
         # Scaled so that values keep their size from layer to layer.
         weights = random.standard_normal((_SIZE, _SIZE), np.float32) / np.float32(_SIZE**0.5)
         node = ops.matmul(node, ops.constant(weights), False, False)
-    settings = {
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
-        "NUM_STREAMS": threads,
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,
-    }
-    model = ov.Core().compile_model(ov.Model([node], [source], "peak"), "CPU", settings)
+    peak = ov.Model([node], [source], "peak")
+    model = ov.Core().compile_model(peak, "CPU", settings(precision, threads, threads))
     requests = [model.create_infer_request() for _ in range(threads)]
     inputs = random.standard_normal((_SIZE, _SIZE), np.float32)
     for request in requests:

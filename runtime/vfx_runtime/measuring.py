@@ -24,18 +24,18 @@ from typing import Any
 import av
 import numpy as np
 
+from vfx_engines.devices import available_cores
 from vfx_engines.engine import Engine
 from vfx_engines.errors import VfxError
 from vfx_engines.spec import Sampling, Transform
 from vfx_engines.versions import vfx_version
 from vfx_runtime.claims import Claims
 from vfx_runtime.decode import Pixels
-from vfx_runtime.extracting import fingerprint, to_disk
+from vfx_runtime.extracting import to_disk, writer_for
 from vfx_runtime.inputs import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.resize import plan
-from vfx_runtime.writers import open_writer
 
 _KEPT_FRAMES = 64
 """Decoded frames that the resize stage goes round on: more than the caches hold."""
@@ -225,8 +225,7 @@ def measure_end_to_end(
     pipeline = Pipeline(engine, sampling, spool_folder=folder)
     jobs = [Job(video, f"{turn}-{number}") for turn in range(turns) for number, video in enumerate(videos)]
     with Claims(folder) as claims, _Meter() as meter:
-        mark = fingerprint([engine], [sampling])
-        writer = open_writer("npz", folder, engine.spec.outputs, fingerprint=mark, claims=claims)
+        writer = writer_for(pipeline, "npz", folder, claims)
         for done in to_disk(jobs, len(jobs), pipeline, writer, claims):
             if done.error is not None:
                 raise done.error
@@ -252,11 +251,10 @@ def make_video(path: Path, seconds: int = 20) -> Path:
 
 def machine_facts() -> dict[str, Any]:
     """What a figure is worth nothing without: date, processor, cores, versions."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpu": _cpu_name(),
-        "cores": cores,
+        "cores": available_cores(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "vfx": vfx_version(),

@@ -10,7 +10,6 @@ finished slots in the order they were submitted, which keeps the rows of each vi
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import threading
 import traceback
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from vfx_engines.devices import available_cores
 from vfx_engines.engine import Array, Engine, Outputs
 from vfx_engines.errors import EngineError, VfxError, VideoError, shown
 from vfx_engines.opening import cuda_index
@@ -70,6 +70,10 @@ class Stats:
     """Decoded on a GPU, of those."""
     _fractions: dict[int, float] = field(default_factory=dict)
 
+    def snapshot(self) -> Stats:
+        """The figures as they are now."""
+        return Stats(self.videos, self.windows, self.frames, self.frames_on_gpu)
+
     @property
     def videos_done(self) -> float:
         """Finished videos, and the decoded share of those under way."""
@@ -112,9 +116,7 @@ class Pipeline:
         if self.sound:
             check_audio(self.engines[0].spec, self.samplings[0])
         self.stats = stats or Stats()
-        self._cores = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        self._cores = available_cores()
         self._workers = max(1, min(self._cores, 16)) if workers is None else workers
         self._gpu_decoders = gpu_decoders
         self._folder = spool_folder

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 
+from vfx_engines.devices import available_cores
 from vfx_engines.engine import Array
 from vfx_engines.errors import EngineError, reason, shown
 from vfx_engines.spec import EngineSpec, Precision
 
-HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
+_HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
 """FP16 is the storage of its tensors: on a CPU they are computed in float32."""
 
 
@@ -47,14 +48,7 @@ class OpenVinoBackend:
             self._model = core.compile_model(
                 model,
                 "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": "f32" if lowered else HINTS[precision],
-                    "NUM_STREAMS": streams,
-                    "INFERENCE_NUM_THREADS": threads,
-                    # On all cores threads are tied to theirs: left free, two processes at once have spun for
-                    # minutes in compile_model (2026.4). With fewer, each process would take the first ones.
-                    "ENABLE_CPU_PINNING": threads >= _available_cores(),
-                },
+                settings("fp32" if lowered else precision, streams, threads),
             )
             self._requests = [self._model.create_infer_request() for _ in range(streams + 1)]
         except Exception as error:  # RuntimeError, or UnicodeDecodeError where its message quotes damage
@@ -89,9 +83,16 @@ class OpenVinoBackend:
         del self._model
 
 
-def _available_cores() -> int:
-    """That this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def settings(precision: Precision, streams: int, threads: int) -> dict[str, Any]:
+    """How a model is compiled: what `matrix_peak` runs is compiled as engines are."""
+    return {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": threads,
+        # On all cores threads are tied to theirs: left free, two processes at once have spun for minutes in
+        # compile_model (2026.4). With fewer, each process would take the first ones.
+        "ENABLE_CPU_PINNING": threads >= available_cores(),
+    }
 
 
 def _streams(threads: int) -> int:
