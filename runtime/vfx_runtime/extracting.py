@@ -83,7 +83,7 @@ def run_sampling(
     )
 
 
-def run_meta(engines: Sequence[Engine], samplings: Sequence[Sampling]) -> dict[str, Any]:
+def run_meta(pipeline: Pipeline) -> dict[str, Any]:
     """What is saved with every video of a run: specs, the samplings in force, versions.
 
     That of the first engine stands at the top; those of others in ``others``.
@@ -94,20 +94,36 @@ def run_meta(engines: Sequence[Engine], samplings: Sequence[Sampling]) -> dict[s
             "sampling": dataclasses.asdict(sampling),
             "engine": engine.name,
         }
-        for engine, sampling in zip(engines, samplings, strict=True)
+        for engine, sampling in zip(pipeline.engines, pipeline.samplings, strict=True)
     ]
     first, *others = parts
     return {**first, "vfx_version": vfx_version(), **({"others": others} if others else {})}
 
 
-def fingerprint(engines: Sequence[Engine], samplings: Sequence[Sampling]) -> str:
+def fingerprint(pipeline: Pipeline) -> str:
     """Of all that decides a video's features but the video: SHA-256 in hexadecimal."""
     # Another version of vfx or of a library may differ in the last bits; that is no reason to redo.
     parts = [
         [json.loads(engine.spec.to_json()), dataclasses.asdict(sampling), engine.precision]
-        for engine, sampling in zip(engines, samplings, strict=True)
+        for engine, sampling in zip(pipeline.engines, pipeline.samplings, strict=True)
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def writer_for(pipeline: Pipeline, format: Format, output: Path, claims: Claims) -> Writer:
+    """The writer of a run.
+
+    Raises:
+        UsageError: see `vfx_runtime.writers.open_writer`.
+    """
+    return open_writer(
+        format,
+        output,
+        pipeline.outputs,
+        fingerprint=fingerprint(pipeline),
+        claims=claims,
+        frames=pipeline.samplings[0].frames,
+    )
 
 
 @overload
@@ -191,17 +207,18 @@ def extract(
         EngineError: the engine cannot be opened, or failed.
         OutputError: the output folder cannot be written to.
     """
+    given = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
     one = isinstance(videos, str | os.PathLike)
     engines = [engine] if isinstance(engine, str | os.PathLike | Engine) else list(engine)
     if not engines:
         raise UsageError("no engine: give a file made by vfx-export, or an open engine")
     read_as = None if images is None else Images(images, images_fps)
     if one and output is None:
-        path = Path(videos)  # type: ignore[arg-type]
+        path = Path(given[0])
         is_folder = read_as is not None and path.is_dir()
         found = [Job(path, path.name, read_as) if is_folder else Job(path, path.stem)]
     else:
-        paths = [os.fspath(videos)] if one else [os.fspath(path) for path in videos]  # type: ignore[arg-type,union-attr]
+        paths = [os.fspath(path) for path in given]
         # A spec is read for folders alone: a file or a list says itself what is meant.
         sound = any(map(os.path.isdir, paths)) and _takes_sound(engines[0])
         found = find_videos(paths, sound=sound, images=read_as)
@@ -246,6 +263,8 @@ def _extract(
             claims = stack.enter_context(Claims(output))
         for group in grouped(jobs, [] if any(isinstance(item, Engine) for item in engines) else specs):
             yield from (Extracted(job.path, job.name, None, error=error) for job, error in group.failed)
+            if group.failed:
+                continue
             with ExitStack() as group_stack:
                 opened = [
                     item
@@ -262,21 +281,13 @@ def _extract(
                 if output is None or claims is None:
                     yield from in_memory(members, pipeline)
                     continue
-                mark = fingerprint(opened, samplings)
-                writer = open_writer(
-                    format,
-                    output,
-                    pipeline.outputs,
-                    fingerprint=mark,
-                    claims=claims,
-                    frames=samplings[0].frames,
-                )
+                writer = writer_for(pipeline, format, output, claims)
                 yield from to_disk(members, len(members), pipeline, writer, claims)
 
 
 def in_memory(jobs: Sequence[Job], pipeline: Pipeline) -> Iterator[Extracted]:
     """Run jobs and hand their features over."""
-    meta = run_meta(pipeline.engines, pipeline.samplings)
+    meta = run_meta(pipeline)
     for result in pipeline.run(jobs, len(jobs)):
         features = None
         if result.rows is not None:
@@ -315,7 +326,7 @@ def to_disk(
         EngineError: the engine failed.
         OutputError: a pack of all outputs cannot be written; single ones are failures of their video.
     """
-    meta = run_meta(pipeline.engines, pipeline.samplings)
+    meta = run_meta(pipeline)
     left: Iterable[Job] | None = jobs
     while left is not None:
         desk = _Desk(writer, claims)

@@ -100,8 +100,7 @@ class ImageFolder:
         self._size: tuple[int, int] | None = None
         picture, turn = self.read(0)
         self._first: tuple[VideoFrame, Orientation] | None = (picture, turn)
-        width, height = _displayed_size(picture, turn)
-        self._size = width, height
+        height, width = self._size = turn.size(picture.height, picture.width)
         count = len(self._names)
         codec = self._codec
         self.info = VideoInfo(
@@ -154,13 +153,13 @@ class ImageFolder:
         name = self._name(index)
         image = read_image(os.path.join(self._path, self._names[index]), name)
         picture = _decoded(image.codec, image.data, name)
-        found = _displayed_size(picture, image.turn)
+        found = image.turn.size(picture.height, picture.width)
         if self._size is None:
             self._codec = image.codec
         elif found != self._size:
             raise VideoError(
-                f"{name}: {found[0]}x{found[1]} pixels, and the first image of its folder has "
-                f"{self._size[0]}x{self._size[1]}: a folder holds the frames of one video, of one size"
+                f"{name}: {found[1]}x{found[0]} pixels, and the first image of its folder has "
+                f"{self._size[1]}x{self._size[0]}: a folder holds the frames of one video, of one size"
             )
         return picture, image.turn
 
@@ -180,12 +179,6 @@ class ImageFolder:
                 f"{shown(self._path)}: held {len(self._names)} images, now {len(now)}, or others: run it "
                 "again when nothing writes there any more"
             )
-
-
-def _displayed_size(picture: VideoFrame, turn: Orientation) -> tuple[int, int]:
-    if turn.transpose:
-        return picture.height, picture.width
-    return picture.width, picture.height
 
 
 def _upper_bytes(picture: VideoFrame, channels: int) -> Pixels:

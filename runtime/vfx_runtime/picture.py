@@ -25,6 +25,10 @@ class Orientation:
             return 90 if self.flip_y else 270
         return 180 if self.flip_y else 0
 
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width as displayed, of a picture stored with these."""
+        return (width, height) if self.transpose else (height, width)
+
 
 UPRIGHT = Orientation()
 

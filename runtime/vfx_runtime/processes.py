@@ -124,7 +124,7 @@ class _Round:
         self.queue = deque(jobs)
         self.lost: list[_Child] = []
         self._listener, self._stats = listener, stats
-        self._before = Stats(stats.videos, stats.windows, stats.frames, stats.frames_on_gpu)
+        self._before = stats.snapshot()
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self._children: list[_Child] = []
         for device in devices:
@@ -249,7 +249,7 @@ def _work(connection: Connection, task: Task, device: str, total: int) -> None:
     with suppress(BrokenPipeError, EOFError, KeyboardInterrupt):
         try:
             for done in run_here(task, device, asked(), total, listener):
-                send(_Done(done, Stats(stats.videos, stats.windows, stats.frames, stats.frames_on_gpu)))
+                send(_Done(done, stats.snapshot()))
         except VfxError as error:
             send(_Failed(error))
 

@@ -114,9 +114,7 @@ def surface(stored: VideoFrame, turn: Orientation, rgb: Callable[[], Pixels]) ->
         return Picture("rgb", (plane,), height, width, Convention(), UPRIGHT, False, image)
     planes = tuple(Plane(item.buffer_ptr, item.line_size, item.height) for item in stored.planes)
     full = int(stored.color_range) == _FULL_RANGE or stored.format.name == "yuvj420p"
-    height, width = stored.height, stored.width
-    if turn.transpose:
-        height, width = width, height
+    height, width = turn.size(stored.height, stored.width)
     convention = Convention(int(stored.colorspace), full)
     return Picture(kind, planes, height, width, convention, turn, on_device, stored)
 
@@ -370,9 +368,7 @@ class PyAvDecoder:
         fps = float(rate) if rate else 0.0
         frames = stream.frames or (round(seconds * fps) if seconds and fps else None)
         turn = orientation(picture)
-        width, height = picture.width, picture.height
-        if turn.transpose:
-            width, height = height, width
+        height, width = turn.size(picture.height, picture.width)
         on_gpu = picture.sw_format is not None
         return VideoInfo(width, height, fps, frames, seconds, self._codec, turn.rotation, on_gpu)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from vfx_engines.opening import BackendName, open_engine, read_spec
 from vfx_engines.spec import Precision, Sampling
 from vfx_runtime.claims import Claims
-from vfx_runtime.extracting import Extracted, fingerprint, to_disk
+from vfx_runtime.extracting import Extracted, to_disk, writer_for
 from vfx_runtime.inputs import Job
 from vfx_runtime.nvdec import DecoderName, gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import grouped, is_sized
-from vfx_runtime.writers import Format, open_writer
+from vfx_runtime.writers import Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def run_here(
             for job, error in group.failed:
                 stats.videos += 1
                 yield Extracted(job.path, job.name, None, error=error)
-            if not group.sizes:
+            if group.failed:
                 continue
             with ExitStack() as stack:
                 engines = []
@@ -112,15 +112,7 @@ def run_here(
                     spool_folder=task.output,
                     stats=stats,
                 )
-                mark = fingerprint(engines, task.samplings)
-                writer = open_writer(
-                    task.format,
-                    task.output,
-                    pipeline.outputs,
-                    fingerprint=mark,
-                    claims=claims,
-                    frames=task.samplings[0].frames,
-                )
+                writer = writer_for(pipeline, task.format, task.output, claims)
                 yield from to_disk(
                     group.jobs,
                     total,

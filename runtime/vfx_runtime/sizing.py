@@ -30,7 +30,7 @@ class Group:
     """Of the axes that each engine names, see `vfx_engines.open_engine`; empty for an engine of one size."""
     jobs: Iterable[Job]
     failed: list[tuple[Job, VfxError]] = field(default_factory=list)
-    """Videos that could not be looked at, with the reason."""
+    """Videos that could not be looked at, with the reason: a group of their own, which nothing runs."""
 
 
 def is_sized(spec: EngineSpec) -> bool:

@@ -198,3 +198,12 @@ def test_a_resize_rule_sets_the_size(tmp_path: Path, videos: list[Path]) -> None
         assert features.arrays["flow"].shape[2:] == shape
     with pytest.raises(UsageError, match="sizes given: none"):
         open_engine(engine)
+
+
+def test_a_video_that_cannot_be_looked_at_fails_alone(tmp_path: Path, videos: list[Path]) -> None:
+    """Its size is not known, so no engine is opened for it."""
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    found = {item.name: item for item in extract([tmp_path / "absent.mp4", videos[0]], engine)}
+
+    assert "No such file" in str(found["absent"].error)
+    assert found["v0"].features is not None
