@@ -135,7 +135,7 @@ def roofline() -> dict[str, float]:
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
         a, b = (torch.randn(side, side, device="cuda", dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
-        rate = per_second(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 2)  # type: ignore[misc]
+        rate = per_second(partial(torch.mm, a, b, out=out), 2)
         found[f"{name}_tflop_s"] = 2 * side**3 * rate / 1e12
     size = 1 << 30
     one, two = (torch.empty(size, dtype=torch.uint8, device="cuda") for _ in range(2))
@@ -265,7 +265,7 @@ def torch_rates(item: Engine, seconds: float) -> dict[str, float | str]:
     random_weights(module)
     dtype = torch.float32 if item.precision == "fp32" else torch.float16
     module = module.eval().cuda().to(dtype)
-    module = module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    module = module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs know 4-d formats only
     shape = (item.batch, *(int(axis) for axis in item.spec.input.shape[1:]))
     windows = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda")
     rates: dict[str, float | str] = {}

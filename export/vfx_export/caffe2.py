@@ -100,10 +100,12 @@ class _Array:
 def _shaped(data: object, shape: object, kind: object, order: Any) -> Numbers:
     if not isinstance(kind, _Type) or not isinstance(data, bytes | bytearray):
         raise ValueError("an array without numbers")
-    whole = isinstance(shape, tuple) and len(shape) <= _MOST_AXES
-    if not whole or not all(isinstance(size, int) and size >= 0 for size in shape):  # type: ignore[attr-defined]
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) > _MOST_AXES
+        or not all(isinstance(size, int) and size >= 0 for size in shape)
+    ):
         raise ValueError(f"an array of shape {shape!r:.60}")
-    assert isinstance(shape, tuple)
     numbers = np.dtype(kind.text)
     if math.prod(shape) * numbers.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes for an array of {list(shape)} numbers of {numbers}")

@@ -24,15 +24,10 @@ KITS = {
 }
 
 
-class _Exports(Exports):
-    def state(self, name: str, seed: int = 0) -> dict[str, Any]:
-        return super().state(KITS[name], seed)
-
-
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     pytest.importorskip("torch")
-    return _Exports(tmp_path_factory.mktemp("mvit"))
+    return Exports(tmp_path_factory.mktemp("mvit"), KITS)
 
 
 # One of each kind in the default set: absolute and relative positions, two streams.

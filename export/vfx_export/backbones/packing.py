@@ -58,7 +58,7 @@ def for_stem(stem: nn.Module, pixels: Tensor) -> Tensor:
 
 def pack_stem(module: nn.Module, frames: int) -> None:
     """Pack the convolutions whose paths the network gives as ``STEMS``, as the catalogue calls it."""
-    for path in module.STEMS:  # type: ignore[union-attr]
+    for path in module.STEMS:  # type: ignore[union-attr]  # a tuple of names
         conv = module.get_submodule(path)
         assert isinstance(conv, nn.Conv3d)
         module.set_submodule(path, PairedColumns(conv))
