@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
 import openvino as ov
 
-from vfx_engines.backends.openvino import HINTS
+from vfx_engines.backends.openvino import settings
 from vfx_engines.onnx_file import read_onnx_spec
 from vfx_engines.spec import Precision
 
@@ -28,7 +29,9 @@ Seconds = dict[tuple[str, str, str], float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("engines", nargs="+", type=Path, metavar="ENGINE.onnx")
-    parser.add_argument("--precision", choices=list(HINTS), help="to compute in [default: the file's]")
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), help="to compute in [default: the file's]"
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=256, help="of dynamic axes [default: 256]")
     parser.add_argument("--runs", type=int, default=5)
@@ -59,13 +62,8 @@ def profile(path: Path, precision: Precision, batch: int, size: int, runs: int) 
     spec = read_onnx_spec(path)
     shape = [batch, *(axis if isinstance(axis, int) else size for axis in spec.input.shape[1:])]
     model.reshape({spec.input.name: shape})
-    settings = {
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": 1,
-        "PERF_COUNT": True,
-    }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    one_core = {**settings(precision, streams=1, threads=1), "PERF_COUNT": True}
+    request = core.compile_model(model, "CPU", one_core).create_infer_request()
     noise = np.random.default_rng(0).integers(0, 256, shape)
     data = noise.astype(np.uint8) if spec.input.dtype == "uint8" else (noise / 127.5 - 1).astype(np.float32)
     request.set_input_tensor(ov.Tensor(data))

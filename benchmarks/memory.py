@@ -58,7 +58,9 @@ def main() -> None:
 def run_alone(file: Path, video: Path, step: int) -> tuple[int, list[str]]:
     """Peak resident bytes of a vfx-run process, and the lines of its summary."""
     with tempfile.TemporaryDirectory() as output:
-        command = [VFX_RUN, "--engine", file, video, "--output", output, "--step", str(step)]
+        command = [
+            str(part) for part in (VFX_RUN, "--engine", file, video, "--output", output, "--step", step)
+        ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         lines = process.stderr.read().splitlines()

@@ -26,7 +26,6 @@ from material import FOLDER, RESULTS, save
 from matplotlib.figure import Figure
 
 from vfx_engines import Engine, open_engine
-from vfx_engines.errors import ExportError
 from vfx_engines.peak import matrix_peak
 from vfx_engines.spec import Precision
 from vfx_export.catalogue import CATALOGUE, find
@@ -63,27 +62,20 @@ def main() -> None:
     draw(RESULTS / "models.png", found)
 
 
-def exported(model: Model, precision: Precision) -> Path:
-    path = FOLDER / f"{model.name}_{precision}.onnx"
+def exported(model: Model) -> Path:
+    """In fp32: a bf16 engine is the same graph, computed in bf16."""
+    path = FOLDER / f"{model.name}.onnx"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        export_model(
-            model, path, checkpoint=None, precision=precision, frames=1 if model.overlap == 1 else None
-        )
+        export_model(model, path, checkpoint=None, precision="fp32", frames=1 if model.overlap == 1 else None)
     return path
 
 
 def measured(model: Model, cores: int, rounds: int, seconds: float) -> dict[str, Any]:
     """Windows per second of each contender, ratios to torch, shares of the peak."""
     sizes = FLOW_SIZE if model.transform.crop is None and model.modality == "frames" else {}
-    engines = {}
-    for precision in PRECISIONS:
-        try:
-            engines[precision] = open_engine(exported(model, precision), sizes=sizes)
-        except ExportError as error:  # random weights that bf16 is too coarse for: the fp32 graph is as fast
-            print(f"{model.name}: {error}", flush=True)
-            file = exported(model, "fp32")
-            engines[precision] = open_engine(file, sizes=sizes, precision=precision)
+    file = exported(model)
+    engines = {precision: open_engine(file, sizes=sizes, precision=precision) for precision in PRECISIONS}
     engine = engines["fp32"]
     module = model.network(False)
     random_weights(module)

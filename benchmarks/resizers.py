@@ -31,7 +31,7 @@ def main() -> None:
     found = {}
     for height, width in SIZES:
         frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-        ours, theirs = np.empty((224, 224, 3), np.uint8), np.empty(0)
+        ours, theirs = (np.empty((224, 224, 3), np.uint8) for _ in range(2))
         plan(TRANSFORM, height, width).apply(frame, ours)
         best = {"vfx": float("inf"), f"Pillow {version('pillow')}": float("inf")}
         for _ in range(rounds):
