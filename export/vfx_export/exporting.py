@@ -198,8 +198,8 @@ def _load(model: Model, head: bool, files: Sequence[Path]) -> tuple[nn.Module, W
 def random_weights(module: nn.Module, seed: int = 0) -> None:
     """Fill a module so that activations neither fade nor grow with depth (He et al., 2015), for trials.
 
-    A block with a shortcut adds to what it is given: its ``LAST_NORM``, the path of the norm before the sum,
-    is made small, or 50 blocks would multiply activations by 1e7 and leave the range of fp16.
+    A block that adds to what it is given names its ``LAST_LAYER`` before the sum: that one is made small, or
+    50 blocks would multiply activations by 1e7, and 20 updates of a flow would make it a matter of chance.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -210,11 +210,12 @@ def random_weights(module: nn.Module, seed: int = 0) -> None:
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.05, generator=generator)
     for part in module.modules():
-        path = getattr(part, "LAST_NORM", None)
+        path = getattr(part, "LAST_LAYER", None)
         if path is not None:
-            scale = part.get_submodule(path).weight
-            assert isinstance(scale, Tensor)
-            nn.init.constant_(scale, 0.25)
+            weight = part.get_submodule(path).weight
+            assert isinstance(weight, Tensor)
+            with torch.no_grad():
+                weight.mul_(0.25)
 
 
 def _sha256(path: Path) -> str:

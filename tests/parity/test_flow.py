@@ -122,3 +122,21 @@ def test_flow_of_a_video_is_that_of_video_features(
         assert end_point_error(flow[0], want["raft_first"]) < FLOW_PIXELS_END_TO_END
     # video_features writes a time for each frame: one more than there are flows.
     np.testing.assert_allclose(got.timestamps_ms[:, 0], want["timestamps_ms"][:-1], atol=TIMESTAMP_MS)
+
+
+@pytest.mark.parametrize("name", [row for row, _ in CASES.values()])
+def test_random_weights_leave_a_flow_that_rounding_does_not_decide(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    from vfx_export.catalogue import find
+    from vfx_export.exporting import random_weights
+
+    module = find(name).network(False).eval()
+    random_weights(module)
+    pair = np.random.default_rng(0).integers(0, 256, (1, 2, 128, 128, 3), np.uint8)
+    with torch.no_grad():
+        flow = module(torch.from_numpy(pair)).numpy()
+        for parameter in module.parameters():
+            parameter *= 1 + 1e-7 * torch.randn_like(parameter)
+        nudged = module(torch.from_numpy(pair)).numpy()
+    assert np.abs(flow).mean() > 0.1
+    assert relative(nudged, flow) < PARITY["fp32"]

@@ -32,7 +32,7 @@ class NonLocalBlock(nn.Module):
     """
 
     BATCH_NORMS: ClassVar = {"conv_out": "bn"}
-    LAST_NORM: ClassVar = "bn"
+    LAST_LAYER: ClassVar = "bn"
 
     def __init__(self, channels: int, weighing: Literal["softmax", "dot_product"], pool: Triple) -> None:
         super().__init__()

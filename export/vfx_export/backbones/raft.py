@@ -6,6 +6,8 @@ what the GRU adds from the context is made once for all iterations, and only the
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -181,6 +183,8 @@ class _FlowHead(nn.Module):
 
 
 class _Update(nn.Module):
+    LAST_LAYER: ClassVar = "flow_head.conv2"
+
     def __init__(self) -> None:
         super().__init__()
         self.encoder = _MotionEncoder()

@@ -82,7 +82,7 @@ class _Branch(nn.Module):
 
 
 class _Block(nn.Module):
-    LAST_NORM: ClassVar = "branch2.c_bn"
+    LAST_LAYER: ClassVar = "branch2.c_bn"
 
     def __init__(self, c_in: int, inner: int, c_out: int, stride: int, squeezed: int | None) -> None:
         super().__init__()
