@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vfx_runtime.decode import Decoder, Frame, Pixels
+from vfx_runtime.decode import Decoder, Frame, Pixels, VideoInfo
 from vfx_runtime.image_names import Images
 from vfx_runtime.opening import open_video
 
@@ -30,26 +30,30 @@ class Thumbnail:
     jpeg: bytes
 
 
-def thumbnails(video: Path, frames: Sequence[int], images: Images | None = None) -> list[Thumbnail]:
-    """Pictures of some frames; none of those beyond the end.
+def thumbnails(
+    video: Path, places: Sequence[float], images: Images | None = None, *, seconds: bool = False
+) -> tuple[VideoInfo, list[Thumbnail]]:
+    """What is known of a video, and pictures of some frames; none of those beyond the end.
 
     Args:
         video: a file, or a folder of images.
-        frames: their numbers in the source, ascending.
+        places: numbers of frames in the source, ascending.
         images: how a folder is read.
+        seconds: places are times instead; the frames are those near them, by the average rate.
 
     Raises:
         VideoError: the video cannot be opened, or is damaged before the last of them.
     """
     found: list[Thumbnail] = []
     with closing(open_video(video, threads=2, images=images)) as decoder:
-        for wanted in frames:
+        rate = decoder.info.fps if seconds else 1
+        for wanted in dict.fromkeys(int(place * rate) for place in places):
             frame = _at(decoder, wanted)
             if frame is None:
                 break
-            picture, jpeg = encode(frame.rgb())
-            found.append(Thumbnail(frame.index, float(frame.start), *picture, jpeg))
-    return found
+            size, jpeg = encode(frame.rgb())
+            found.append(Thumbnail(frame.index, float(frame.start), *size, jpeg))
+        return decoder.info, found
 
 
 def _at(decoder: Decoder, wanted: int) -> Frame | None:
