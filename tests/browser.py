@@ -65,7 +65,9 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
-    def open(self, page: Path, width: int, height: int, scheme: str = "light", *, scripts: bool = True) -> None:
+    def open(
+        self, page: Path, width: int, height: int, scheme: str = "light", *, scripts: bool = True
+    ) -> None:
         """Load a page at a size in CSS pixels."""
         self._call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self._call(
@@ -151,7 +153,11 @@ class Browser:
             self.complaints.append(about["entry"]["text"])
         elif event == "Network.requestWillBeSent":
             url = about["request"]["url"]
-            if not url.startswith(("data:", "file:")) or about.get("type") != "Document" and url.startswith("file:"):
+            if (
+                not url.startswith(("data:", "file:"))
+                or (about.get("type") != "Document"
+                and url.startswith("file:"))
+            ):
                 self.complaints.append(f"asked for {url}")
 
     def close(self) -> None:

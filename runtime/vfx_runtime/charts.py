@@ -74,7 +74,14 @@ def _round_step(step: float) -> float:
 
 
 def line_chart(
-    caption: str, note: str, x: Axis, places: Sequence[float], line: Line, labels: Sequence[str], *, zero: bool = False
+    caption: str,
+    note: str,
+    x: Axis,
+    places: Sequence[float],
+    line: Line,
+    labels: Sequence[str],
+    *,
+    zero: bool = False,
 ) -> Markup:
     """A line over time.
 
@@ -92,8 +99,10 @@ def line_chart(
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     y = number_axis(0.0 if zero else low, high or 1.0 if zero else high, 3)
     xs = [round(1000 * x.at(place), 2) for place in places]
-    up = [[round(1000 * (1 - y.at(v)), 1) if math.isfinite(v) else None for v in part] for part in
-          (line.mean, line.low, line.high)]
+    up = [
+        [round(1000 * (1 - y.at(v)), 1) if math.isfinite(v) else None for v in part]
+        for part in (line.mean, line.low, line.high)
+    ]
     parts: list[object] = [tag("title", f"{caption}: {note}")]
     for tick, label in y.ticks:
         share = f"{100 * (1 - y.at(tick)):.2f}%"
@@ -116,8 +125,15 @@ def line_chart(
         dots = "".join(f"M{px} {py}h0" for px, py in zip(xs, up[0], strict=True) if py is not None)
         drawn.append(tag("path", d=dots, class_="dots"))
     parts.append(
-        tag("svg", *drawn, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height="100%",
-            overflow="visible")
+        tag(
+            "svg",
+            *drawn,
+            viewBox="0 0 1000 1000",
+            preserveAspectRatio="none",
+            width="100%",
+            height="100%",
+            overflow="visible",
+        )
     )
     shape = tag("svg", *parts, class_="drawing", role="img", aria_label=f"{caption}: {note}")
     data = {"x": [place / 1000 for place in xs], "labels": list(labels)}
@@ -136,17 +152,17 @@ def matrix_chart(caption: str, note: str, similar: Similarity, labels: Sequence[
     low, high = similar.scale
     count = len(similar.values)
     picture = png(similar.values, low, high)
-    said = f"{caption}, {count} by {count}: from {low:.3f}, dark, to {high:.3f}, light"
+    digits = max(3, 1 - math.floor(math.log10(high - low)))
+    said = f"{caption}, {count} by {count}: from {low:.{digits}f}, dark, to {high:.{digits}f}, light"
     image = tag("img", src=data_uri("image/png", picture), alt=said, width=str(count), height=str(count))
     rows = int(similar.bounds[-1])
     parts: list[object] = []
-    for tick, label in number_axis(0, rows, 4).ticks if rows > 1 else ((0.5, "0"),):
-        share = tick / rows
-        # A tick stands at the middle of its row.
-        place = f"{100 * min(1.0, (tick + 0.5) / rows) if rows <= CELL_TICKS and tick < rows else 100 * share:.2f}%"
-        if share > 1 or (rows > 1 and tick >= rows and rows <= CELL_TICKS):
-            continue
-        anchor = "start" if share < 0.02 and rows > CELL_TICKS else "end" if share > 0.97 else "middle"
+    # A tick stands at the middle of its row.
+    step = max(1, round(number_axis(0, max(rows, 2), 4).ticks[1][0]))
+    for row in range(0, rows, step):
+        share, label = (row + 0.5) / rows, f"{row:,}"
+        place = f"{100 * share:.2f}%"
+        anchor = "end" if share > 0.97 and rows > 1 else "middle"
         parts.append(tag("text", label, x=place, y="100%", dy="1.5em", text_anchor=anchor))
         parts.append(tag("text", label, x="-8", y=place, dy="0.32em", text_anchor="end"))
     ticks = tag("svg", *parts, class_="drawing", aria_hidden="true")
@@ -161,16 +177,12 @@ def matrix_chart(caption: str, note: str, similar: Similarity, labels: Sequence[
     }
     scale = tag(
         "p",
-        f"{low:.3f}",
+        f"{low:.{digits}f}",
         tag("img", src=data_uri("image/png", png(np.linspace(0, 1, 128)[None], 0, 1)), alt="dark to light"),
-        f"{high:.3f}",
+        f"{high:.{digits}f}",
         class_="scale",
     )
     return _figure("matrix", caption, note, tag("div", image, ticks, class_="stack"), data, scale)
-
-
-CELL_TICKS = 60
-"""Rows up to which a matrix's ticks stand in the middle of a cell, not at its edge."""
 
 
 def _figure(

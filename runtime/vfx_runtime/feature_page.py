@@ -85,8 +85,10 @@ def feature_page(shown: Shown) -> str:
             tag("nav", *(tag("a", name, href=href) for href, name in places), aria_label="Sections"),
         ),
         _strip(
-            [(thumb.jpeg, thumb.width, thumb.height, f"{thumb.seconds:.2f} s", f"frame {thumb.frame}")
-             for thumb in shown.thumbnails],
+            [
+                (thumb.jpeg, thumb.width, thumb.height, f"{thumb.seconds:.2f} s", f"frame {thumb.frame}")
+                for thumb in shown.thumbnails
+            ],
             "Frames of the video",
         ),
         *sections,
@@ -182,8 +184,7 @@ def _predictions(array: NDArray[Any], output: Output, times: Timeline) -> Iterat
     if len(known):
         mean = known.mean(0)
         cells = [
-            (label(int(k)), tag("span", f"{mean[k]:.3f}"), _bar([(mean[k], "b1")]))
-            for k in showing.top(mean)
+            (label(int(k)), tag("span", f"{mean[k]:.3f}"), _bar([(mean[k], "b1")])) for k in showing.top(mean)
         ]
         overall = table(("class", "mean chance", ""), cells, "Likeliest classes of all rows")
     listed = showing.spread(len(array), showing.LISTED)
@@ -193,10 +194,14 @@ def _predictions(array: NDArray[Any], output: Output, times: Timeline) -> Iterat
         if not np.isfinite(shares[row]).all():
             rows.append([said, "no value"])
             continue
-        items = [[label(int(k)), " ", tag("small", f"{shares[row, k]:.3f}")] for k in showing.top(shares[row])]
+        items = [
+            [label(int(k)), " ", tag("small", f"{shares[row, k]:.3f}")] for k in showing.top(shares[row])
+        ]
         text = joined(part for item in items for part in (*item, ", "))
         rows.append([said, Markup(text.removesuffix(", "))])
-    title = "Top 5 of each row" if len(listed) == len(array) else f"Top 5 of {len(listed)} of {len(array):,} rows"
+    title = (
+        "Top 5 of each row" if len(listed) == len(array) else f"Top 5 of {len(listed)} of {len(array):,} rows"
+    )
     yield tag(
         "div",
         tag("div", tag("h3", "Over all rows"), overall or tag("p", "No row is finite.")),
@@ -211,14 +216,18 @@ def _bar(parts: Sequence[tuple[float, str]]) -> Markup:
         width = max(0.0, min(share, 1 - x))
         drawn.append(tag("rect", x=f"{100 * x:.3f}", width=f"{100 * width:.3f}", height=10, class_=kind))
         x += width
-    return tag("svg", *drawn, class_="bar", viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true")
+    return tag(
+        "svg", *drawn, class_="bar", viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true"
+    )
 
 
 bar = _bar
 
 
 def _flow(array: NDArray[Any], times: Timeline) -> Iterator[Markup | None]:
-    yield _line(times, showing.line(showing.motion(array)), "Motion", "mean length of the vectors, pixels", zero=True)
+    yield _line(
+        times, showing.line(showing.motion(array)), "Motion", "mean length of the vectors, pixels", zero=True
+    )
     # In the middle of equal parts, as the frames above are.
     count = min(STRIP, len(array))
     chosen = [int((k + 0.5) * len(array) / count) for k in range(count)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from vfx_engines.versions import vfx_version
 
-_EMPTY = frozenset({"meta", "img", "rect", "line", "path", "image", "br"})
+_EMPTY = frozenset({"meta", "img", "rect", "line", "path"})
 _HERE = Path(__file__).parent
 
 
@@ -37,8 +37,8 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
             continue
         key = key.rstrip("_").replace("_", "-")
         said.append(f" {key}" if value is True else f' {key}="{html.escape(str(value))}"')
-    opening = f"<{name}{''.join(said)}>"
-    return Markup(opening if name in _EMPTY else f"{opening}{joined(children)}</{name}>")
+    opening = f"<{name}{''.join(said)}"
+    return Markup(f"{opening}/>" if name in _EMPTY else f"{opening}>{joined(children)}</{name}>")
 
 
 def joined(parts: Iterable[object]) -> Markup:
@@ -66,7 +66,9 @@ def data_uri(media: str, data: bytes) -> str:
     return f"data:{media};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def table(head: Iterable[object], rows: Iterable[Iterable[object]], caption: str, **attributes: object) -> Markup:
+def table(
+    head: Iterable[object], rows: Iterable[Iterable[object]], caption: str, **attributes: object
+) -> Markup:
     """A table; the first cell of each row is its heading."""
     header = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
     body = []
