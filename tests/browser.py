@@ -153,10 +153,8 @@ class Browser:
             self.complaints.append(about["entry"]["text"])
         elif event == "Network.requestWillBeSent":
             url = about["request"]["url"]
-            if (
-                not url.startswith(("data:", "file:"))
-                or (about.get("type") != "Document"
-                and url.startswith("file:"))
+            if not url.startswith(("data:", "file:")) or (
+                about.get("type") != "Document" and url.startswith("file:")
             ):
                 self.complaints.append(f"asked for {url}")
 

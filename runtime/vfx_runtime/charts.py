@@ -109,9 +109,9 @@ def line_chart(
         parts.append(tag("line", x1="0", x2="100%", y1=share, y2=share, class_="grid"))
         parts.append(tag("text", label, x="-8", y=share, dy="0.32em", text_anchor="end"))
     for tick, label in x.ticks:
-        share = x.at(tick)
-        anchor = "start" if share < 0.03 else "end" if share > 0.97 else "middle"
-        place = f"{100 * share:.2f}%"
+        along = x.at(tick)
+        anchor = "start" if along < 0.03 else "end" if along > 0.97 else "middle"
+        place = f"{100 * along:.2f}%"
         parts.append(tag("line", x1=place, x2=place, y1="100%", y2="100%", class_="tick"))
         parts.append(tag("text", label, x=place, y="100%", dy="1.5em", text_anchor=anchor))
     drawn: list[object] = []

@@ -140,10 +140,11 @@ def _output(
         yield _similarity(array, times)
     else:
         yield _line(times, showing.line(showing.norms(array)), "Length of rows", "Euclidean norm, all axes")
+        axes = " × ".join(map(str, array.shape[1:]))
         yield tag(
             "p",
-            f"Rows are maps of {' × '.join(map(str, array.shape[1:])) or 'no axis'}: these pages compare and draw "
-            "rows of one axis only, so the maps themselves and their similarity are not shown.",
+            f"Rows are maps of {axes or 'no axis'}. Only rows of one axis are "
+            "compared and drawn: the maps themselves and their similarity are not shown.",
         )
 
 
@@ -154,7 +155,8 @@ def _line(times: Timeline, line: Line, caption: str, note: str, digits: int = 4,
         values.append("no value" if np.isnan(mean) else f"{mean:.{digits}g}{spread}")
     labels = [f"{said}: {value}" for said, value in zip(times.labels(line.bounds), values, strict=True)]
     if len(line.mean) < times.rows:
-        note += f"; each point is the mean of about {times.rows / len(line.mean):.0f} rows, the band their extremes"
+        each = times.rows / len(line.mean)
+        note += f"; each point is the mean of about {each:.0f} rows, the band their extremes"
     if not times.timed:
         note += "; by row, since times are not known"
     return line_chart(caption, note, times.axis(), times.places(line.bounds), line, labels, **more)
@@ -184,7 +186,7 @@ def _predictions(array: NDArray[Any], output: Output, times: Timeline) -> Iterat
     if len(known):
         mean = known.mean(0)
         cells = [
-            (label(int(k)), tag("span", f"{mean[k]:.3f}"), _bar([(mean[k], "b1")])) for k in showing.top(mean)
+            (label(int(k)), tag("span", f"{mean[k]:.3f}"), bar([(mean[k], "b1")])) for k in showing.top(mean)
         ]
         overall = table(("class", "mean chance", ""), cells, "Likeliest classes of all rows")
     listed = showing.spread(len(array), showing.LISTED)
@@ -210,7 +212,8 @@ def _predictions(array: NDArray[Any], output: Output, times: Timeline) -> Iterat
     )
 
 
-def _bar(parts: Sequence[tuple[float, str]]) -> Markup:
+def bar(parts: Sequence[tuple[float, str]]) -> Markup:
+    """Shares of a whole beside each other, each with the class of its colour."""
     drawn, x = [], 0.0
     for share, kind in parts:
         width = max(0.0, min(share, 1 - x))
@@ -219,9 +222,6 @@ def _bar(parts: Sequence[tuple[float, str]]) -> Markup:
     return tag(
         "svg", *drawn, class_="bar", viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true"
     )
-
-
-bar = _bar
 
 
 def _flow(array: NDArray[Any], times: Timeline) -> Iterator[Markup | None]:

@@ -17,11 +17,11 @@ from vfx_runtime.stages import DECODE, GATHER, RESIZE, VERIFY, WAIT_SLOT, WAIT_W
 _POINTS = 120
 _FAILURES = 1000
 _STAGES = (
-    (DECODE, "decode", "read, decode, convert to RGB"),
-    (RESIZE, "resize", "resize and crop"),
-    (GATHER, "gather", "copy windows into the engine's slots"),
-    (VERIFY, "verify", "read outputs that were there"),
-    (WRITE, "write", "write outputs"),
+    (DECODE, "read, decode, convert to RGB"),
+    (RESIZE, "resize and crop"),
+    (GATHER, "copy windows into the engine's slots"),
+    (VERIFY, "read outputs that were there"),
+    (WRITE, "write outputs"),
 )
 
 
@@ -92,56 +92,21 @@ def _stages(run: Recording) -> Iterator[Markup]:
     used = run.moments[-1].cpu_seconds
     cores = max(1, int(run.facts.get("cores", 1)))
     whole = cores * seconds
-    rows: list[list[object]] = []
-    known = run.engine_cpu
-    for stage, name, what in _STAGES:
-        item = taken.get(stage, Taken())
-        known += item.cpu_seconds
-        if item.times:
-            rows.append(
-                [
-                    [name, what],
-                    f"{item.cpu_seconds:.2f}",
-                    f"{item.cpu_seconds / whole:.0%}",
-                    bar([(item.cpu_seconds / whole, "b1")]),
-                    f"{item.seconds:.2f}",
-                ]
-            )
-    rows.append(
-        [
-            ["engine", "its own threads, and FFmpeg's where few videos share many cores"],
-            f"{run.engine_cpu:.2f}",
-            f"{run.engine_cpu / whole:.0%}",
-            bar([(run.engine_cpu / whole, "b1")]),
-            "",
-        ]
-    )
-    rest = max(0.0, used - known)
-    rows.append(
-        [
-            ["all else", "Python between the stages, opening engines"],
-            f"{rest:.2f}",
-            f"{rest / whole:.0%}",
-            bar([(rest / whole, "b1")]),
-            "",
-        ]
-    )
-    idle = max(0.0, whole - used)
-    rows.append(
-        [
-            ["idle", f"of {cores} cores in {seconds:.1f} s"],
-            f"{idle:.2f}",
-            f"{idle / whole:.0%}",
-            bar([(idle / whole, "idle")]),
-            "",
-        ]
-    )
-    marked = [
-        [tag("span", name, tag("small", f" {what}", class_="what")), cpu, share, drawn, clock]
-        for (name, what), cpu, share, drawn, clock in rows
-    ]
+    rows: list[tuple[object, ...]] = []
+
+    def row(name: str, what: str, cpu: float, clock: str = "", kind: str = "b1") -> None:
+        said = tag("span", name, tag("small", f" {what}", class_="what"))
+        rows.append((said, f"{cpu:.2f}", f"{cpu / whole:.0%}", bar([(cpu / whole, kind)]), clock))
+
+    for stage, what in _STAGES:
+        if stage in taken:
+            row(stage, what, taken[stage].cpu_seconds, f"{taken[stage].seconds:.2f}")
+    row("engine", "its own threads, and FFmpeg's where few videos share many cores", run.engine_cpu)
+    known = run.engine_cpu + sum(item.cpu_seconds for item in taken.values())
+    row("all else", "Python between the stages, opening engines", max(0.0, used - known))
+    row("not used", f"of {cores} cores in {seconds:.1f} s", max(0.0, whole - used), kind="idle")
     head = ("stage", "CPU-seconds", "of the cores", "", "seconds by the clock")
-    yield table(head, marked, "CPU-seconds of each stage", class_="numbers")
+    yield table(head, rows, "CPU-seconds of each stage", class_="numbers")
     waits = [
         ("decoding threads waited for a free slot of the engine", taken.get(WAIT_SLOT, Taken()).seconds),
         ("the engine had no batch to work on", taken.get(WAIT_WINDOWS, Taken()).seconds),
@@ -162,7 +127,7 @@ def _stages(run: Recording) -> Iterator[Markup]:
 def _failures(run: Recording) -> Markup:
     if not run.failures:
         return tag("p", "None.")
-    listed = run.failures[:_FAILURES]
+    listed = [(video, error.removeprefix(f"{video}: ")) for video, error in run.failures[:_FAILURES]]
     parts = [table(("video", "reason"), listed, "Videos that failed, and why")]
     if len(listed) < len(run.failures):
         parts.append(

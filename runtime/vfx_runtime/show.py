@@ -83,7 +83,7 @@ def _collected(path: Path, video: Path | None) -> Any:
     for model in random_models(specs):
         click.echo(f"vfx-show: RANDOM WEIGHTS: the features of {model} mean nothing", err=True)
     meta = features.meta if isinstance(features.meta, dict) else {}
-    source = meta.get("source") if isinstance(meta.get("source"), dict) else {}
+    source: dict[str, Any] = meta["source"] if isinstance(meta.get("source"), dict) else {}
     about: list[tuple[str, object]] = [
         ("File", shown(path)),
         ("Size", f"{path.stat().st_size:,} bytes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +82,7 @@ def similarity(rows: NDArray[np.floating], most: int = CELLS) -> Similarity:
     bounds = groups(len(rows), most)
     count = len(bounds) - 1
     sums, counts = np.zeros((count, rows.shape[1])), np.zeros(count)
-    for k, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for k, (start, end) in enumerate(itertools.pairwise(bounds)):
         part = rows[start:end].astype(np.float64)
         part = part[np.isfinite(part).all(1)]
         # By the largest number first: squares of float32's extremes still fit, those of doubles might not.
@@ -122,7 +123,7 @@ def motion(flows: NDArray[np.floating]) -> Doubles:
 def line(values: Doubles, most: int = POINTS) -> Line:
     """Numbers of rows as a line of at most ``most`` points."""
     bounds = groups(len(values), most)
-    parts = [values[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [values[start:end] for start, end in itertools.pairwise(bounds)]
     parts = [part[np.isfinite(part)] for part in parts]
     mean, low, high = (
         np.array([function(part) if part.size else np.nan for part in parts], np.float64)

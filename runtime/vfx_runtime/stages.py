@@ -1,4 +1,4 @@
-"""What the stages of a run take, for ``vfx-run --report``: the pipeline asks for it only where there is one."""
+"""What the stages of a run take, for ``vfx-run --report``; without one nothing is timed."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,9 +48,7 @@ class Timeline:
 
     def places(self, bounds: NDArray[np.int64]) -> list[float]:
         """The middle of each group of rows, on the axis."""
-        return [
-            float(self.starts[a] + self.ends[b - 1]) / 2 for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        return [float(self.starts[a] + self.ends[b - 1]) / 2 for a, b in itertools.pairwise(bounds)]
 
     def said(self, first: int, last: int) -> str:
         """The rows from one to another, both included, with their time."""
@@ -65,4 +65,4 @@ class Timeline:
 
     def labels(self, bounds: NDArray[np.int64]) -> list[str]:
         """What each group of rows is called."""
-        return [self.said(int(a), int(b) - 1) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [self.said(int(a), int(b) - 1) for a, b in itertools.pairwise(bounds)]
