@@ -40,15 +40,21 @@ class Shown:
 
 def specs_of(meta: object) -> list[EngineSpec]:
     """The specs of the engines that made a file; those that can be read."""
-    parts = [meta, *(meta.get("others") or ())] if isinstance(meta, dict) else []
     found = []
-    for part in parts:
-        if isinstance(part, dict):
-            try:
-                found.append(EngineSpec.from_json(json.dumps(part.get("spec"))))
-            except SpecError:
-                continue
+    for part in _parts(meta):
+        try:
+            found.append(EngineSpec.from_json(json.dumps(part.get("spec"))))
+        except SpecError:
+            continue
     return found
+
+
+def _parts(meta: object) -> list[dict[str, Any]]:
+    """What ``meta`` says of each engine; it is data of anyone's making."""
+    if not isinstance(meta, dict):
+        return []
+    others = meta.get("others")
+    return [meta, *(part for part in (others if isinstance(others, list) else []) if isinstance(part, dict))]
 
 
 def random_models(specs: Sequence[EngineSpec]) -> list[str]:
@@ -250,9 +256,8 @@ def _flow(array: NDArray[Any], times: Timeline) -> Iterator[Markup | None]:
 def _engines(meta: dict[str, Any], specs: Sequence[EngineSpec]) -> Iterator[Markup | None]:
     if not specs:
         yield tag("p", "The file's meta holds no spec that this version of vfx reads.")
-    parts: Any = [meta, *(meta.get("others") or ())] if isinstance(meta, dict) else []
     for spec in specs:
-        part = next((p for p in parts if isinstance(p, dict) and _model_of(p) == spec.model), {})
+        part = next((p for p in _parts(meta) if _model_of(p) == spec.model), {})
         if len(specs) > 1:
             yield tag("h3", spec.model)
         yield facts(_spec_facts(spec, part))

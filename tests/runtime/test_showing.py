@@ -44,7 +44,9 @@ def page_of(arrays: dict[str, np.ndarray], meta: dict[str, object] | None = None
 
 def matrix_in(page: str) -> np.ndarray:
     """The first similarity matrix that the page's script would show."""
-    islands = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+    islands = [
+        json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page)
+    ]
     found = next(item for item in islands if "values" in item)
     values = np.frombuffer(base64.b64decode(found["values"]), "<i2").astype(float)
     values[values == found["none"]] = np.nan
@@ -84,7 +86,12 @@ def test_a_group_of_rows_without_a_direction_has_no_value() -> None:
     rows = rows_of(4)
     rows[1], rows[2] = 0, np.nan
     values = showing.similarity(rows).values
-    assert np.isnan(values).tolist() == [[False, True, True, False], [True] * 4, [True] * 4, [False, True, True, False]]
+    assert np.isnan(values).tolist() == [
+        [False, True, True, False],
+        [True] * 4,
+        [True] * 4,
+        [False, True, True, False],
+    ]
 
 
 def test_rows_at_the_ends_of_float32_have_a_direction() -> None:
@@ -188,12 +195,16 @@ def test_what_cannot_be_shown_is_said() -> None:
 
 
 def test_all_nan_is_a_page() -> None:
-    page = page_of({"features": np.full((5, 4), np.nan, np.float32), "logits": np.full((5, 5), np.nan, np.float32)})
+    page = page_of(
+        {"features": np.full((5, 4), np.nan, np.float32), "logits": np.full((5, 5), np.nan, np.float32)}
+    )
     assert np.isnan(matrix_in(page)).all()
     assert "No row is finite." in page
 
 
-@pytest.mark.parametrize("meta", [{"spec": 3}, {"others": 7}, {"spec": {"spec_version": 99}, "others": [None]}])
+@pytest.mark.parametrize(
+    "meta", [{"spec": 3}, {"others": 7}, {"spec": {"spec_version": 99}, "others": [None]}]
+)
 def test_foreign_meta_is_said(meta: dict[str, object]) -> None:
     assert "no spec that this version of vfx reads" in page_of({"features": rows_of(3)}, meta)
 
@@ -202,7 +213,10 @@ def test_random_weights_are_said_loudly() -> None:
     spec = json.loads(tiny_spec().to_json())
     spec["weights"]["file"] = "flow.pth + random"
     page = page_of({"features": rows_of(3)}, {"spec": spec})
-    assert '<p class="warning" role="alert"><strong>RANDOM WEIGHTS</strong>: the features of tiny mean nothing' in page
+    assert (
+        '<p class="warning" role="alert"><strong>RANDOM WEIGHTS</strong>: the features of tiny mean nothing'
+        in page
+    )
 
 
 def test_names_are_text_and_never_markup() -> None:
@@ -214,7 +228,7 @@ def test_names_are_text_and_never_markup() -> None:
     assert "<img src=x" not in page
     assert "alert(1)" in page  # as text
     assert "<script>alert" not in page
-    assert "<h2 id=\"output-0\">&lt;b&gt;</h2>" in page
+    assert '<h2 id="output-0">&lt;b&gt;</h2>' in page
     assert page.count("<script>") == 1
     assert tag("p", 'a"<', title='a"<') == '<p title="a&quot;&lt;">a&quot;&lt;</p>'
     assert "</script>" not in data_island({"a": "</script>"}).removesuffix("</script>")
