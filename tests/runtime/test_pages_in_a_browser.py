@@ -22,7 +22,7 @@ BOXES = """(() => {
   const seen = (e) => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };
   const all = (s) => [...document.querySelectorAll(s)].map(seen);
   return {
-    blocks: all("header, .strip, section > figure, section > h2, section > .scroll, section > .facts, section > pre"),
+    blocks: all("header, .strip, section > :is(figure, h2, .scroll, .facts, pre)"),
     pictures: all(".strip li"),
     plots: all(".plot"), images: all("img"), lines: all(".drawing .line"),
     texts: [...document.querySelectorAll(".drawing")].map((d) => [...d.querySelectorAll("text")].map(seen)),
@@ -86,7 +86,7 @@ def test_a_page_is_laid_out(
     assert overlap(found["pictures"]) == []
     for texts in found["texts"]:
         assert overlap(texts) == []
-        assert all(0 <= left and right <= width for left, _, right, _ in texts)
+        assert all(left >= 0 and right <= width for left, _, right, _ in texts)
     background = picture[2, 2].mean()
     assert (background > 200) if scheme == "light" else (background < 60)
     assert len(found["plots"]) == 3
