@@ -135,8 +135,10 @@ def _output(
         times = Timeline(np.empty(0), len(array))
     bad = showing.not_finite(array)
     if bad.size:
-        named = ", ".join(str(row) for row in bad[:20]) + (", …" if bad.size > 20 else "")
-        yield warning(f"{_many(bad.size, 'row')} of {len(array)} not finite (NaN or infinity): {named}")
+        runs = np.split(bad, np.flatnonzero(np.diff(bad) > 1) + 1)
+        said = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs[:20]]
+        named = ", ".join(said) + (", …" if len(runs) > 20 else "")
+        yield warning(f"{_many(bad.size, 'row')} of {len(array):,} not finite (NaN or infinity): {named}")
     if output is not None and output.kind == "logits" and array.ndim == 2:
         yield from _predictions(array, output, times)
     elif array.ndim == 4 and array.shape[1] == 2 and (output is None or output.per == "pair"):
