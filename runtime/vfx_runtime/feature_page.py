@@ -164,7 +164,7 @@ def _line(times: Timeline, line: Line, caption: str, note: str, digits: int = 4,
     labels = [f"{said}: {value}" for said, value in zip(times.labels(line.bounds), values, strict=True)]
     if len(line.mean) < times.rows:
         each = times.rows / len(line.mean)
-        note += f"; each point is the mean of about {each:.0f} rows, the band their extremes"
+        note += f"; each point is the mean of about {each:.3g} rows, the band their extremes"
     if not times.timed:
         note += "; by row, since times are not known"
     return line_chart(caption, note, times.axis(), times.places(line.bounds), line, labels, **more)
@@ -175,7 +175,7 @@ def _similarity(array: NDArray[Any], times: Timeline) -> Markup:
     note = "cosine of every row with every row"
     if similar.averaged:
         each = len(array) / len(similar.values)
-        note += f"; each cell is the mean over about {each:.0f} × {each:.0f} pairs"
+        note += f"; each cell is the mean over about {each:.3g} × {each:.3g} pairs"
     if not np.isfinite(similar.values).all():
         note += "; hatched: rows without a direction (not finite, or all zeros)"
     return matrix_chart("Self-similarity", note, similar, times.labels(similar.bounds))
@@ -207,15 +207,19 @@ def _predictions(array: NDArray[Any], output: Output, times: Timeline) -> Iterat
         items = [
             [label(int(k)), " ", tag("small", f"{shares[row, k]:.3f}")] for k in showing.top(shares[row])
         ]
-        text = joined(part for item in items for part in (*item, ", "))
-        rows.append([said, Markup(text.removesuffix(", "))])
+        text = joined(part for item in items for part in (*item, " · "))
+        rows.append([said, Markup(text.removesuffix(" · "))])
     title = (
         "Top 5 of each row" if len(listed) == len(array) else f"Top 5 of {len(listed)} of {len(array):,} rows"
     )
     yield tag(
         "div",
         tag("div", tag("h3", "Over all rows"), overall or tag("p", "No row is finite.")),
-        tag("div", tag("h3", title), table(("time" if times.timed else "row", "classes"), rows, title)),
+        tag(
+            "div",
+            tag("h3", title),
+            table(("time" if times.timed else "row", "classes"), rows, title, class_="top"),
+        ),
         class_="two",
     )
 
@@ -281,7 +285,9 @@ def _spec_facts(spec: EngineSpec, part: dict[str, Any]) -> list[tuple[str, objec
     force = part.get("sampling")
     sampling = {**json.loads(spec.to_json())["sampling"], **(force if isinstance(force, dict) else {})}
     unit = "samples" if spec.input.modality == "audio" else "frames"
-    windows = f"{sampling['frames']} {unit}, every {sampling['step']}"
+    windows = (
+        f"{sampling['frames']} {unit if sampling['frames'] != 1 else unit[:-1]}, every {sampling['step']}"
+    )
     windows += f", stride {sampling['stride']}" if sampling["stride"] != 1 else ""
     windows += f", at {sampling['fps']} per second" if sampling["fps"] else ""
     steps = []
