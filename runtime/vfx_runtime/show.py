@@ -73,6 +73,8 @@ def _show(features: Path, video: Path | None, output: Path | None) -> Path:
 
 
 def _collected(path: Path, video: Path | None) -> Any:
+    import numpy as np
+
     from vfx_runtime.feature_page import STRIP, Shown, random_models, specs_of
     from vfx_runtime.npz import read_features
     from vfx_runtime.thumbnails import thumbnails
@@ -111,6 +113,8 @@ def _collected(path: Path, video: Path | None) -> Any:
     # A picture in the middle of each part: they stand where the time axis has the same.
     sound = bool(specs) and specs[0].input.modality == "audio"
     ranges = features.frame_range
+    if ranges.ndim != 2 or not np.issubdtype(ranges.dtype, np.integer):
+        ranges = np.empty((0, 2), np.int64)
     times = Timeline(features.timestamps_ms, len(ranges))
     first, last = (times.begin, times.end) if sound else (ranges.min(initial=1 << 62), ranges.max(initial=0))
     count = STRIP if sound else min(STRIP, int(last - first))

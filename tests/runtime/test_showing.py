@@ -274,6 +274,12 @@ def test_the_command_writes_beside_the_features(tmp_path: Path, monkeypatch: pyt
     assert "the thumbnails may not belong to them" in Path("b.html").read_text("utf-8")
 
 
+def test_foreign_arrays_with_a_video_are_a_page(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "a.mp4", frames=9)
+    np.savez(tmp_path / "a.npz", frame_range=np.array(3.5), timestamps_ms=np.array("x"), fps=1.0, meta="[1]")
+    assert show(tmp_path / "a.npz", "--video", video)[0] == 0
+
+
 def test_what_is_wrong_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("damaged.npz").write_bytes(b"PK\x03\x04")
