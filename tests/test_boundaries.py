@@ -111,7 +111,9 @@ def test_vfx_export_without_torch_says_how_to_get_it(tmp_path: Path) -> None:
     assert result.stderr == "vfx-export: vfx-export needs torch: pip install torch onnxscript safetensors\n"
 
 
-@pytest.mark.parametrize("module", ["vfx_runtime.cli", "vfx_runtime.bench", "vfx_export.cli"])
+@pytest.mark.parametrize(
+    "module", ["vfx_runtime.cli", "vfx_runtime.bench", "vfx_runtime.show", "vfx_export.cli"]
+)
 def test_help_waits_for_no_heavy_import(module: str) -> None:
     heavy = ("torch", "openvino", "numba", "onnx", "onnxruntime", "matplotlib")
     code = without(*heavy) + f"from {module} import main\nmain(['--help'])"

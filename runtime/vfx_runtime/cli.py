@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +29,7 @@ from rich.table import Table
 from vfx_engines.devices import device_list
 from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
-from vfx_engines.spec import Output, Precision
+from vfx_engines.spec import EngineSpec, Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
 from vfx_runtime.extracting import Anchor, Extracted, Tail, run_sampling
 from vfx_runtime.image_names import DEFAULT_FPS, Images
@@ -38,6 +38,7 @@ from vfx_runtime.laying import check_alike
 from vfx_runtime.nvdec import DECODERS, DecoderName
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.processes import run_on_all
+from vfx_runtime.recording import Recorder, Recording
 from vfx_runtime.running import Listener, Task, run_here
 from vfx_runtime.writers import FORMATS, Format, check_names
 
@@ -149,6 +150,12 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     metavar="FOLDER",
     help="Write optical flow as pictures too: a PNG for each pair of frames, direction as colour.",
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Write a page about the run: speed over time, what each stage takes, failures.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and leave.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-run")
@@ -210,6 +217,7 @@ def _run(
     decoder: DecoderName,
     show_pred: bool,
     show_flow: Path | None,
+    report: Path | None,
     dry_run: bool,
 ) -> int:
     """Number of videos that failed."""
@@ -231,6 +239,8 @@ def _run(
         raise UsageError(f"--show-pred: {engines[0]} has no classifier: export it with --head")
     if show_flow is not None and not any(item.per == "pair" for item in outputs):
         raise UsageError(f"--show-flow: {engines[0]} gives no optical flow: export raft_sintel, say")
+    if report is not None and not report.absolute().parent.is_dir():
+        raise UsageError(f"--report {shown(report)}: its folder does not exist: make it first")
     devices: list[str | None] = [*device_list(device)] if device else [None]
     for spec in specs:
         if "random" in spec.weights.file.split(" + "):
@@ -254,8 +264,23 @@ def _run(
         workers=workers,
         decoder=decoder,
         keep=show_pred or show_flow is not None,
+        measure=report is not None and len(devices) == 1,
     )
-    return _extract(task, outputs, devices, jobs, show_pred, show_flow)
+    recording = None if report is None else _recording(specs, task, len(jobs))
+    return _extract(task, outputs, devices, jobs, show_pred, show_flow, report, recording)
+
+
+def _recording(specs: list[EngineSpec], task: Task, videos: int) -> Recording:
+    from vfx_runtime.measuring import machine_facts
+
+    return Recording(
+        command=["vfx-run", *sys.argv[1:]],
+        facts=machine_facts(),
+        specs=specs,
+        samplings=list(task.samplings),
+        videos=videos,
+        output=os.fspath(task.output),
+    )
 
 
 def _extract(
@@ -265,12 +290,20 @@ def _extract(
     jobs: list[Job],
     show_pred: bool,
     show_flow: Path | None,
+    report: Path | None,
+    recording: Recording | None,
 ) -> int:
     skipped = written = 0
     failures: list[Extracted] = []
     started = time.perf_counter()
-    with _RunProgress(len(jobs)) as progress:
-        listener = Listener(_say, progress.watch, progress.waiting)
+    with ExitStack() as stack:
+        progress = stack.enter_context(_RunProgress(len(jobs)))
+        said: list[str] = []
+        if recording is not None and report is not None:
+            stack.callback(_write_report, report, recording)
+            stack.enter_context(Recorder(recording, lambda: progress.stats))
+            said = recording.said
+        listener = Listener(partial(_say, said), progress.watch, progress.waiting)
         results = (
             run_here(task, devices[0], jobs, len(jobs), listener)
             if len(devices) == 1
@@ -279,6 +312,8 @@ def _extract(
         # Closed here, whatever ends the loop: its end is what ends threads and other processes.
         with closing(results):
             for done in results:
+                if recording is not None:
+                    recording.note(done)
                 if done.error is not None:
                     failures.append(done)
                     _console.print(f"failed: {done.error}", markup=False)
@@ -299,7 +334,16 @@ def _extract(
     return len(failures)
 
 
-def _say(line: str) -> None:
+def _write_report(path: Path, recording: Recording) -> None:
+    """The page, also of a run that was interrupted or failed."""
+    from vfx_runtime.run_page import run_page
+
+    with new_files([path], exclusive=False) as (part,):
+        part.write_text(run_page(recording), "utf-8")
+
+
+def _say(said: list[str], line: str) -> None:
+    said.append(line)
     click.echo(line, err=True)
 
 

@@ -100,7 +100,8 @@ def read_features(path: str | Path) -> Features:
         OutputError: no such file, damaged, or not written by vfx.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves a file that is no archive open.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         frame_range, timestamps = arrays.pop("frame_range"), arrays.pop("timestamps_ms")
         fps, meta = float(arrays.pop("fps")), json.loads(str(arrays.pop("meta")))

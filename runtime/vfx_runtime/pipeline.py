@@ -36,6 +36,7 @@ from vfx_runtime.laying import Sample, check_alike, windows
 from vfx_runtime.opening import open_video
 from vfx_runtime.preprocess import Preprocess, preprocess_for, shared
 from vfx_runtime.sampling import Window
+from vfx_runtime.stages import DECODE, GATHER, RESIZE, WAIT_SLOT, WAIT_WINDOWS, Stages, timed_alike
 
 _AHEAD = 64
 """Videos that may be begun before the oldest unfinished one is done: bounds what is held of each."""
@@ -68,6 +69,8 @@ class Stats:
     """Decoded."""
     frames_on_gpu: int = 0
     """Decoded on a GPU, of those."""
+    stages: Stages | None = None
+    """Given where a run's stages are to be timed; without it nothing is."""
     _fractions: dict[int, float] = field(default_factory=dict)
 
     def snapshot(self) -> Stats:
@@ -265,7 +268,12 @@ class _Run:
             raise self._engine_failure
         if self._stop.is_set():
             raise _Stopped
-        self._slots.wait(1)
+        if self._stats.stages is None:
+            self._slots.wait(1)
+        else:
+            collects = threading.current_thread() in self._collectors
+            with self._stats.stages.time(WAIT_WINDOWS if collects else WAIT_SLOT):
+                self._slots.wait(1)
 
     def _fail(self, error: Exception) -> Exception:
         """Note a failure that is not that of one video: a collector ends the run with it."""
@@ -286,6 +294,8 @@ class _Run:
                     raise self._fail(error) from error
                 self._work_through(preprocess, gpu)
         finally:
+            if self._stats.stages is not None:
+                self._stats.stages.thread_ends()
             with self._slots:
                 self._working -= 1
                 if not self._working:
@@ -341,14 +351,19 @@ class _Run:
         return bool(self._open) and self._begun - min(self._open) >= _AHEAD
 
     def _process(self, video: _Video, preprocess: Sequence[Preprocess[Any]], gpu: int | None) -> None:
-        job = video.job
-        with closing(open_video(job.path, self._threads, gpu, job.images)) as decoder:
+        job, stages = video.job, self._stats.stages
+        opened = open_video if stages is None else stages.timed(DECODE, open_video)
+        with closing(opened(job.path, self._threads, gpu, job.images)) as decoder:
             video.fps = self._samplings[0].fps or decoder.info.fps
-            frames = _Counted(decoder, self._stats, video, self._stop)
+            read = decoder if stages is None else stages.decoder(decoder)
+            frames = _Counted(read, self._stats, video, self._stop)
             if self._samplings[0].fps:
                 frames.longest_shown = _LONGEST_SHOWN
             try:
-                laid = windows(frames, self._samplings, [item.prepare for item in shared(preprocess)])
+                prepares: list[Callable[[Frame], Any]] = [item.prepare for item in shared(preprocess)]
+                if stages is not None:
+                    prepares = timed_alike(stages, RESIZE, prepares)
+                laid = windows(frames, self._samplings, prepares)
                 for number, window, samples in laid:
                     self._gather(video, number, window, samples, preprocess[number])
             finally:
@@ -405,7 +420,9 @@ class _Run:
         slot, row = lane.reserve(place, partial(_count, video))
         try:
             prepared = [None if item < 0 else samples[item].prepared for item in window.samples]
-            preprocess.place(slot, row, prepared)
+            stages = self._stats.stages
+            place_window = preprocess.place if stages is None else stages.timed(GATHER, preprocess.place)
+            place_window(slot, row, prepared)
         finally:
             lane.commit(slot)
 

@@ -15,6 +15,7 @@ from vfx_runtime.inputs import Job
 from vfx_runtime.nvdec import DecoderName, gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import grouped, is_sized
+from vfx_runtime.stages import Stages
 from vfx_runtime.writers import Format
 
 
@@ -35,6 +36,8 @@ class Task:
     decoder: DecoderName = "auto"
     keep: bool = False
     """Give the features of what was written too."""
+    measure: bool = False
+    """Time the stages, see `vfx_runtime.pipeline.Stats.stages`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def run_here(
             seen.add(line)
             listener.said(line)
 
-    stats = Stats()
+    stats = Stats(stages=Stages() if task.measure else None)
     listener.stats(stats)
     with Claims(task.output) as claims:
         if not claims.active:
@@ -113,6 +116,8 @@ def run_here(
                     stats=stats,
                 )
                 writer = writer_for(pipeline, task.format, task.output, claims)
+                if stats.stages is not None:
+                    writer = stats.stages.writer(writer)
                 yield from to_disk(
                     group.jobs,
                     total,

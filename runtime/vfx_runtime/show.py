@@ -1,0 +1,128 @@
+"""``vfx-show``: a feature file as a page to look at."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from vfx_engines.errors import UsageError, VfxError, shown
+from vfx_runtime.image_names import DEFAULT_FPS, Images
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("features", type=click.Path(path_type=Path), metavar="FEATURES.npz")
+@click.option(
+    "--video",
+    type=click.Path(path_type=Path),
+    metavar="FILE|FOLDER",
+    help="The video that the features are of, for thumbnails; or its folder of frame images.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Where to write.  [default: beside the features, with .html for .npz]",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="vfx", prog_name="vfx-show")
+def main(debug: bool, **options: Any) -> None:
+    """Write one HTML page that shows what is in a feature file.
+
+    Thumbnails along the time axis, the length of each row, how alike all rows are, the five likeliest
+    classes where there are logits, the engines and their specs. The page needs no network and no other
+    file. Its path is printed on stdout.
+
+    \b
+    vfx-show features/a.npz
+    vfx-show features/a.npz --video a.mp4 --output a.html
+    """  # noqa: D301  # click reads the backspace
+    try:
+        click.echo(shown(_show(**options)))
+    except VfxError as error:
+        if debug:
+            _console.print_exception()
+        click.echo(f"vfx-show: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        click.echo("vfx-show: interrupted", err=True)
+        sys.exit(130)
+
+
+def _show(features: Path, video: Path | None, output: Path | None) -> Path:
+    """The file that was written."""
+    if features.suffix in (".npy", ".pkl", ".h5"):
+        raise UsageError(f"{shown(features)}: vfx-show reads .npz files, which say what made them")
+    path = output or features.with_suffix(".html")
+    if path.absolute() == features.absolute():
+        raise UsageError(f"--output {shown(path)}: this would replace the features")
+    # Here, not above: NumPy and FFmpeg are time that --help need not take.
+    from vfx_runtime.atomic import new_files
+    from vfx_runtime.feature_page import feature_page
+
+    page = feature_page(_collected(features, video))
+    with new_files([path], exclusive=False) as (part,):
+        part.write_text(page, "utf-8")
+    return path
+
+
+def _collected(path: Path, video: Path | None) -> Any:
+    import numpy as np
+
+    from vfx_runtime.feature_page import STRIP, Shown, random_models, specs_of
+    from vfx_runtime.npz import read_features
+    from vfx_runtime.thumbnails import thumbnails
+    from vfx_runtime.timeline import Timeline
+
+    features = read_features(path)
+    specs = specs_of(features.meta)
+    for model in random_models(specs):
+        click.echo(f"vfx-show: RANDOM WEIGHTS: the features of {model} mean nothing", err=True)
+    meta = features.meta if isinstance(features.meta, dict) else {}
+    source: dict[str, Any] = meta["source"] if isinstance(meta.get("source"), dict) else {}
+    about: list[tuple[str, object]] = [
+        ("File", shown(path)),
+        ("Size", f"{path.stat().st_size:,} bytes"),
+        ("Rows", f"{len(features.frame_range):,}" if features.frame_range.ndim else None),
+        ("Made by", f"vfx {meta['vfx_version']}" if "vfx_version" in meta else None),
+        ("Fingerprint", meta.get("fingerprint")),
+        ("Of a source of", f"{source['size']:,} bytes" if isinstance(source.get("size"), int) else None),
+    ]
+    if video is None:
+        return Shown(path.name, features, about)
+    notes = []
+    images = None
+    if video.is_dir():
+        pattern = source.get("pattern")
+        if not isinstance(pattern, str):
+            raise UsageError(f"--video {shown(video)}: a folder, but {shown(path)} was not made of one")
+        rate = source.get("fps")
+        images = Images(pattern, rate if isinstance(rate, float | int) else DEFAULT_FPS)
+    elif video.is_file() and source.get("size") not in (None, os.stat(video).st_size):
+        notes.append(
+            f"{shown(video)} has {os.stat(video).st_size:,} bytes, the features were made of a video of "
+            f"{source['size']:,}: the thumbnails may not belong to them"
+        )
+        click.echo(f"vfx-show: {notes[0]}", err=True)
+    # A picture in the middle of each part: they stand where the time axis has the same.
+    sound = bool(specs) and specs[0].input.modality == "audio"
+    ranges = features.frame_range
+    if ranges.ndim != 2 or not np.issubdtype(ranges.dtype, np.integer):
+        ranges = np.empty((0, 2), np.int64)
+    times = Timeline(features.timestamps_ms, len(ranges))
+    first, last = (times.begin, times.end) if sound else (ranges.min(initial=1 << 62), ranges.max(initial=0))
+    count = STRIP if sound else min(STRIP, int(last - first))
+    places = [first + (k + 0.5) * (last - first) / count for k in range(count)]
+    info, found = thumbnails(video, places, images, seconds=sound)
+    length = "" if info.duration_seconds is None else f", {info.duration_seconds:.2f} s"
+    about += [
+        ("Video", shown(video)),
+        ("Pictures", f"{info.width} × {info.height}, {info.codec}, {info.fps:g} fps{length}"),
+    ]
+    return Shown(path.name, features, about, found, notes)

@@ -1,0 +1,158 @@
+"""What there is to see in features: how alike rows are, how long, what they were taken for. Numbers only."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles = NDArray[np.float64]
+
+CELLS = 256
+"""Rows and columns that a similarity matrix may have; more rows are averaged."""
+POINTS = 600
+"""Points that a line may have; more rows are averaged."""
+LISTED = 250
+"""Rows whose predictions are listed; of more, some evenly spaced ones."""
+TOP = 5
+_LONGEST_ROW = 65536
+"""Numbers in a row up to which it is a feature; longer ones are maps, which are pictures."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Similarity:
+    """Cosines between rows, or between groups of rows that follow each other."""
+
+    values: Doubles
+    """``[n, n]``, -1 to 1; NaN where a row of either side has no direction."""
+    bounds: NDArray[np.int64]
+    """``[n + 1]``: group k is the rows from bounds[k] up to bounds[k + 1]."""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether a cell stands for several pairs of rows."""
+        return bool(np.any(np.diff(self.bounds) > 1))
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """What the ends of a colour scale should stand for: the extremes beside the diagonal."""
+        beside = self.values[~np.eye(len(self.values), dtype=bool)]
+        beside = beside[np.isfinite(beside)]
+        if not beside.size:
+            return 0.0, 1.0
+        low, high = float(beside.min()), float(beside.max())
+        return (low, high) if high - low > 1e-6 else (low - 0.5, low + 0.5)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """One number for each row, or for groups of rows that follow each other."""
+
+    mean: Doubles
+    """``[n]``; NaN where no row of a group has a finite number."""
+    low: Doubles
+    high: Doubles
+    bounds: NDArray[np.int64]
+    """``[n + 1]``, as of `Similarity`."""
+
+
+def groups(rows: int, most: int) -> NDArray[np.int64]:
+    """Bounds of at most ``most`` groups of rows, as equal as they can be: int64 ``[groups + 1]``."""
+    return np.linspace(0, rows, min(rows, most) + 1).round().astype(np.int64)
+
+
+def is_feature(array: NDArray[np.generic]) -> bool:
+    """Whether the rows are vectors that can be compared, and not maps or something else."""
+    numbers = np.issubdtype(array.dtype, np.floating)
+    return bool(numbers and array.ndim == 2 and 0 < array.shape[1] <= _LONGEST_ROW)
+
+
+def similarity(rows: NDArray[np.floating], most: int = CELLS) -> Similarity:
+    """The self-similarity of rows.
+
+    The mean of all cosines between two groups is the dot product of the groups' mean directions, so
+    the matrix of all pairs is never made.
+
+    Args:
+        rows: ``[rows, dim]``; one that is all zeros, or not finite, has no direction and is left out.
+        most: rows and columns of the result.
+    """
+    bounds = groups(len(rows), most)
+    count = len(bounds) - 1
+    sums, counts = np.zeros((count, rows.shape[1])), np.zeros(count)
+    for k, (start, end) in enumerate(itertools.pairwise(bounds)):
+        part = rows[start:end].astype(np.float64)
+        part = part[np.isfinite(part).all(1)]
+        # By the largest number first: squares of float32's extremes still fit, those of doubles might not.
+        largest = np.abs(part).max(1, initial=0)
+        part = part[largest > 0] / largest[largest > 0, None]
+        sums[k] = (part / np.linalg.norm(part, axis=1, keepdims=True)).sum(0)
+        counts[k] = len(part)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = sums / counts[:, None]
+        values = np.clip(mean @ mean.T, -1, 1)
+    return Similarity(values, bounds)
+
+
+def norms(rows: NDArray[np.floating]) -> Doubles:
+    """Euclidean length of each row, ``[rows]``; NaN where a number of it is not finite.
+
+    Args:
+        rows: ``[rows, ...]``; further axes are taken as one.
+    """
+    lengths = np.empty(len(rows))
+    for k, row in enumerate(rows):
+        lengths[k] = np.linalg.norm(row.astype(np.float64))
+    return np.where(np.isfinite(lengths), lengths, np.nan)
+
+
+def motion(flows: NDArray[np.floating]) -> Doubles:
+    """Mean length of the vectors of each flow field, in pixels, ``[rows]``; NaN where not all are finite.
+
+    Args:
+        flows: ``[rows, 2, height, width]``.
+    """
+    lengths = np.empty(len(flows))
+    for k, (x, y) in enumerate(flows):
+        lengths[k] = np.hypot(x, y, dtype=np.float64).mean()
+    return np.where(np.isfinite(lengths), lengths, np.nan)
+
+
+def line(values: Doubles, most: int = POINTS) -> Line:
+    """Numbers of rows as a line of at most ``most`` points."""
+    bounds = groups(len(values), most)
+    parts = [values[start:end] for start, end in itertools.pairwise(bounds)]
+    parts = [part[np.isfinite(part)] for part in parts]
+    mean, low, high = (
+        np.array([function(part) if part.size else np.nan for part in parts], np.float64)
+        for function in (np.mean, np.min, np.max)
+    )
+    return Line(mean, low, high, bounds)
+
+
+def not_finite(rows: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Numbers of the rows that hold NaN or an infinity."""
+    return np.array([k for k, row in enumerate(rows) if not np.isfinite(row).all()], np.int64)
+
+
+def chances(logits: NDArray[np.floating]) -> Doubles:
+    """Softmax of each row, ``[rows, classes]``; NaN throughout a row with any."""
+    shifted = logits.astype(np.float64)
+    bad = ~np.isfinite(shifted).all(1)
+    shifted[bad] = 0
+    shifted = np.exp(shifted - shifted.max(1, keepdims=True))
+    shares: Doubles = shifted / shifted.sum(1, keepdims=True)
+    shares[bad] = np.nan
+    return shares
+
+
+def top(shares: Doubles, count: int = TOP) -> NDArray[np.int64]:
+    """Classes of a row, the likeliest first; of equal ones the first."""
+    return np.argsort(-shares, kind="stable")[:count]
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most ``most`` numbers below ``count``, evenly spaced, with the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
