@@ -302,7 +302,9 @@ class EngineSpec:
         if not self.outputs:
             raise SpecError(f"spec of {self.model}: no outputs")
         if (self.input.modality == "text") != (self.text is not None):
-            raise SpecError(f"spec of {self.model}: text goes with an input of modality 'text', and only with it")
+            raise SpecError(
+                f"spec of {self.model}: text goes with an input of modality 'text', and only with it"
+            )
         names = [output.name for output in self.outputs]
         if len(set(names)) != len(names):
             raise SpecError(f"spec of {self.model}: two outputs share a name: {names}")

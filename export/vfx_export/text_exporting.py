@@ -80,7 +80,9 @@ def export_text_encoder(
         sampling=Sampling(frames=1, stride=1, step=1),
         transform=Transform(),
         outputs=(Output("text", model.feature.shape),),
-        text=Text(images=model.name, scale=math.exp(module.get_parameter("logit_scale").item()), merges=merges),
+        text=Text(
+            images=model.name, scale=math.exp(module.get_parameter("logit_scale").item()), merges=merges
+        ),
     )
     return export_module(module, spec, path, tolerance=encoder.tolerances.get(precision), stage=stage)
 
@@ -105,7 +107,9 @@ def read_merges(path: Path) -> str:
         what = getattr(error, "strerror", None) or reason(error)
         raise CheckpointError(f"{where}: cannot be read: {what}; {expected}") from None
     lines = [line.rstrip("\r") for line in text.split("\n")][1 : MERGES + 1]
-    wrong = next((i for i, line in enumerate(lines) if len(line.split(" ")) != 2 or not all(line.split(" "))), None)
+    wrong = next(
+        (i for i, line in enumerate(lines) if len(line.split(" ")) != 2 or not all(line.split(" "))), None
+    )
     if wrong is not None:
         raise CheckpointError(f"{where}: line {wrong + 2} is {lines[wrong][:40]!r}; {expected}")
     if len(lines) < MERGES:

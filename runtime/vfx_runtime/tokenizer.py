@@ -3,7 +3,7 @@
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; byte-level BPE
 is that of Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. CLIP cleans texts with
 ftfy first, which undoes wrongly decoded text. Here only what ftfy does to text that is right is done: straight
-quotes for curly ones, letters and their accents composed (NFC).
+quotes for curly ones, plain letters for ligatures and full width, accents composed (NFC).
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _END_OF_WORD = "</w>"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WHOLE = (_START, _END, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 """What is one word wherever it begins, the markers also where a text spells them."""
-_QUOTES = str.maketrans(dict.fromkeys("‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))
+_LIGATURES = (0x132, 0x133, 0x149, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07))
+_FULL_WIDTH = (0x3000, *range(0xFF01, 0xFFF0))
+_PLAIN = {code: unicodedata.normalize("NFKC", chr(code)) for code in (*_LIGATURES, *_FULL_WIDTH)}
+_PLAIN |= str.maketrans(dict.fromkeys("‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))
 
 
 class Tokenizer:
@@ -115,7 +118,7 @@ def _byte_symbols() -> dict[int, str]:
 
 
 def _clean(text: str) -> str:
-    text = unicodedata.normalize("NFC", text.translate(_QUOTES))
+    text = unicodedata.normalize("NFC", text.translate(_PLAIN))
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
