@@ -74,10 +74,15 @@ def fitting(
     others: Callable[[], Mapping[str, Shapes]] | None = None,
     file: str = "the checkpoint",
 ) -> dict[str, Tensor]:
-    """What of ``state`` goes into ``module``; arguments as of `load_into`.
+    """What of ``state`` goes into ``module``, of which only keys and shapes are looked at.
 
     Args:
-        module: Only its keys and shapes count: it may be one of the meta device.
+        module: Takes the weights; one of the meta device will do.
+        state: As of `load_into`, as are the others.
+        model: The module's name in messages.
+        rename: See `load_into`.
+        others: See `load_into`.
+        file: How messages name the source.
 
     Raises:
         CheckpointError: keys are missing, unknown or misshapen.

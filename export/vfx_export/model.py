@@ -48,8 +48,8 @@ class TextEncoder:
     """The network that makes features of texts to compare a model's own with, in the same checkpoint."""
 
     network: Callable[[], nn.Module]
-    """Builds the module, float32: from token ids to features of the model's length. Its ``logit_scale`` is the
-    natural logarithm of what cosines are multiplied by."""
+    """Builds the module, float32: from token ids to features of the model's length. Its ``logit_scale`` is
+    the natural logarithm of what cosines are multiplied by."""
     layouts: Callable[[State], State]
     """Takes what the network needs from the checkpoint."""
     tokens: int

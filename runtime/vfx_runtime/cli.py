@@ -248,7 +248,7 @@ def _run(
         raise UsageError("--text-engine goes with --pred-texts")
     if show_pred and pred_texts is None and not any(item.labels for item in outputs):
         raise UsageError(
-            f"--show-pred: {engines[0]} has no classifier: export it with --head, or for CLIP give --pred-texts"
+            f"--show-pred: {engines[0]} has no classifier: export it with --head, or give --pred-texts (CLIP)"
         )
     if show_flow is not None and not any(item.per == "pair" for item in outputs):
         raise UsageError(f"--show-flow: {engines[0]} gives no optical flow: export raft_sintel, say")

@@ -2,8 +2,8 @@
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; byte-level BPE
 is that of Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. CLIP cleans texts with
-ftfy first, which undoes wrongly decoded text. Here only what ftfy does to text that is right is done: straight
-quotes for curly ones, plain letters for ligatures and full width, accents composed (NFC).
+ftfy first, which undoes wrongly decoded text. Here only what ftfy does to text that is right is done:
+straight quotes for curly ones, plain letters for ligatures and full width, accents composed (NFC).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import html
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,12 +88,12 @@ class Tokenizer:
         return known
 
     def _merged(self, word: str) -> list[str]:
-        """The symbols of a word: of all neighbours that merge, those of the lowest rank do, again and again."""
+        """The symbols of a word: of all pairs that merge, those of the lowest rank do, again and again."""
         parts = [self._bytes[byte] for byte in word.encode()]
         parts[-1] += _END_OF_WORD
         never = len(self._ranks)
         while len(parts) > 1:
-            pair = min(zip(parts, parts[1:], strict=False), key=lambda pair: self._ranks.get(pair, never))
+            pair = min(pairwise(parts), key=lambda pair: self._ranks.get(pair, never))
             if pair not in self._ranks:
                 break
             merged: list[str] = []
@@ -109,7 +110,7 @@ class Tokenizer:
 
 @cache
 def _byte_symbols() -> dict[int, str]:
-    """A printable character for each byte, in the order of their ids: those of Latin-1 stand for themselves."""
+    """A printable character for each byte, in the order of their ids: Latin-1's stand for themselves."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {byte: chr(byte) for byte in printable} | {

@@ -1,4 +1,4 @@
-"""Pictures against texts: how likely each text is for a row of features (Radford et al., 2021, section 3.1)."""
+"""Pictures against texts: how likely each text is for a row of features (Radford et al., 2021)."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class ZeroShot:
         self.spec = read_spec(path)
         if self.spec.text is None:
             raise UsageError(
-                f"{shown(path)}: {self.spec.model} takes {self.spec.input.modality}, expected a text encoder: "
-                "export it with --text"
+                f"{shown(path)}: {self.spec.model} takes {self.spec.input.modality}, expected a text "
+                "encoder: export one with --text"
             )
         if isinstance(texts, str) or not texts:
             raise UsageError("no texts: expected a sequence of one or more")
@@ -65,8 +65,8 @@ class ZeroShot:
         assert self.spec.text is not None, "of a text encoder"
         if spec.model != self.spec.text.images:
             raise UsageError(
-                f"{self.spec.model} goes with {self.spec.text.images}, the engine is {spec.model}: export its own "
-                "with --text"
+                f"{self.spec.model} goes with {self.spec.text.images}, the engine is {spec.model}: export "
+                "its own with --text"
             )
         if spec.weights.sha256 != self.spec.weights.sha256:
             raise UsageError(
@@ -85,13 +85,14 @@ class ZeroShot:
         """
         if features.ndim != 2 or features.shape[1] != self._features.shape[1]:
             raise InputError(
-                f"features {list(features.shape)}: {self.spec.model} gives {self._features.shape[1]} numbers a row"
+                f"features {list(features.shape)}: expected {self._features.shape[1]} numbers a row, as "
+                f"{self.spec.model} gives"
             )
         product: NDArray[np.float64] = self._scale * (_normalised(features) @ self._features.T)
         return product
 
     def probabilities(self, features: Array) -> NDArray[np.float64]:
-        """How likely each text is, ``[rows, texts]``; a row sums to 1. Arguments and errors as of `logits`."""
+        """How likely each text is, ``[rows, texts]``; a row sums to 1. As `logits`."""
         return softmax(self.logits(features))
 
 
@@ -115,9 +116,9 @@ def read_texts(path: Path) -> tuple[str, ...]:
         raise UsageError(f"--pred-texts {where}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"--pred-texts {where}: byte {error.start} is not UTF-8, expected UTF-8 text, a line for each text"
+            f"--pred-texts {where}: byte {error.start} is not UTF-8; expected UTF-8, a line for each text"
         ) from None
-    texts = tuple(line.strip() for line in text.splitlines() if line.strip())
+    texts = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not texts:
         raise UsageError(f"--pred-texts {where}: no texts in it, expected one a line")
     return texts
@@ -148,7 +149,8 @@ def zero_shot_of(
     found = text_engine or next((path for path in beside if path.is_file()), None)
     if found is None:
         raise UsageError(
-            f"--pred-texts: no text encoder at {shown(beside[0])}: export it with --text, or give --text-engine"
+            f"--pred-texts: no text encoder at {shown(beside[0])}: export it with --text, or name it: "
+            "--text-engine FILE"
         )
     judge = ZeroShot(found, lines, backend=backend)
     assert judge.spec.text is not None, "of a text encoder"

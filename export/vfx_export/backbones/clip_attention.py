@@ -14,7 +14,7 @@ _SCALE = HEAD_WIDTH**-0.5
 
 
 class SelfAttention(nn.Module):
-    """Every token asks all tokens, or those before it: one product for query, key and value, then MatMul, Softmax, MatMul.
+    """Every token asks all tokens: one product for query, key and value, then MatMul, Softmax, MatMul.
 
     Args:
         width: channels of a token.
