@@ -17,12 +17,18 @@ from vfx_engines import open_engine, read_spec
 torch = pytest.importorskip("torch")
 
 from clip_texts import LAYERS, small_archive, small_clip, small_state, text_features, vocabulary_file  # noqa: E402
-from test_clip import KITS  # noqa: E402
 from torchscript_files import save_torchscript  # noqa: E402
 from vfx_export.catalogue import CATALOGUE, find  # noqa: E402
 from vfx_export.model import Download, Model  # noqa: E402
 from vfx_export.text_exporting import export_text_encoder  # noqa: E402
 
+KITS = {
+    "clip_rn50": "clip_RN50",
+    "clip_rn101": "clip_RN101",
+    "clip_rn50x4": "clip_RN50x4",
+    "clip_vit_b_32": "clip_ViT-B_32",
+    "clip_vit_b_16": "clip_ViT-B_16",
+}
 NONE = Download("https://localhost/none")
 # Of the whole model, less the visual part: of the public models by their own code.
 TEXT_KEYS = 150

@@ -76,5 +76,5 @@ def test_75_tokens_fit_and_76_do_not(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("line", ["", "dog", "d o g", "d ", " d"])
 def test_a_merge_is_two_symbols(line: str) -> None:
-    with pytest.raises(SpecError, match="text: merge 2 is .*, expected two symbols"):
+    with pytest.raises(SpecError, match=r"text: merge 2 is .*, expected two symbols"):
         Tokenizer(Text("clip", 100.0, f"a b\n{line}\nc d"), 77)
