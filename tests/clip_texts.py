@@ -60,7 +60,9 @@ def small_clip(name: str, download: Download, vocabulary: Download) -> Model:
         blank=(123, 117, 104),
         feature=Output("clip", (LENGTH,), per="frame"),
         tolerances={"bf16": 3e-2},
-        text=TextEncoder(partial(CLIPText, WIDTH, LENGTH, LAYERS), text_encoder, CONTEXT, vocabulary),
+        text=TextEncoder(
+            partial(CLIPText, WIDTH, LENGTH, LAYERS), text_encoder, CONTEXT, vocabulary, {"bf16": 3e-2}
+        ),
     )
 
 

@@ -21,7 +21,7 @@ from readme_parts import README, ROOT, commands, part, parts
 from tiny import tiny_engine
 from vfx_engines import EngineSpec, SpecError, read_spec
 from vfx_engines.onnx_file import embed_spec
-from vfx_engines.spec import Plan
+from vfx_engines.spec import Plan, Text
 
 PAGES = sorted(
     path

@@ -73,7 +73,9 @@ def _row(
         blank=(123, 117, 104),
         feature=Output("clip", (length,), per="frame"),
         tolerances=tolerances,
-        text=TextEncoder(partial(CLIPText, text_width, length), text_encoder, CONTEXT, VOCABULARY),
+        text=TextEncoder(
+            partial(CLIPText, text_width, length), text_encoder, CONTEXT, VOCABULARY, _VIT_TOLERANCES
+        ),
     )
 
 
