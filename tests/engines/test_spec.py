@@ -364,8 +364,6 @@ RULES: list[tuple[str, str, Any]] = [
     ("frames are uint8", "input.dtype", "float32"),
     ("texts are int32 [batch, tokens] of one length, and nothing else is", "input.dtype", "int32"),
     ("texts are int32 [batch, tokens]", "input.modality", "text"),
-    ("text goes with an input of modality 'text'", "text", {"images": "clip", "scale": 1, "merges": "a b"}),
-    ("text: scale must be positive, found 0.0", "text", {"images": "clip", "scale": 0, "merges": "a b"}),
     ("three values of 0 to 255", "input.blank", [0]),
     ("three values of 0 to 255", "input.blank", [0, 256, 0]),
     ("three values of 0 to 255", "input.blank.2", -1),
@@ -429,3 +427,19 @@ def test_a_proof_without_numbers_is_none(number: float) -> None:
 def test_the_span_of_a_window() -> None:
     assert Sampling(frames=8, stride=4, step=32).span == 29
     assert Sampling(frames=1, stride=4, step=1).span == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [
+        (1, "text goes with an input of modality 'text', and only with it"),
+        (0, "text: scale must be positive"),
+    ],
+)
+def test_what_texts_need_goes_with_texts(scale: float, says: str) -> None:
+    assert says in refusal(changed("text", {"images": "clip", "scale": scale, "merges": "a b"}))
+
+
+def test_an_input_of_texts_says_what_they_need() -> None:
+    taken = {"name": "tokens", "modality": "text", "dtype": "int32", "shape": ["batch", 77]}
+    assert "text goes with an input of modality 'text'" in refusal(changed("input", taken))
