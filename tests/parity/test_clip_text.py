@@ -11,7 +11,7 @@ import pytest
 
 from exports import heavy, relative
 from parity_kit import kit
-from tolerances import seed_parity
+from tolerances import CLIP_TEXT
 from vfx_engines import open_engine, read_spec
 
 torch = pytest.importorskip("torch")
@@ -75,7 +75,7 @@ def test_a_small_encoder_gives_the_numbers_of_the_formula(
     want = text_features(small_state(), torch.from_numpy(ids()), LAYERS).numpy()
     with open_engine(path, backend=backend, batch=3) as engine:
         got = engine.run(ids())["text"]
-    assert relative(got, want) < seed_parity(precision, 0)
+    assert relative(got, want) < CLIP_TEXT[precision]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_kits_weights_give_the_numbers_of_the_formula(
     want = text_features(state, torch.from_numpy(ids()), 12).numpy()
     with open_engine(path, backend=backend, batch=5) as engine:
         got = engine.run(ids())["text"]
-    assert relative(got, want) < seed_parity(precision, 0)
+    assert relative(got, want) < CLIP_TEXT[precision]
 
 
 def test_the_graph_has_no_scatter_and_the_spec_says_what_a_run_needs(material: Path) -> None:
