@@ -73,6 +73,11 @@ class ZeroShot:
                 f"{self.spec.model} is of the weights {self.spec.weights.file}, {spec.model} of "
                 f"{spec.weights.file}, another file: export both from one checkpoint"
             )
+        own, other = self.spec.outputs[0].shape, spec.outputs[0].shape
+        if own != other:
+            raise UsageError(
+                f"{self.spec.model} gives {list(own)}, {spec.model} {list(other)}: export both with one vfx"
+            )
 
     def logits(self, features: Array) -> NDArray[np.float64]:
         """Scaled cosines, ``[rows, texts]``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from make_video import make_video
 from run_kit import vfx_run
 from tiny import tiny_engine
+from vfx_engines import Output, read_spec
 from vfx_engines.errors import InputError, UsageError
 from vfx_runtime import ZeroShot, extract
 
@@ -145,6 +147,13 @@ def test_options_that_go_together(place: Path) -> None:
         result = vfx_run("--engine", place / "small.onnx", place / "a.mp4", *given)
         assert result.exit_code == 2
         assert says in result.stderr
+
+
+def test_features_of_another_length_are_refused(place: Path) -> None:
+    spec = read_spec(place / "small.onnx")
+    longer = dataclasses.replace(spec, outputs=(Output("clip", (25,)),))
+    with pytest.raises(UsageError, match=re.escape("small_text gives [24], small [25]: export both")):
+        ZeroShot(place / "small_text.onnx", ["dog"]).check(longer)
 
 
 def test_no_texts_are_refused(place: Path) -> None:
