@@ -21,7 +21,7 @@ from readme_parts import README, ROOT, commands, part, parts
 from tiny import tiny_engine
 from vfx_engines import EngineSpec, SpecError, read_spec
 from vfx_engines.onnx_file import embed_spec
-from vfx_engines.spec import Plan
+from vfx_engines.spec import Plan, Text
 
 PAGES = sorted(
     path
@@ -265,14 +265,17 @@ def _choices(hint: Any) -> list[str]:
     return []
 
 
-def whole_spec() -> dict[str, Any]:
-    """The page's example, with its plan."""
-    plan, spec, _ = (json.loads(block) for block in blocks(SPEC_PAGE, "json"))
-    return {**spec, "plan": plan}
+def whole_spec(kind: type = EngineSpec) -> dict[str, Any]:
+    """The page's example, with its plan; for what texts need, with theirs."""
+    plan, text, spec, _ = (json.loads(block) for block in blocks(SPEC_PAGE, "json"))
+    if kind is not Text:
+        return {**spec, "plan": plan}
+    taken = {"name": "tokens", "modality": "text", "dtype": "int32", "shape": ["batch", 77]}
+    return {**spec, "text": text, "input": taken}
 
 
 def test_the_examples_are_specs() -> None:
-    _, whole, own = blocks(SPEC_PAGE, "json")
+    *_, whole, own = blocks(SPEC_PAGE, "json")
     assert EngineSpec.from_json(own).outputs[1].labels == ("still", "slow", "fast")
     spec = EngineSpec.from_json(whole)
     assert json.loads(spec.to_json()) == json.loads(whole), "a field is left out"
@@ -282,7 +285,7 @@ def test_the_examples_are_specs() -> None:
 @pytest.mark.parametrize("kind", objects().values(), ids=lambda kind: kind.__name__)
 def test_fields_without_default_must_be_there(kind: type) -> None:
     for name, _, default, _ in table(kind):
-        spec = whole_spec()
+        spec = whole_spec(kind)
         for found in _objects_of(spec, kind):
             del found[name]
         if default:

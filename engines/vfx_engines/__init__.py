@@ -29,6 +29,7 @@ from vfx_engines.spec import (
     Proof,
     Resize,
     Sampling,
+    Text,
     Transform,
     Weights,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "Resize",
     "Sampling",
     "SpecError",
+    "Text",
     "Transform",
     "UsageError",
     "VfxError",

@@ -184,8 +184,8 @@ def _check_choice(what: str, given: str | None, choices: tuple[str, ...]) -> Non
 
 def _default_batch(spec: EngineSpec, kind: Literal["cpu", "cuda"]) -> int:
     """Small inputs share a call; a window of a 3D network is work enough alone, and memory counts."""
-    if spec.input.modality == "audio":
-        # A window is a few bytes beside what is computed of it.
+    if spec.input.modality != "frames":
+        # A window of sound and a text are a few bytes beside what is computed of them.
         return _FRAMES_PER_CALL[kind] // 2
     pixels = math.prod(axis for axis in spec.input.shape[1:] if isinstance(axis, int))
     return max(1, _FRAMES_PER_CALL[kind] * 224 * 224 * 3 // max(pixels, 1))

@@ -49,12 +49,12 @@ class Input:
     """What one call of the engine takes."""
 
     name: str
-    modality: Literal["frames", "audio"]
-    dtype: Literal["uint8", "float32"]
+    modality: Literal["frames", "audio", "text"]
+    dtype: Literal["uint8", "float32", "int32"]
     shape: tuple[int | str, ...]
     """Axis sizes; a string names a dynamic axis. Axis 0 is ``batch``.
 
-    Frames are RGB: ``["batch", time, height, width, 3]``."""
+    Frames are RGB: ``["batch", time, height, width, 3]``. Texts are ids: ``["batch", tokens]``."""
     blank: tuple[int, ...] = (0, 0, 0)
     """The pixel, or sample, that normalisation brings nearest to zero: ``edges: zeros`` pads with it."""
 
@@ -69,6 +69,13 @@ class Input:
             raise SpecError(
                 f"input {self.name}: axes are sizes of 1 or more, or names that differ, "
                 f"found {list(self.shape)}"
+            )
+        if (self.modality == "text") != (self.dtype == "int32") or (
+            self.modality == "text" and (len(self.shape) != 2 or isinstance(self.shape[1], str))
+        ):
+            raise SpecError(
+                f"input {self.name}: texts are int32 [batch, tokens] of one length, and nothing else is, "
+                f"found {self.modality}, {self.dtype} {list(self.shape)}"
             )
         if self.modality != "frames":
             return
@@ -252,6 +259,24 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """How texts become the input of a text encoder, and what its output is compared with."""
+
+    images: str
+    """Name of the model whose features its output is compared with; the weights are of one file."""
+    scale: float
+    """What a cosine between both is multiplied by before the softmax over texts."""
+    merges: str
+    """Byte pairs that the tokenizer merges, the first ones first: a line each, two symbols and a space."""
+    tokenizer: Literal["clip"] = "clip"
+    """CLIP's byte-level BPE (Radford et al., 2021)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise SpecError(f"text: scale must be positive, found {self.scale}")
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Everything the runtime needs to know of an engine."""
 
@@ -267,6 +292,8 @@ class EngineSpec:
     proof: Proof | None = None
     plan: Plan | None = None
     """Of a TensorRT plan; None in an ONNX file."""
+    text: Text | None = None
+    """Of a text encoder; None where the input is not text."""
     vfx_version: str = ""
     spec_version: int = SPEC_VERSION
 
@@ -274,6 +301,10 @@ class EngineSpec:
         _check_name("model", self.model)
         if not self.outputs:
             raise SpecError(f"spec of {self.model}: no outputs")
+        if (self.input.modality == "text") != (self.text is not None):
+            raise SpecError(
+                f"spec of {self.model}: text goes with an input of modality 'text', and only with it"
+            )
         names = [output.name for output in self.outputs]
         if len(set(names)) != len(names):
             raise SpecError(f"spec of {self.model}: two outputs share a name: {names}")

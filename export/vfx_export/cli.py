@@ -77,6 +77,17 @@ if TYPE_CHECKING:
     help="vggish: give its PCA-transformed, quantised features too, with this file's parameters.",
 )
 @click.option(
+    "--text",
+    is_flag=True,
+    help="CLIP: export the text encoder, for vfx-run --pred-texts; a folder gets <model>_text.onnx.",
+)
+@click.option(
+    "--vocabulary",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --text: the tokenizer's merges.  [default: OpenAI's, downloaded]",
+)
+@click.option(
     "--batch",
     "batches",
     multiple=True,
@@ -156,6 +167,8 @@ def _run(
     resize: str | None,
     head: bool,
     pca: Path | None,
+    text: bool,
+    vocabulary: Path | None,
     list_: bool,
     json_: bool,
     module: str | None,
@@ -183,7 +196,11 @@ def _run(
         raise UsageError("give --model NAME (--list shows them) or --module FILE.py:FACTORY")
     if (module is None) != (spec is None):
         raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
-    if module is not None and (checkpoints or random_weights or frames or resize or head or pca):
+    if vocabulary is not None and not text:
+        raise UsageError("--vocabulary goes with --text")
+    if text and (frames or resize or head or pca or format_ == "plan" or output.suffix == ".plan"):
+        raise UsageError("--text takes none of --frames, --resize, --head and --pca, and writes ONNX")
+    if module is not None and (checkpoints or random_weights or frames or resize or head or pca or text):
         raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
     settings = BuildSettings(
         tuple(batch(text) for text in batches) or ((1, 8, 8),),
@@ -192,7 +209,7 @@ def _run(
         version_compatible,
         hardware,
     )
-    missing = missing_for_plan(format_, output)
+    missing = "" if text else missing_for_plan(format_, output)
     target = Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
     if target.settings and precision == "bf16":
         raise UsageError("--precision bf16 is for CPUs: a plan takes fp16 or fp32")
@@ -202,6 +219,8 @@ def _run(
     assert model is not None
     from vfx_export.catalogue import find
 
+    if text:
+        return _export_text(model, checkpoints, random_weights, precision or "fp32", target, vocabulary)
     if target.settings and not (format_ == "plan" or output.suffix == ".plan"):
         target = target.for_network(find(model))
     usual: Precision = "fp16" if target.settings else "fp32"
@@ -258,6 +277,43 @@ def _export_catalogue(
                 frames=frames,
                 head=head,
                 pca=pca,
+                stage=lambda stage: progress.update(task, description=stage),
+            ),
+            progress,
+            task,
+        )
+
+
+def _export_text(
+    name: str,
+    checkpoints: tuple[str, ...],
+    random: bool,
+    precision: Precision,
+    target: Target,
+    vocabulary: Path | None,
+) -> Path:
+    from vfx_export.catalogue import find
+    from vfx_export.text_exporting import SUFFIX, export_text_encoder, text_encoder_of
+
+    model = find(name)
+    encoder = text_encoder_of(model)
+    if len(checkpoints) + random > 1:
+        raise UsageError("--text takes one --checkpoint, or --random-weights")
+    name += SUFFIX
+    target.path(name)
+    with _progress() as progress:
+        given = checkpoints[0] if checkpoints else None
+        weights = None if random else _weights(given, model.download, progress)
+        merges = vocabulary or _weights(None, encoder.vocabulary, progress)
+        task = progress.add_task("", total=None)
+        return target.write(
+            name,
+            lambda path: export_text_encoder(
+                model,
+                path,
+                checkpoint=weights,
+                vocabulary=merges,
+                precision=precision,
                 stage=lambda stage: progress.update(task, description=stage),
             ),
             progress,

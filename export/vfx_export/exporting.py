@@ -191,8 +191,13 @@ def _load(model: Model, head: bool, files: Sequence[Path]) -> tuple[nn.Module, W
             others=catalogue_shapes,
             file=shown(file),
         )
+    return module, weights_of(model, files)
+
+
+def weights_of(model: Model, files: Sequence[Path]) -> Weights:
+    """What a spec says of weights that were read from ``files``."""
     names, hashes = ([*map(what, files)] for what in (lambda file: shown(file.name), _sha256))
-    return module, Weights(" + ".join(names), " + ".join(hashes), model.licence, model.source)
+    return Weights(" + ".join(names), " + ".join(hashes), model.licence, model.source)
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> None:

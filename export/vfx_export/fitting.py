@@ -44,14 +44,7 @@ def load_into(
         CheckpointError: keys are missing, unknown or misshapen; weights are integer, complex, sparse
             or quantised; a weight is NaN or infinite, or becomes so in float32.
     """
-    if rename is not None:
-        state = rename(state)
-    state = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
-    wanted = key_shapes(module)
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    if found != wanted:
-        hint = _hint(found, wanted, model, others)
-        raise CheckpointError(f"{file} does not fit {model}: {_misfits(found, wanted)}; {hint}")
+    state = fitting(module, state, model=model, rename=rename, others=others, file=file)
     targets = module.state_dict()
     fitted: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -70,6 +63,39 @@ def load_into(
             )
         fitted[key] = cast
     module.load_state_dict(fitted, strict=False)
+
+
+def fitting(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    model: str,
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    others: Callable[[], Mapping[str, Shapes]] | None = None,
+    file: str = "the checkpoint",
+) -> dict[str, Tensor]:
+    """What of ``state`` goes into ``module``, of which only keys and shapes are looked at.
+
+    Args:
+        module: Takes the weights; one of the meta device will do.
+        state: As of `load_into`, as are the others.
+        model: The module's name in messages.
+        rename: See `load_into`.
+        others: See `load_into`.
+        file: How messages name the source.
+
+    Raises:
+        CheckpointError: keys are missing, unknown or misshapen.
+    """
+    if rename is not None:
+        state = rename(state)
+    state = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
+    wanted = key_shapes(module)
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if found != wanted:
+        hint = _hint(found, wanted, model, others)
+        raise CheckpointError(f"{file} does not fit {model}: {_misfits(found, wanted)}; {hint}")
+    return state
 
 
 def key_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

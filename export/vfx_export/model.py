@@ -44,6 +44,23 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class TextEncoder:
+    """The network that makes features of texts to compare a model's own with, in the same checkpoint."""
+
+    network: Callable[[], nn.Module]
+    """Builds the module, float32: from token ids to features of the model's length. Its ``logit_scale`` is
+    the natural logarithm of what cosines are multiplied by."""
+    layouts: Callable[[State], State]
+    """Takes what the network needs from the checkpoint."""
+    tokens: int
+    """In a row of its input."""
+    vocabulary: Download
+    """The file of its tokenizer's merges."""
+    tolerances: Mapping[Precision, float] = dataclasses.field(default_factory=dict)
+    """As `Model.tolerances`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One row of the catalogue."""
 
@@ -88,6 +105,8 @@ class Model:
     network_of: Callable[[Mapping[str, tuple[int, ...]], bool], nn.Module] | None = None
     """As ``network``, for a checkpoint of these keys and shapes: where published files differ in structure.
     Of a network of one part."""
+    text: TextEncoder | None = None
+    """Of models that compare pictures with texts."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.

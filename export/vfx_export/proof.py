@@ -37,8 +37,11 @@ def example_sizes(spec: EngineSpec) -> dict[str, int]:
 def example_inputs(spec: EngineSpec) -> NDArray[Any]:
     """Two inputs of the spec's shape and dtype, alike pictures or sound: waves and noise, others in each row.
 
-    uint8 uses its whole range, float32 that of sound, [-1, 1]. Named axes take `example_sizes`.
+    uint8 uses its whole range, float32 that of sound, [-1, 1]. Named axes take `example_sizes`. Of texts the
+    rows are ids, and where they end.
     """
+    if spec.text is not None:
+        return _example_texts(spec)
     sized = spec.sized(example_sizes(spec))
     shape = [INPUTS, *(int(axis) for axis in sized.input.shape[1:])]
     rng = np.random.default_rng(20_261_121)
@@ -49,6 +52,16 @@ def example_inputs(spec: EngineSpec) -> NDArray[Any]:
         noise = rng.standard_normal(row.shape, np.float32)
         row[:] = np.clip(127.5 + 90 * wave + 30 * noise, 0, 255)
     return out.astype(np.uint8) if spec.input.dtype == "uint8" else out / 127.5 - 1
+
+
+def _example_texts(spec: EngineSpec) -> NDArray[np.int32]:
+    assert spec.text is not None, "the caller looked"
+    largest = 512 + spec.text.merges.count("\n") + 2
+    rng = np.random.default_rng(20_261_121)
+    rows = np.zeros((INPUTS, int(spec.input.shape[1])), np.int32)
+    for row, words in zip(rows, (8, len(rows[0]) - 2), strict=True):
+        row[: words + 2] = [largest - 1, *rng.integers(0, largest - 1, words), largest]
+    return rows
 
 
 def reference(

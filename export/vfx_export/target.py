@@ -137,6 +137,6 @@ def _report(path: Path, spec: EngineSpec) -> None:
 
 
 def _counted(spec: EngineSpec) -> str:
-    what = "samples" if spec.input.modality == "audio" else "frames"
-    count = spec.sampling.frames
+    what = {"audio": "samples", "text": "tokens"}.get(spec.input.modality, "frames")
+    count = spec.input.shape[1] if spec.input.modality == "text" else spec.sampling.frames
     return f"{count} {what if count != 1 else what.removesuffix('s')}"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-import numpy as np
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -37,10 +36,12 @@ from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.laying import check_alike
 from vfx_runtime.nvdec import DECODERS, DecoderName
 from vfx_runtime.pipeline import Stats
+from vfx_runtime.predictions import Classes, heads, prediction_lines, texts
 from vfx_runtime.processes import run_on_all
 from vfx_runtime.recording import Recorder, Recording
 from vfx_runtime.running import Listener, Task, run_here
 from vfx_runtime.writers import FORMATS, Format, check_names
+from vfx_runtime.zero_shot import zero_shot_of
 
 FAILURES_FILE = "failures.jsonl"
 
@@ -145,6 +146,18 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 )
 @click.option("--show-pred", is_flag=True, help="Print the five likeliest classes of each window.")
 @click.option(
+    "--pred-texts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="CLIP, with --show-pred: the classes are the texts of this file, one a line.",
+)
+@click.option(
+    "--text-engine",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Made by vfx-export --text.  [default: <model>_text.onnx beside the engine]",
+)
+@click.option(
     "--show-flow",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
@@ -216,6 +229,8 @@ def _run(
     workers: int | None,
     decoder: DecoderName,
     show_pred: bool,
+    pred_texts: Path | None,
+    text_engine: Path | None,
     show_flow: Path | None,
     report: Path | None,
     dry_run: bool,
@@ -235,12 +250,23 @@ def _run(
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
     outputs = [output for spec in specs for output in spec.outputs]
-    if show_pred and not any(item.labels for item in outputs):
-        raise UsageError(f"--show-pred: {engines[0]} has no classifier: export it with --head")
+    if pred_texts is not None and not show_pred:
+        raise UsageError("--pred-texts goes with --show-pred")
+    if text_engine is not None and pred_texts is None:
+        raise UsageError("--text-engine goes with --pred-texts")
+    if show_pred and pred_texts is None and not any(item.labels for item in outputs):
+        raise UsageError(
+            f"--show-pred: {engines[0]} has no classifier: export it with --head, or give --pred-texts (CLIP)"
+        )
     if show_flow is not None and not any(item.per == "pair" for item in outputs):
         raise UsageError(f"--show-flow: {engines[0]} gives no optical flow: export raft_sintel, say")
     if report is not None and not report.absolute().parent.is_dir():
         raise UsageError(f"--report {shown(report)}: its folder does not exist: make it first")
+    classes = heads(outputs) if show_pred else []
+    if pred_texts is not None:
+        output_name, judge = zero_shot_of(engines, specs, pred_texts, text_engine, backend)
+        classes.append(texts(output_name, judge))
+        click.echo(f"texts: {len(judge.texts)}, {judge.spec.model}, {judge.name}", err=True)
     devices: list[str | None] = [*device_list(device)] if device else [None]
     for spec in specs:
         if "random" in spec.weights.file.split(" + "):
@@ -267,7 +293,7 @@ def _run(
         measure=report is not None and len(devices) == 1,
     )
     recording = None if report is None else _recording(specs, task, len(jobs))
-    return _extract(task, outputs, devices, jobs, show_pred, show_flow, report, recording)
+    return _extract(task, outputs, devices, jobs, classes, show_flow, report, recording)
 
 
 def _recording(specs: list[EngineSpec], task: Task, videos: int) -> Recording:
@@ -288,7 +314,7 @@ def _extract(
     outputs: list[Output],
     devices: list[str | None],
     jobs: list[Job],
-    show_pred: bool,
+    classes: list[Classes],
     show_flow: Path | None,
     report: Path | None,
     recording: Recording | None,
@@ -324,8 +350,9 @@ def _extract(
                     written += 1
                     for file in done.files:
                         click.echo(shown(file))
-                if done.features is not None and show_pred:
-                    _print_predictions(done, outputs)
+                if done.features is not None:
+                    for line in prediction_lines(done.name, done.features, classes):
+                        _console.print(line, markup=False)
                 if done.features is not None and show_flow is not None:
                     _write_pictures(done, outputs, show_flow)
     _write_failures(task.output, failures)
@@ -388,20 +415,6 @@ class _RunProgress(Progress):
             task.completed = stats.videos_done + self.skipped
             task.fields["said"] = said
         yield from super().get_renderables()
-
-
-def _print_predictions(done: Extracted, outputs: list[Output]) -> None:
-    assert done.features is not None
-    for item in outputs:
-        if item.labels is None:
-            continue
-        for row, logits in enumerate(done.features.arrays[item.name]):
-            start, end = done.features.timestamps_ms[row] / 1000
-            shifted = np.exp(logits - logits.max())
-            chances = shifted / shifted.sum()
-            best = np.argsort(-logits, kind="stable")[:5]
-            top = ", ".join(f"{item.labels[i]} {chances[i]:.3f}" for i in best)
-            _console.print(f"{done.name} {start:.2f}-{end:.2f} s: {top}", markup=False)
 
 
 def _write_pictures(done: Extracted, outputs: list[Output], folder: Path) -> None:

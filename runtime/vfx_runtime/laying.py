@@ -32,9 +32,14 @@ def check_alike(specs: Sequence[EngineSpec], samplings: Sequence[Sampling]) -> N
     """Engines of one run lay their windows alike, so that their rows belong together.
 
     Raises:
-        UsageError: they do not, two of their outputs share a name, or frames are not to be neighbours
-            where rows are of pairs.
+        UsageError: they do not, one takes texts, two of their outputs share a name, or frames are not to be
+            neighbours where rows are of pairs.
     """
+    for spec in specs:
+        if spec.input.modality == "text":
+            raise UsageError(
+                f"{spec.model} takes texts: give it as --text-engine, beside an engine of frames"
+            )
     for spec, sampling in zip(specs, samplings, strict=True):
         own = spec.sampling
         if spec.outputs[0].per == "pair" and (sampling.anchor, sampling.stride) != (own.anchor, own.stride):

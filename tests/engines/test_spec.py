@@ -21,6 +21,7 @@ from vfx_engines.spec import (
     Proof,
     Resize,
     Sampling,
+    Text,
     Transform,
     Weights,
 )
@@ -122,6 +123,7 @@ JSON = """{
   "inputs": 2
  },
  "plan": null,
+ "text": null,
  "vfx_version": "0.1.0",
  "spec_version": 1
 }"""
@@ -213,7 +215,11 @@ outputs = st.one_of(
 @st.composite
 def specs(draw: st.DrawFn) -> EngineSpec:
     sampling, crop = draw(samplings), draw(st.builds(Crop, sizes, sizes))
-    if draw(st.booleans()):
+    text = draw(st.none() | st.builds(Text, names, st.floats(1e-3, 1e3), st.text()))
+    if text is not None:
+        taken = Input(draw(names), "text", "int32", ("batch", draw(sizes)), (0,))
+        transform = Transform()
+    elif draw(st.booleans()):
         shape: tuple[int | str, ...] = ("batch", sampling.frames, crop.height, crop.width, 3)
         blank = draw(st.tuples(*[st.integers(0, 255)] * 3))
         taken = Input(draw(names), "frames", "uint8", shape, blank)
@@ -232,6 +238,7 @@ def specs(draw: st.DrawFn) -> EngineSpec:
         outputs=tuple(draw(st.lists(outputs, min_size=1, max_size=3, unique_by=lambda item: item.name))),
         macs=draw(st.none() | st.integers(0)),
         proof=draw(st.none() | st.builds(Proof, st.text(), finite, finite, st.integers(1))),
+        text=text,
         vfx_version=draw(st.text()),
     )
 
@@ -355,6 +362,8 @@ RULES: list[tuple[str, str, Any]] = [
     ("frames are uint8 [batch, time, height, width, 3]", "input.shape.4", 4),
     ("frames are uint8 [batch, time, height, width, 3]", "input.shape", ["batch", 16, 224, 3]),
     ("frames are uint8", "input.dtype", "float32"),
+    ("texts are int32 [batch, tokens] of one length, and nothing else is", "input.dtype", "int32"),
+    ("texts are int32 [batch, tokens]", "input.modality", "text"),
     ("three values of 0 to 255", "input.blank", [0]),
     ("three values of 0 to 255", "input.blank", [0, 256, 0]),
     ("three values of 0 to 255", "input.blank.2", -1),
@@ -418,3 +427,19 @@ def test_a_proof_without_numbers_is_none(number: float) -> None:
 def test_the_span_of_a_window() -> None:
     assert Sampling(frames=8, stride=4, step=32).span == 29
     assert Sampling(frames=1, stride=4, step=1).span == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [
+        (1, "text goes with an input of modality 'text', and only with it"),
+        (0, "text: scale must be positive"),
+    ],
+)
+def test_what_texts_need_goes_with_texts(scale: float, says: str) -> None:
+    assert says in refusal(changed("text", {"images": "clip", "scale": scale, "merges": "a b"}))
+
+
+def test_an_input_of_texts_says_what_they_need() -> None:
+    taken = {"name": "tokens", "modality": "text", "dtype": "int32", "shape": ["batch", 77]}
+    assert "text goes with an input of modality 'text'" in refusal(changed("input", taken))

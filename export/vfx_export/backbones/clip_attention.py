@@ -18,10 +18,15 @@ class SelfAttention(nn.Module):
 
     Args:
         width: channels of a token.
+        causal: number of tokens where each asks itself and those before it alone; 0 where each asks all.
     """
 
-    def __init__(self, width: int) -> None:
+    mask: Tensor | None
+
+    def __init__(self, width: int, causal: int = 0) -> None:
         super().__init__()
+        mask = torch.full((causal, causal), -torch.inf).triu(1) if causal else None
+        self.register_buffer("mask", mask, persistent=False)
         self.heads = width // HEAD_WIDTH
         self.in_proj_weight = nn.Parameter(torch.zeros(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
@@ -44,7 +49,10 @@ class SelfAttention(nn.Module):
         if not self.folded:
             q = q * _SCALE
         # scaled_dot_product_attention is traced to the same operators with shape arithmetic around them.
-        chances = (q @ k.transpose(2, 3)).float().softmax(-1).to(v.dtype)
+        scores = (q @ k.transpose(2, 3)).float()
+        if self.mask is not None:
+            scores = scores + self.mask.float()
+        chances = scores.softmax(-1).to(v.dtype)
         mixed: Tensor = self.out_proj((chances @ v).transpose(1, 2).reshape(-1, tokens, width))
         return mixed
 

@@ -45,12 +45,13 @@ class Block(nn.Module):
     Args:
         width: channels of a token.
         last: only the class token leaves, ``[batch, width]``.
+        causal: number of tokens where each asks itself and those before it alone; 0 where each asks all.
     """
 
-    def __init__(self, width: int, last: bool = False) -> None:
+    def __init__(self, width: int, last: bool = False, causal: int = 0) -> None:
         super().__init__()
         self.last = last
-        self.attn: nn.Module = ClassAttention(width) if last else SelfAttention(width)
+        self.attn: nn.Module = ClassAttention(width) if last else SelfAttention(width, causal)
         self.ln_1 = LayerNorm(width)
         self.mlp = _Perceptron(width)
         self.ln_2 = LayerNorm(width)

@@ -9,26 +9,31 @@ from torch import Tensor, nn
 
 from vfx_engines.spec import Crop, Output, Precision, Resize, Sampling, Transform
 from vfx_export.backbones.clip_resnet import CLIPResNet
+from vfx_export.backbones.clip_text import CONTEXT, CLIPText
 from vfx_export.backbones.clip_vit import CLIPViT
-from vfx_export.model import Download, Model, State
+from vfx_export.model import Download, Model, State, TextEncoder
 
 _TEXT = ("transformer.", "token_embedding.", "ln_final.")
-_NOT_VISUAL = frozenset(
-    (
-        "positional_embedding",
-        "text_projection",
-        "logit_scale",
-        "input_resolution",
-        "context_length",
-        "vocab_size",
-    )
+_TEXT_ROOT = frozenset(("positional_embedding", "text_projection", "logit_scale"))
+_NUMBERS = frozenset(("input_resolution", "context_length", "vocab_size"))
+
+VOCABULARY = Download(
+    "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz",
+    sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
 )
+"""The merges of every CLIP's tokenizer, as OpenAI's repository and open_clip's wheels hold them."""
 
 
 def image_encoder(state: State) -> dict[str, Tensor]:
     """What the image encoder needs of a whole CLIP, without the text encoder and the archives' numbers."""
+    others = _TEXT_ROOT | _NUMBERS
+    return {key: value for key, value in state.items() if key not in others and not key.startswith(_TEXT)}
+
+
+def text_encoder(state: State) -> dict[str, Tensor]:
+    """What the text encoder needs of a whole CLIP, without the image encoder and the archives' numbers."""
     return {
-        key: value for key, value in state.items() if key not in _NOT_VISUAL and not key.startswith(_TEXT)
+        key: value for key, value in state.items() if key not in _NUMBERS and not key.startswith("visual.")
     }
 
 
@@ -47,6 +52,7 @@ def _row(
     sha256: str,
     size: int,
     length: int,
+    text_width: int,
     network: Callable[[], nn.Module],
     tolerances: Mapping[Precision, float],
 ) -> Model:
@@ -67,21 +73,39 @@ def _row(
         blank=(123, 117, 104),
         feature=Output("clip", (length,), per="frame"),
         tolerances=tolerances,
+        text=TextEncoder(
+            partial(CLIPText, text_width, length), text_encoder, CONTEXT, VOCABULARY, _VIT_TOLERANCES
+        ),
     )
 
 
 def _resnet(
-    name: str, file: str, sha256: str, size: int, width: int, blocks: tuple[int, int, int, int], length: int
+    name: str,
+    file: str,
+    sha256: str,
+    size: int,
+    width: int,
+    blocks: tuple[int, int, int, int],
+    length: int,
+    text_width: int,
 ) -> Model:
     build = partial(CLIPResNet, size, width, blocks, length)
-    return _row(name, file, sha256, size, length, build, _RESNET_TOLERANCES)
+    return _row(name, file, sha256, size, length, text_width, build, _RESNET_TOLERANCES)
 
 
 def _vit(
-    name: str, file: str, sha256: str, size: int, patch: int, width: int, layers: int, length: int
+    name: str,
+    file: str,
+    sha256: str,
+    size: int,
+    patch: int,
+    width: int,
+    layers: int,
+    length: int,
+    text_width: int,
 ) -> Model:
     build = partial(CLIPViT, size, patch, width, layers, length)
-    return _row(name, file, sha256, size, length, build, _VIT_TOLERANCES)
+    return _row(name, file, sha256, size, length, text_width, build, _VIT_TOLERANCES)
 
 
 ROWS = (
@@ -93,6 +117,7 @@ ROWS = (
         width=64,
         blocks=(3, 4, 6, 3),
         length=1024,
+        text_width=512,
     ),
     _resnet(
         "rn101",
@@ -102,6 +127,7 @@ ROWS = (
         width=64,
         blocks=(3, 4, 23, 3),
         length=512,
+        text_width=512,
     ),
     _resnet(
         "rn50x4",
@@ -111,6 +137,7 @@ ROWS = (
         width=80,
         blocks=(4, 6, 10, 6),
         length=640,
+        text_width=640,
     ),
     _resnet(
         "rn50x16",
@@ -120,6 +147,7 @@ ROWS = (
         width=96,
         blocks=(6, 8, 18, 8),
         length=768,
+        text_width=768,
     ),
     _resnet(
         "rn50x64",
@@ -129,6 +157,7 @@ ROWS = (
         width=128,
         blocks=(3, 15, 36, 10),
         length=1024,
+        text_width=1024,
     ),
     _vit(
         "vit_b_32",
@@ -139,6 +168,7 @@ ROWS = (
         width=768,
         layers=12,
         length=512,
+        text_width=512,
     ),
     _vit(
         "vit_b_16",
@@ -149,6 +179,7 @@ ROWS = (
         width=768,
         layers=12,
         length=512,
+        text_width=512,
     ),
     _vit(
         "vit_l_14",
@@ -159,6 +190,7 @@ ROWS = (
         width=1024,
         layers=24,
         length=768,
+        text_width=768,
     ),
     _vit(
         "vit_l_14_336px",
@@ -169,5 +201,6 @@ ROWS = (
         width=1024,
         layers=24,
         length=768,
+        text_width=768,
     ),
 )

@@ -1,0 +1,47 @@
+"""What ``--show-pred`` prints: the likeliest classes of each row, of heads and of texts alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vfx_engines.engine import Array
+from vfx_engines.spec import Output
+from vfx_runtime.features import Features
+from vfx_runtime.zero_shot import ZeroShot, softmax
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """Classes that rows are judged by."""
+
+    output: str
+    """Name of the engine's output that is judged."""
+    labels: Sequence[str]
+    logits: Callable[[Array], Array] = lambda rows: rows
+    """Of rows of that output, ``[rows, labels]``."""
+
+
+def heads(outputs: Sequence[Output]) -> list[Classes]:
+    """The classifiers among an engine's outputs."""
+    return [Classes(item.name, item.labels) for item in outputs if item.labels is not None]
+
+
+def texts(output: str, judge: ZeroShot) -> Classes:
+    """Texts as the classes of an output."""
+    return Classes(output, judge.texts, judge.logits)
+
+
+def prediction_lines(name: str, features: Features, classes: Sequence[Classes]) -> Iterator[str]:
+    """A line for each row of a video, by its times: the five likeliest classes with their probabilities."""
+    for item in classes:
+        logits = item.logits(features.arrays[item.output])
+        for (start, end), row in zip(features.timestamps_ms / 1000, logits, strict=True):
+            chances = softmax(row)
+            best = np.argsort(-row, kind="stable")[:_SHOWN]
+            top = ", ".join(f"{item.labels[i]} {chances[i]:.3f}" for i in best)
+            yield f"{name} {start:.2f}-{end:.2f} s: {top}"

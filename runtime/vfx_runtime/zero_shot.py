@@ -1,0 +1,186 @@
+"""Pictures against texts: how likely each text is for a row of features (Radford et al., 2021)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfx_engines.engine import Array, Engine
+from vfx_engines.errors import InputError, UsageError, shown
+from vfx_engines.opening import BackendName, open_engine, read_spec
+from vfx_engines.spec import EngineSpec
+from vfx_runtime.tokenizer import Tokenizer
+
+_MOST_AT_ONCE = 16
+
+
+class ZeroShot:
+    """Texts as classes: made once, and asked for any number of rows.
+
+    Args:
+        engine: a text encoder, made by ``vfx-export --text``.
+        texts: one or more, such as ``a photo of a dog``.
+        backend: see `vfx_engines.open_engine`; it runs on the CPU.
+
+    Raises:
+        UsageError: no text, one that is too long, or the engine is no text encoder.
+        EngineError: the engine cannot be opened, or failed.
+    """
+
+    texts: tuple[str, ...]
+    spec: EngineSpec
+    """Of the text encoder."""
+    name: str
+    """What ran it: library, version, device, precision."""
+
+    def __init__(
+        self, engine: str | os.PathLike[str], texts: Sequence[str], *, backend: BackendName | None = None
+    ) -> None:
+        path = Path(engine)
+        self.spec = read_spec(path)
+        if self.spec.text is None:
+            raise UsageError(
+                f"{shown(path)}: {self.spec.model} takes {self.spec.input.modality}, expected a text "
+                "encoder: export one with --text"
+            )
+        if isinstance(texts, str) or not texts:
+            raise UsageError("no texts: expected a sequence of one or more")
+        self.texts = tuple(texts)
+        self._scale = self.spec.text.scale
+        ids = Tokenizer(self.spec.text, int(self.spec.input.shape[1]))(self.texts)
+        with open_engine(path, device="cpu", backend=backend, batch=min(len(ids), _MOST_AT_ONCE)) as opened:
+            self.name = opened.name
+            self._features = _normalised(_run(opened, ids))
+
+    def check(self, spec: EngineSpec) -> None:
+        """Refuse another model's features.
+
+        Raises:
+            UsageError: the texts are not compared with features of this engine.
+        """
+        assert self.spec.text is not None, "of a text encoder"
+        if spec.model != self.spec.text.images:
+            raise UsageError(
+                f"{self.spec.model} goes with {self.spec.text.images}, the engine is {spec.model}: export "
+                "its own with --text"
+            )
+        if spec.weights.sha256 != self.spec.weights.sha256:
+            raise UsageError(
+                f"{self.spec.model} is of the weights {self.spec.weights.file}, {spec.model} of "
+                f"{spec.weights.file}, another file: export both from one checkpoint"
+            )
+        own, other = self.spec.outputs[0].shape, spec.outputs[0].shape
+        if own != other:
+            raise UsageError(
+                f"{self.spec.model} gives {list(own)}, {spec.model} {list(other)}: export both with one vfx"
+            )
+
+    def logits(self, features: Array) -> NDArray[np.float64]:
+        """Scaled cosines, ``[rows, texts]``.
+
+        Args:
+            features: of the images' engine, float ``[rows, length]``.
+
+        Raises:
+            InputError: they are of another length.
+        """
+        if features.ndim != 2 or features.shape[1] != self._features.shape[1]:
+            raise InputError(
+                f"features {list(features.shape)}: expected {self._features.shape[1]} numbers a row, as "
+                f"{self.spec.model} gives"
+            )
+        product: NDArray[np.float64] = self._scale * (_normalised(features) @ self._features.T)
+        return product
+
+    def probabilities(self, features: Array) -> NDArray[np.float64]:
+        """How likely each text is, ``[rows, texts]``; a row sums to 1. As `logits`."""
+        return softmax(self.logits(features))
+
+
+def softmax(logits: Array) -> NDArray[np.float64]:
+    """Along the last axis, in double precision."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    chances: NDArray[np.float64] = shifted / shifted.sum(-1, keepdims=True)
+    return chances
+
+
+def read_texts(path: Path) -> tuple[str, ...]:
+    """The texts of a file, one a line; empty lines are left out.
+
+    Raises:
+        UsageError: it cannot be read, is not UTF-8, or holds none.
+    """
+    where = shown(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"--pred-texts {where}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--pred-texts {where}: byte {error.start} is not UTF-8; expected UTF-8, a line for each text"
+        ) from None
+    texts = tuple(line.strip() for line in text.split("\n") if line.strip())
+    if not texts:
+        raise UsageError(f"--pred-texts {where}: no texts in it, expected one a line")
+    return texts
+
+
+def zero_shot_of(
+    engines: Sequence[Path],
+    specs: Sequence[EngineSpec],
+    texts: Path,
+    text_engine: Path | None,
+    backend: BackendName | None,
+) -> tuple[str, ZeroShot]:
+    """The texts of a file for one of a run's engines: the name of its output, and what judges its rows.
+
+    Args:
+        engines: files of the run.
+        specs: theirs.
+        texts: see `read_texts`.
+        text_engine: None takes ``<model>_text.onnx`` beside an engine.
+        backend: of the text encoder.
+
+    Raises:
+        UsageError: see `read_texts`; or there is no text encoder, or it is of another model.
+        EngineError: it cannot be opened.
+    """
+    lines = read_texts(texts)
+    beside = [path.with_name(f"{spec.model}_text.onnx") for path, spec in zip(engines, specs, strict=True)]
+    found = text_engine or next((path for path in beside if path.is_file()), None)
+    if found is None:
+        raise UsageError(
+            f"--pred-texts: no text encoder at {shown(beside[0])}: export it with --text, or name it: "
+            "--text-engine FILE"
+        )
+    judge = ZeroShot(found, lines, backend=backend)
+    assert judge.spec.text is not None, "of a text encoder"
+    images = judge.spec.text.images
+    spec = next((spec for spec in specs if spec.model == images), specs[0])
+    judge.check(spec)
+    return spec.outputs[0].name, judge
+
+
+def _run(engine: Engine, ids: NDArray[np.int32]) -> Array:
+    """`Engine.run` with all slots at once: a slot is one core's where there are few."""
+    name = engine.spec.outputs[0].name
+    parts = [ids[first : first + engine.batch] for first in range(0, len(ids), engine.batch)]
+    rows: list[Array] = []
+    for number in range(len(parts) + engine.slots):
+        slot = number % engine.slots
+        if number >= engine.slots and number - engine.slots < len(parts):
+            rows.append(engine.collect(slot)[name])
+        if number < len(parts):
+            engine.buffer(slot)[: len(parts[number])] = parts[number]
+            engine.submit(slot, len(parts[number]))
+    return np.concatenate(rows)
+
+
+def _normalised(rows: Array) -> NDArray[np.float64]:
+    wide = rows.astype(np.float64)
+    unit: NDArray[np.float64] = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30)
+    return unit
