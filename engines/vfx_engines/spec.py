@@ -109,8 +109,8 @@ class Sampling:
     """Rate that ``stride`` counts at: a window lasts ``frames * stride / target_fps`` seconds, and takes its
     frames at positions that are rounded down. None: ``stride`` counts the video's own frames."""
     seed: int | None = None
-    """With ``loop``, draws the frames that fill a window, and leaves out what the Decord-based extractor does;
-    None fills in order."""
+    """With ``loop``, draws the frames that fill a window, and leaves out the windows that the Decord-based
+    extractor does; None fills in order."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "stride", "step"):

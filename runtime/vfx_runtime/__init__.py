@@ -13,5 +13,6 @@ for done in extract(["clips/", "list.txt"], "i3d.onnx", output="features"):
 from vfx_runtime.extracting import Extracted, extract
 from vfx_runtime.features import Features
 from vfx_runtime.npz import read_features
+from vfx_runtime.views import Views
 
-__all__ = ["Extracted", "Features", "extract", "read_features"]
+__all__ = ["Extracted", "Features", "Views", "extract", "read_features"]

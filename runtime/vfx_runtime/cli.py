@@ -39,6 +39,7 @@ from vfx_runtime.nvdec import DECODERS, DecoderName
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.processes import run_on_all
 from vfx_runtime.running import Listener, Task, run_here
+from vfx_runtime.views import Views
 from vfx_runtime.writers import FORMATS, Format, check_names
 
 FAILURES_FILE = "failures.jsonl"
@@ -116,8 +117,41 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 @click.option(
     "--tail",
     type=click.Choice(get_args(Tail)),
-    help="A window that reaches outside the video: drop it, or fill it with the edge frame or blank ones.  "
-    "[default: what the engine's spec says]",
+    help="A window that reaches outside the video: drop it, or fill it with the edge frame, blank ones, or "
+    "its own frames again.  [default: what the engine's spec says]",
+)
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    help="With --tail loop: draw the frames that fill the last window, and leave out a last window that ends "
+    "with the video and videos shorter than one, as the Decord-based extractor of PySlowFast does.",
+)
+@click.option(
+    "--target-fps",
+    type=float,
+    metavar="RATE",
+    help="Rate that --stride counts at: a window lasts as long in videos of any rate, and takes their own "
+    "frames, at positions rounded down.",
+)
+@click.option(
+    "--views",
+    "view_count",
+    type=int,
+    metavar="T",
+    help="Test-time views: T clips spread over each video, in place of windows, and their mean as one row.",
+)
+@click.option(
+    "--crops",
+    type=click.Choice(["1", "3"]),
+    help="Of each view: the centre, or three along the longer side, resized to fit the shorter one.  "
+    "[default: 1]",
+)
+@click.option("--keep-views", is_flag=True, help="A row for each crop of each view, not their mean.")
+@click.option(
+    "--offset-sampling",
+    is_flag=True,
+    help="The last view ends with the video (MViT's DATA.USE_OFFSET_SAMPLING).",
 )
 @click.option(
     "--device",
@@ -201,6 +235,12 @@ def _run(
     stride: int | None,
     anchor: Anchor | None,
     tail: Tail | None,
+    seed: int | None,
+    target_fps: float | None,
+    view_count: int | None,
+    crops: str | None,
+    keep_views: bool,
+    offset_sampling: bool,
     device: str | None,
     backend: BackendName | None,
     precision: Precision | None,
@@ -221,9 +261,20 @@ def _run(
         inputs, root, sound=sound, images=None if images is None else Images(images, images_fps)
     )
     check_names(format_, jobs)
-    change = partial(run_sampling, fps=fps, step=step, tail=tail, anchor=anchor, stride=stride)
+    views = _views(view_count, crops, keep_views, offset_sampling)
+    change = partial(
+        run_sampling,
+        fps=fps,
+        step=step,
+        tail=tail,
+        anchor=anchor,
+        stride=stride,
+        target_fps=target_fps,
+        seed=seed,
+        views=views,
+    )
     samplings = tuple(change(spec.sampling) for spec in specs)
-    check_alike(specs, samplings)
+    check_alike(specs, samplings, views)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
     outputs = [output for spec in specs for output in spec.outputs]
@@ -237,6 +288,8 @@ def _run(
             click.echo(f"vfx-run: RANDOM WEIGHTS: the features of {spec.model} mean nothing", err=True)
     if dry_run:
         rows = f"windows of {samplings[0].span} {'samples' if sound else 'frames'} every {samplings[0].step}"
+        if views is not None:
+            rows = f"{views.count} views of {samplings[0].frames} frames, {views.crops} crops of each"
         click.echo(f"{len(jobs)} videos, {rows}, {specs[0].model}; nothing is run", err=True)
         for job in jobs:
             click.echo(f"{shown(job.path)} -> {shown(output / job.name)}")
@@ -253,9 +306,19 @@ def _run(
         threads=threads,
         workers=workers,
         decoder=decoder,
+        views=views,
         keep=show_pred or show_flow is not None,
     )
     return _extract(task, outputs, devices, jobs, show_pred, show_flow)
+
+
+def _views(count: int | None, crops: str | None, keep: bool, offset: bool) -> Views | None:
+    if count is not None:
+        return Views(count, 3 if crops == "3" else 1, keep, offset)
+    given = {"--crops": crops, "--keep-views": keep, "--offset-sampling": offset}
+    for option in (option for option, value in given.items() if value):
+        raise UsageError(f"{option} says something of views: give their number with --views")
+    return None
 
 
 def _extract(

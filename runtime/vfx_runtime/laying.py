@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol, runtime_checkable
 
-from vfx_engines.errors import UsageError, VideoError
+from vfx_engines.errors import UsageError
 from vfx_engines.spec import EngineSpec, Sampling
 from vfx_runtime.decode import Frame
 from vfx_runtime.sampling import Held, Window, Windows, resample
-from vfx_runtime.views import ViewWindows, Views, check_views
+from vfx_runtime.views import Views, ViewWindows, check_views
 
 _SHARED_FRAMES = 8
 
@@ -62,8 +62,8 @@ def check_alike(
         if layout(*other) != layout(*first):
             raise UsageError(
                 f"{first[0].model} and {other[0].model} lay their windows differently "
-                f"({_windows_said(*first, views)}; {_windows_said(*other, views)}), so their rows do not belong "
-                "together: run them one after the other"
+                f"({_windows_said(*first, views)}; {_windows_said(*other, views)}), so their rows do not "
+                "belong together: run them one after the other"
                 + ("" if views else ", or give a --step or --fps for both")
             )
     names = [output.name for spec in specs for output in spec.outputs]
@@ -104,9 +104,6 @@ def windows(
             far ahead of another.
         prepares: one for each planner. A frame is prepared once for each that differs, however many
             windows use it, and not at all if none does. What is kept never exceeds a window's span.
-
-    Raises:
-        VideoError: the frames end before the views that were planned for them.
     """
 
     def laid(stream: Iterable[Frame], number: int, prepare: Callable[[Frame], Any]) -> _Laid:
@@ -156,9 +153,7 @@ _Laid = Iterator[tuple[Window, dict[int, Sample]]]
 def _views(frames: Iterable[Frame], planner: ViewWindows, prepare: Callable[[Frame], Any]) -> _Laid:
     kept: dict[int, Sample] = {}
     seekable = frames if isinstance(frames, Seekable) else None
-    count = 0
     for frame in frames:
-        count = frame.index + 1
         if planner.needs(frame.index):
             kept[frame.index] = Sample(prepare(frame), frame.index, frame.start, frame.end)
         for window in planner.add(frame.index):
@@ -169,7 +164,6 @@ def _views(frames: Iterable[Frame], planner: ViewWindows, prepare: Callable[[Fra
             del kept[old]
         if seekable is not None and planner.floor > frame.index + _SKIP_WORTH:
             seekable.skip_to(planner.floor)
-    raise VideoError(f"ends after {count} frames, and its packets announce more: re-encode it for --views")
 
 
 def _windows(

@@ -370,6 +370,11 @@ class _Run:
                     self._stats.frames += frames.count
                     self._stats.frames_on_gpu += frames.count if decoder.info.on_gpu else 0
                     self._stats._fractions.pop(video.number, None)
+            if any(isinstance(item, ViewWindows) and not item.done for _, item in planners):
+                raise VideoError(
+                    f"{shown(job.path)}: ends after {frames.count} frames, and its packets announce more: "
+                    "re-encode it, or leave --views out"
+                )
         if not video.gathered:
             span = planners[0][1].span if isinstance(planners[0][1], Windows) else 1
             raise _too_short(video.job, self._engines[0].spec, self._samplings[0], frames.count, span)

@@ -93,8 +93,8 @@ def check_crops(engine: Engine, crops: Crops) -> None:
     """
     if crops > 1 and prepares_on_device(engine):
         raise UsageError(
-            f"--crops {crops}: {engine.spec.model} runs on {engine.device}, where frames are cropped once: run "
-            "it with --device cpu, or --crops 1"
+            f"--crops {crops}: {engine.spec.model} runs on {engine.device}, where frames are cropped once: "
+            "run it with --device cpu, or --crops 1"
         )
 
 

@@ -15,6 +15,7 @@ from vfx_runtime.inputs import Job
 from vfx_runtime.nvdec import DecoderName, gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import grouped, is_sized
+from vfx_runtime.views import Views
 from vfx_runtime.writers import Format
 
 
@@ -33,6 +34,7 @@ class Task:
     threads: int | None = None
     workers: int | None = None
     decoder: DecoderName = "auto"
+    views: Views | None = None
     keep: bool = False
     """Give the features of what was written too."""
 
@@ -107,6 +109,7 @@ def run_here(
                 pipeline = Pipeline(
                     engines,
                     task.samplings,
+                    views=task.views,
                     workers=0 if task.decoder == "nvdec" else task.workers,
                     gpu_decoders=on_gpu,
                     spool_folder=task.output,

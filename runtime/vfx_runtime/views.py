@@ -87,7 +87,8 @@ def view_transform(spec: EngineSpec, crops: Crops) -> Transform:
     if resize is None or resize.rule != "short_side" or not isinstance(height, int) or height != width:
         raise UsageError(
             f"--crops 3: {spec.model} takes frames of {height}x{width}, resized by "
-            f"{resize.rule if resize else 'nothing'}: three crops need a square, and a resize of the short side"
+            f"{resize.rule if resize else 'nothing'}: three crops need a square, and a resize of the short "
+            "side"
         )
     return Transform(replace(resize, height=height, width=height))
 

@@ -71,7 +71,9 @@ JSON = """{
   "fps": 25.0,
   "anchor": "start",
   "edges": "drop",
-  "lead": 1
+  "lead": 1,
+  "target_fps": null,
+  "seed": null
  },
  "transform": {
   "resize": {
@@ -159,7 +161,7 @@ def test_what_has_a_default_may_be_left_out() -> None:
     data = json.loads(JSON)
     for key in ("macs", "proof", "vfx_version"):
         del data[key]
-    for key in ("fps", "anchor", "edges", "lead"):
+    for key in ("fps", "anchor", "edges", "lead", "target_fps", "seed"):
         del data["sampling"][key]
     spec = EngineSpec.from_json(json.dumps(data))
     sampling = Sampling(frames=16, stride=1, step=16)
