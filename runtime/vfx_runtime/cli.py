@@ -31,7 +31,7 @@ from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
-from vfx_runtime.extracting import Anchor, Extracted, Tail, run_sampling
+from vfx_runtime.extracting import Anchor, Extracted, Fps, Tail, run_sampling
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.laying import check_alike
@@ -96,7 +96,12 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     metavar="RATE",
     help="Frames per second of such a folder.",
 )
-@click.option("--fps", type=float, metavar="RATE", help="Bring videos to this frame rate first.")
+@click.option(
+    "--fps",
+    callback=lambda context, option, value: _fps(value),
+    metavar="RATE|source",
+    help="Bring videos to this frame rate first; source: keep their own.  [default: what the spec says]",
+)
 @click.option(
     "--step",
     type=int,
@@ -230,7 +235,7 @@ def _run(
     format_: Format,
     images: str | None,
     images_fps: float,
-    fps: float | None,
+    fps: Fps | None,
     step: int | None,
     stride: int | None,
     anchor: Anchor | None,
@@ -310,6 +315,15 @@ def _run(
         keep=show_pred or show_flow is not None,
     )
     return _extract(task, outputs, devices, jobs, show_pred, show_flow)
+
+
+def _fps(value: str | None) -> Fps | None:
+    if value is None or value == "source":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no rate, and not source") from None
 
 
 def _views(count: int | None, crops: str | None, keep: bool, offset: bool) -> Views | None:

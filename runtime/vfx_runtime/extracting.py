@@ -32,6 +32,8 @@ from vfx_runtime.writers import Format, Writer, check_names, open_writer
 
 Tail = Literal["drop", "repeat", "zeros", "loop"]
 Anchor = Literal["start", "centre"]
+Fps = float | Literal["source"]
+"""A rate to bring videos to, or their own, whatever the engine's spec says."""
 StrPath = str | os.PathLike[str]
 
 _POLL_SECONDS = 0.2
@@ -57,7 +59,7 @@ class Extracted:
 def run_sampling(
     own: Sampling,
     *,
-    fps: float | None = None,
+    fps: Fps | None = None,
     step: int | None = None,
     tail: Tail | None = None,
     anchor: Anchor | None = None,
@@ -77,7 +79,9 @@ def run_sampling(
         raise UsageError(f"step {step}: expected 1 or more frames")
     if stride is not None and stride < 1:
         raise UsageError(f"stride {stride}: expected 1 or more frames")
-    if fps is not None and not 0 < fps < 10_000:
+    if isinstance(fps, str) and fps != "source":
+        raise UsageError(f"fps {fps!r}: expected a rate, or 'source'")
+    if fps is not None and fps != "source" and not 0 < fps < 10_000:
         raise UsageError(f"fps {fps:g}: expected a rate between 0 and 10000")
     if target_fps is not None and not 0 < target_fps < 10_000:
         raise UsageError(f"target fps {target_fps:g}: expected a rate between 0 and 10000")
@@ -91,6 +95,8 @@ def run_sampling(
         target_fps = target_fps or own.target_fps or own.fps or TARGET_FPS
     if target_fps is not None:
         own = dataclasses.replace(own, fps=None, target_fps=target_fps)
+    if fps == "source":
+        own, fps = dataclasses.replace(own, fps=None), None
     edges = tail or own.edges
     if edges == "loop" and (anchor or own.anchor) != "start":
         raise UsageError("--tail loop fills windows that begin in the video: leave --anchor out")
@@ -161,7 +167,7 @@ def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the f
     engine: StrPath | Engine | Sequence[StrPath | Engine],
     *,
     output: StrPath | None = ...,
-    fps: float | None = ...,
+    fps: Fps | None = ...,
     step: int | None = ...,
     tail: Tail | None = ...,
     anchor: Anchor | None = ...,
@@ -181,7 +187,7 @@ def extract(
     engine: StrPath | Engine | Sequence[StrPath | Engine],
     *,
     output: StrPath | None = ...,
-    fps: float | None = ...,
+    fps: Fps | None = ...,
     step: int | None = ...,
     tail: Tail | None = ...,
     anchor: Anchor | None = ...,
@@ -200,7 +206,7 @@ def extract(
     engine: StrPath | Engine | Sequence[StrPath | Engine],
     *,
     output: StrPath | None = None,
-    fps: float | None = None,
+    fps: Fps | None = None,
     step: int | None = None,
     tail: Tail | None = None,
     anchor: Anchor | None = None,
@@ -222,7 +228,8 @@ def extract(
             and give one row each; their windows must lie alike.
         output: folder to write to; None returns the features instead. Finished outputs are verified
             and skipped.
-        fps: bring videos to this frame rate first, by the rule of ffmpeg's fps filter.
+        fps: bring videos to this frame rate first, by the rule of ffmpeg's fps filter; "source" keeps their
+            own, also where the engine's spec says another.
         step: frames from one window to the next, if not the engine's own; of sound, samples at the
             engine's rate.
         tail: what becomes of a window that reaches over the end, if not what the engine's spec says.

@@ -113,8 +113,9 @@ def windows(
         return _windows(stream, sampling, planner, prepare)
 
     if len(planners) == 1:
-        for window, kept in laid(frames, 0, prepares[0]):
-            yield 0, window, kept
+        for found in laid(frames, 0, prepares[0]):
+            if found is not None:
+                yield 0, *found
         return
     streams = itertools.tee(frames, len(planners))
     once = {prepare: _Once(prepare) for prepare in prepares}
@@ -125,11 +126,12 @@ def windows(
     while running:
         for item in list(running):
             number, stream = item
-            found = next(stream, None)
-            if found is None:
-                running.remove(item)
-            else:
+            for found in stream:
+                if found is None:
+                    break
                 yield number, *found
+            else:
+                running.remove(item)
 
 
 class _Once:
@@ -147,7 +149,8 @@ class _Once:
         return self._latest[frame.index]
 
 
-_Laid = Iterator[tuple[Window, dict[int, Sample]]]
+_Laid = Iterator[tuple[Window, dict[int, Sample]] | None]
+"""Windows with their samples; None after each frame, so that several streams go from frame to frame."""
 
 
 def _views(frames: Iterable[Frame], planner: ViewWindows, prepare: Callable[[Frame], Any]) -> _Laid:
@@ -164,6 +167,7 @@ def _views(frames: Iterable[Frame], planner: ViewWindows, prepare: Callable[[Fra
             del kept[old]
         if seekable is not None and planner.floor > frame.index + _SKIP_WORTH:
             seekable.skip_to(planner.floor)
+        yield None
 
 
 def _windows(
@@ -193,6 +197,7 @@ def _windows(
                 del kept[old]
         if seekable is not None and planner.floor > number + _SKIP_WORTH:
             seekable.skip_to(planner.floor)
+        yield None
     for window in planner.finish():
         yield window, kept
 

@@ -370,13 +370,14 @@ class _Run:
                     self._stats.frames += frames.count
                     self._stats.frames_on_gpu += frames.count if decoder.info.on_gpu else 0
                     self._stats._fractions.pop(video.number, None)
-            if any(isinstance(item, ViewWindows) and not item.done for _, item in planners):
+            planner = planners[0][1]
+            if isinstance(planner, ViewWindows) and not planner.done:
                 raise VideoError(
-                    f"{shown(job.path)}: ends after {frames.count} frames, and its packets announce more: "
+                    f"{shown(job.path)}: its packets announce {planner.total} frames, and it ends before: "
                     "re-encode it, or leave --views out"
                 )
         if not video.gathered:
-            span = planners[0][1].span if isinstance(planners[0][1], Windows) else 1
+            span = planner.span if isinstance(planner, Windows) else 1
             raise _too_short(video.job, self._engines[0].spec, self._samplings[0], frames.count, span)
 
     def _planners(self, job: Job, fps: float) -> list[tuple[Sampling, Windows | ViewWindows]]:

@@ -121,6 +121,7 @@ class ViewWindows:
     """
 
     def __init__(self, sampling: Sampling, views: Views, total: int, fps: float) -> None:
+        self.total = total
         length = clip_length(sampling, fps)
         room = max(total - length, 0)
         self._windows: list[Window] = []

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from test_several_engines import counting, other_engine
 
 from make_video import make_video, picture
-from run_kit import failures, vfx_run
-from tiny import FRAMES, SIZE, tiny_engine, tiny_features, tiny_spec
+from run_kit import counting, failures, vfx_run
+from tiny import FRAMES, SIZE, other_engine, tiny_engine, tiny_features, tiny_spec
 from tiny_flow import tiny_flow_engine
 from vfx_engines.errors import SpecError, UsageError
 from vfx_engines.spec import Sampling
@@ -169,6 +168,9 @@ def test_what_does_not_go_together() -> None:
     assert run_sampling(tiny_spec().sampling, views=Views(2)).target_fps == 30
     assert run_sampling(own, target_fps=10, fps=20) == replace(own, fps=20, target_fps=10)
     assert run_sampling(own, target_fps=10).fps is None
+    assert run_sampling(own, fps="source") == replace(own, fps=None)
+    with pytest.raises(UsageError, match="expected a rate, or 'source'"):
+        run_sampling(own, fps="own")  # type: ignore[arg-type]
     looped = run_sampling(own, tail="loop", seed=3)
     assert (looped.edges, looped.seed) == ("loop", 3)
     assert run_sampling(looped, tail="drop").seed is None
@@ -302,7 +304,7 @@ def test_a_wrong_count_gives_no_rows(tmp_path: Path, video: Path, monkeypatch: p
     monkeypatch.setattr("vfx_runtime.pipeline.count_frames", lambda *given: LENGTH + 30)
     engine = tiny_engine(tmp_path / "tiny.onnx", stride=2)
     (found,) = extract([video], engine, views=Views(3, offset=True))
-    assert "ends after 61 frames, and its packets announce more" in str(found.error)
+    assert "its packets announce 91 frames, and it ends before" in str(found.error)
 
 
 def test_several_engines_see_the_same_clips(tmp_path: Path, video: Path) -> None:
@@ -331,6 +333,8 @@ def test_on_the_command_line(tmp_path: Path, video: Path) -> None:
         ("--views", 3, "--crops", 3, "--keep-views", "--offset-sampling"),
         ("--views", 3, "--target-fps", 25),
         ("--target-fps", 25),
+        ("--fps", 5),
+        ("--fps", "source"),
         ("--tail", "loop"),
         ("--tail", "loop", "--seed", 1),
         ("--tail", "loop", "--seed", 2),
@@ -345,6 +349,7 @@ def test_on_the_command_line(tmp_path: Path, video: Path) -> None:
         assert json.loads(str(file["meta"]))["views"]["rows"][4] == [1, 1]
     said = vfx_run(*options, "--views", 4, "--crops", 3, "--dry-run").stderr
     assert "1 videos, 4 views of 4 frames, 3 crops of each" in said
+    assert "'x' is no rate, and not source" in vfx_run(*options, "--fps", "x").stderr
     for wrong in (("--crops", 3), ("--keep-views",), ("--offset-sampling",), ("--views", 0)):
         refused = vfx_run(*options, *wrong)
         assert refused.exit_code == 2
