@@ -318,10 +318,8 @@ def _run(
 
 
 def _fps(value: str | None) -> Fps | None:
-    if value is None or value == "source":
-        return value
     try:
-        return float(value)
+        return "source" if value == "source" else None if value is None else float(value)
     except ValueError:
         raise click.BadParameter(f"{value!r} is no rate, and not source") from None
 

@@ -364,6 +364,8 @@ RULES: list[tuple[str, str, Any]] = [
     ("stride must be at least 1, found -2", "sampling.stride", -2),
     ("step must be at least 1, found 0", "sampling.step", 0),
     ("lead must not be negative", "sampling.lead", -1),
+    ("target_fps must lie between 0 and 10000, found 0.0", "sampling.target_fps", 0),
+    ("a seed of 32 bits goes with edges 'loop', found 1", "sampling.seed", 1),
     ("fps must lie between 0 and 1000000, found 0.0", "sampling.fps", 0),
     ("fps must lie between 0 and 1000000", "sampling.fps", 1_000_000),
     ("fps must lie between 0 and 10000", "sampling.fps", 10_000),
