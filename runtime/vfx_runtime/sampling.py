@@ -278,11 +278,12 @@ class Windows:
 def truncated_linspace(start: float, end: float, count: int, most: int) -> tuple[int, ...]:
     """``count`` positions from start to end, both included, rounded down and within 0 to ``most``.
 
-    In float32 and from both ends to the middle, as ``torch.linspace`` has them: a position that is whole but
-    for rounding then comes out as PySlowFast's does.
+    In float32, from both ends to the middle, and each product and sum rounded once, as ``torch.linspace`` has
+    them: a position that is whole but for rounding then comes out as PySlowFast's does.
     """
-    first, last, steps = np.float32(start), np.float32(end), np.float32(max(1, count - 1))
-    at = np.arange(count, dtype=np.float32)
-    step = (last - first) / steps
-    positions = np.where(at < max(1, count // 2), first + step * at, last - step * (steps - at))
+    first, last = np.float32(start), np.float32(end)
+    step = np.float64((last - first) / np.float32(max(1, count - 1)))
+    at = np.arange(count, dtype=np.float64)
+    rising, falling = np.float64(first) + step * at, np.float64(last) - step * (count - 1 - at)
+    positions = np.where(at < max(1, count // 2), rising, falling).astype(np.float32)
     return tuple(int(position) for position in np.clip(positions, 0, most))

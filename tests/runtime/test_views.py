@@ -97,7 +97,7 @@ def test_offset_sampling_begins_on_whole_frames_and_ends_with_the_video() -> Non
 def test_positions_are_torchs() -> None:
     torch = pytest.importorskip("torch")
     numbers = np.random.default_rng(0)
-    for _ in range(500):
+    for _ in range(3000):
         count = int(numbers.choice([1, 2, 3, 4, 8, 13, 16, 32, 40, 64]))
         start = float(numbers.choice([0, numbers.uniform(0, 3000), numbers.integers(0, 300)]))
         end = start + float(numbers.choice([0, numbers.uniform(0, 200), numbers.integers(0, 200)]))
