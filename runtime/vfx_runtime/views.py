@@ -81,9 +81,9 @@ def view_transform(spec: EngineSpec, crops: Crops) -> Transform:
         UsageError: three crops of an engine whose input is no square of a known size, or which has no
             resize to bring the short side there.
     """
-    resize, (height, width) = spec.transform.resize, spec.input.shape[2:4]
     if crops == 1:
         return spec.transform
+    resize, (height, width) = spec.transform.resize, spec.input.shape[2:4]
     if resize is None or resize.rule != "short_side" or not isinstance(height, int) or height != width:
         raise UsageError(
             f"--crops 3: {spec.model} takes frames of {height}x{width}, resized by "
