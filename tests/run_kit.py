@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
@@ -54,3 +57,16 @@ def failures(output: Path) -> dict[str, str]:
         return {}
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return {line["name"]: line["error"] for line in lines}
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
+    """What a function or method is called with from here on."""
+    calls: list[object] = []
+    real: Callable[..., Any] = getattr(owner, name)
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments[0])
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls

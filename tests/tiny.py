@@ -8,6 +8,7 @@ tiny.mp4.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,21 @@ def tiny_engine(path: Path, labels: bool = False, **sampling: object) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     embed_spec(model, spec)
     onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def other_engine(path: Path, *, transform: Transform | None = None, **sampling: object) -> Path:
+    """The tiny engine with its output called ``other``, and another resize if asked for."""
+    tiny_engine(path)
+    model = onnx.load(path)
+    spec = tiny_spec(**sampling)
+    output = replace(spec.outputs[0], name="other")
+    spec = replace(spec, outputs=(output,), model="other", transform=transform or spec.transform)
+    for node in model.graph.node:
+        node.output[:] = ["other" if name == "features" else name for name in node.output]
+    model.graph.output[0].name = "other"
+    embed_spec(model, spec)
     onnx.save(model, path)
     return path
 

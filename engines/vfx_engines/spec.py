@@ -107,10 +107,17 @@ class Sampling:
     """Frame rate that the video is brought to first (rule of ffmpeg's fps filter); None keeps its own."""
     anchor: Literal["start", "centre"] = "start"
     """Window k starts at, or is centred on, frame ``k * step``."""
-    edges: Literal["drop", "repeat", "zeros"] = "drop"
-    """A window that reaches outside the video is dropped, or filled with the edge or with blank frames."""
+    edges: Literal["drop", "repeat", "zeros", "loop"] = "drop"
+    """A window that reaches outside the video is dropped, or filled with the edge, with blank frames, or with
+    its own frames again."""
     lead: int = 0
     """Frames that must follow a window for it to count, though it does not use them (I3D: 1)."""
+    target_fps: float | None = None
+    """Rate that ``stride`` counts at: a window lasts ``frames * stride / target_fps`` seconds, and takes its
+    frames at positions that are rounded down. None: ``stride`` counts the video's own frames."""
+    seed: int | None = None
+    """With ``loop``, draws the frames that fill a window, and leaves out the windows that the Decord-based
+    extractor does; None fills in order."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "stride", "step"):
@@ -120,6 +127,12 @@ class Sampling:
             raise SpecError(f"sampling: lead must not be negative, found {self.lead}")
         if self.fps is not None and not 0 < self.fps < 1_000_000:
             raise SpecError(f"sampling: fps must lie between 0 and 1000000, found {self.fps}")
+        if self.target_fps is not None and not 0 < self.target_fps < 10_000:
+            raise SpecError(f"sampling: target_fps must lie between 0 and 10000, found {self.target_fps}")
+        if self.edges == "loop" and self.anchor != "start":
+            raise SpecError(f"sampling: edges 'loop' go with anchor 'start', found {self.anchor!r}")
+        if self.seed is not None and (self.edges != "loop" or not 0 <= self.seed < 2**32):
+            raise SpecError(f"sampling: a seed of 32 bits goes with edges 'loop', found {self.seed}")
 
     @property
     def span(self) -> int:

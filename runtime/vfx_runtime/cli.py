@@ -30,7 +30,7 @@ from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import EngineSpec, Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
-from vfx_runtime.extracting import Anchor, Extracted, Tail, run_sampling
+from vfx_runtime.extracting import Anchor, Extracted, Fps, Tail, run_sampling
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.laying import check_alike
@@ -40,6 +40,7 @@ from vfx_runtime.predictions import Classes, heads, prediction_lines, texts
 from vfx_runtime.processes import run_on_all
 from vfx_runtime.recording import Recorder, Recording
 from vfx_runtime.running import Listener, Task, run_here
+from vfx_runtime.views import Views
 from vfx_runtime.writers import FORMATS, Format, check_names
 from vfx_runtime.zero_shot import zero_shot_of
 
@@ -97,7 +98,12 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     metavar="RATE",
     help="Frames per second of such a folder.",
 )
-@click.option("--fps", type=float, metavar="RATE", help="Bring videos to this frame rate first.")
+@click.option(
+    "--fps",
+    callback=lambda context, option, value: _fps(value),
+    metavar="RATE|source",
+    help="Bring videos to this frame rate first; source: keep their own.  [default: what the spec says]",
+)
 @click.option(
     "--step",
     type=int,
@@ -118,8 +124,41 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 @click.option(
     "--tail",
     type=click.Choice(get_args(Tail)),
-    help="A window that reaches outside the video: drop it, or fill it with the edge frame or blank ones.  "
-    "[default: what the engine's spec says]",
+    help="A window that reaches outside the video: drop it, or fill it with the edge frame, blank ones, or "
+    "its own frames again.  [default: what the engine's spec says]",
+)
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    help="With --tail loop: draw the frames that fill the last window, and leave out a last window that ends "
+    "with the video and videos shorter than one, as the Decord-based extractor of PySlowFast does.",
+)
+@click.option(
+    "--target-fps",
+    type=float,
+    metavar="RATE",
+    help="Rate that --stride counts at: a window lasts as long in videos of any rate, and takes their own "
+    "frames, at positions rounded down.",
+)
+@click.option(
+    "--views",
+    "view_count",
+    type=int,
+    metavar="T",
+    help="Test-time views: T clips spread over each video, in place of windows, and their mean as one row.",
+)
+@click.option(
+    "--crops",
+    type=click.Choice(["1", "3"]),
+    help="Of each view: the centre, or three along the longer side, resized to fit the shorter one.  "
+    "[default: 1]",
+)
+@click.option("--keep-views", is_flag=True, help="A row for each crop of each view, not their mean.")
+@click.option(
+    "--offset-sampling",
+    is_flag=True,
+    help="The last view ends with the video (MViT's DATA.USE_OFFSET_SAMPLING).",
 )
 @click.option(
     "--device",
@@ -216,11 +255,17 @@ def _run(
     format_: Format,
     images: str | None,
     images_fps: float,
-    fps: float | None,
+    fps: Fps | None,
     step: int | None,
     stride: int | None,
     anchor: Anchor | None,
     tail: Tail | None,
+    seed: int | None,
+    target_fps: float | None,
+    view_count: int | None,
+    crops: str | None,
+    keep_views: bool,
+    offset_sampling: bool,
     device: str | None,
     backend: BackendName | None,
     precision: Precision | None,
@@ -244,9 +289,20 @@ def _run(
         inputs, root, sound=sound, images=None if images is None else Images(images, images_fps)
     )
     check_names(format_, jobs)
-    change = partial(run_sampling, fps=fps, step=step, tail=tail, anchor=anchor, stride=stride)
+    views = _views(view_count, crops, keep_views, offset_sampling)
+    change = partial(
+        run_sampling,
+        fps=fps,
+        step=step,
+        tail=tail,
+        anchor=anchor,
+        stride=stride,
+        target_fps=target_fps,
+        seed=seed,
+        views=views,
+    )
     samplings = tuple(change(spec.sampling) for spec in specs)
-    check_alike(specs, samplings)
+    check_alike(specs, samplings, views)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
     outputs = [output for spec in specs for output in spec.outputs]
@@ -273,6 +329,8 @@ def _run(
             click.echo(f"vfx-run: RANDOM WEIGHTS: the features of {spec.model} mean nothing", err=True)
     if dry_run:
         rows = f"windows of {samplings[0].span} {'samples' if sound else 'frames'} every {samplings[0].step}"
+        if views is not None:
+            rows = f"{views.count} views of {samplings[0].frames} frames, {views.crops} crops of each"
         click.echo(f"{len(jobs)} videos, {rows}, {specs[0].model}; nothing is run", err=True)
         for job in jobs:
             click.echo(f"{shown(job.path)} -> {shown(output / job.name)}")
@@ -289,6 +347,7 @@ def _run(
         threads=threads,
         workers=workers,
         decoder=decoder,
+        views=views,
         keep=show_pred or show_flow is not None,
         measure=report is not None and len(devices) == 1,
     )
@@ -307,6 +366,22 @@ def _recording(specs: list[EngineSpec], task: Task, videos: int) -> Recording:
         videos=videos,
         output=os.fspath(task.output),
     )
+
+
+def _fps(value: str | None) -> Fps | None:
+    try:
+        return "source" if value == "source" else None if value is None else float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no rate, and not source") from None
+
+
+def _views(count: int | None, crops: str | None, keep: bool, offset: bool) -> Views | None:
+    if count is not None:
+        return Views(count, 3 if crops == "3" else 1, keep, offset)
+    given = {"--crops": crops, "--keep-views": keep, "--offset-sampling": offset}
+    for option in (option for option, value in given.items() if value):
+        raise UsageError(f"{option} says something of views: give their number with --views")
+    return None
 
 
 def _extract(

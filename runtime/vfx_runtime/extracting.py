@@ -27,10 +27,13 @@ from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import grouped
+from vfx_runtime.views import TARGET_FPS, Views
 from vfx_runtime.writers import Format, Writer, check_names, open_writer
 
-Tail = Literal["drop", "repeat", "zeros"]
+Tail = Literal["drop", "repeat", "zeros", "loop"]
 Anchor = Literal["start", "centre"]
+Fps = float | Literal["source"]
+"""A rate to bring videos to, or their own, whatever the engine's spec says."""
 StrPath = str | os.PathLike[str]
 
 _POLL_SECONDS = 0.2
@@ -56,30 +59,59 @@ class Extracted:
 def run_sampling(
     own: Sampling,
     *,
-    fps: float | None = None,
+    fps: Fps | None = None,
     step: int | None = None,
     tail: Tail | None = None,
     anchor: Anchor | None = None,
     stride: int | None = None,
+    target_fps: float | None = None,
+    seed: int | None = None,
+    views: Views | None = None,
 ) -> Sampling:
     """An engine's sampling with what a run may change of it; None keeps the engine's own.
 
+    With a target fps or views the engine's own ``fps`` gives way: frames are the video's own.
+
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value out of range, or values that do not go together.
     """
     if step is not None and step < 1:
         raise UsageError(f"step {step}: expected 1 or more frames")
     if stride is not None and stride < 1:
         raise UsageError(f"stride {stride}: expected 1 or more frames")
-    if fps is not None and not 0 < fps < 10_000:
+    if isinstance(fps, str) and fps != "source":
+        raise UsageError(f"fps {fps!r}: expected a rate, or 'source'")
+    if fps is not None and fps != "source" and not 0 < fps < 10_000:
         raise UsageError(f"fps {fps:g}: expected a rate between 0 and 10000")
+    if target_fps is not None and not 0 < target_fps < 10_000:
+        raise UsageError(f"target fps {target_fps:g}: expected a rate between 0 and 10000")
+    if views is not None:
+        given = {"step": step, "anchor": anchor, "tail": tail, "fps": fps, "seed": seed}
+        for name in (name for name, value in given.items() if value is not None):
+            raise UsageError(
+                f"--views and --{name}: views have a rule of their own, and take a video's own frames; leave "
+                f"--{name} out" + ("; --target-fps is the rate that --stride counts at" * (name == "fps"))
+            )
+        target_fps = target_fps or own.target_fps or own.fps or TARGET_FPS
+    if target_fps is not None:
+        own = dataclasses.replace(own, fps=None, target_fps=target_fps)
+    if fps == "source":
+        own, fps = dataclasses.replace(own, fps=None), None
+    edges = tail or own.edges
+    if edges == "loop" and (anchor or own.anchor) != "start":
+        raise UsageError("--tail loop fills windows that begin in the video: leave --anchor out")
+    if seed is not None and (edges != "loop" or not 0 <= seed < 2**32):
+        raise UsageError(f"seed {seed}: expected 0 to {2**32 - 1}, together with --tail loop")
+    if edges != "loop":
+        own = dataclasses.replace(own, seed=None)
     return dataclasses.replace(
         own,
         fps=fps or own.fps,
         step=step or own.step,
-        edges=tail or own.edges,
+        edges=edges,
         anchor=anchor or own.anchor,
         stride=stride or own.stride,
+        seed=own.seed if seed is None else seed,
     )
 
 
@@ -97,16 +129,19 @@ def run_meta(pipeline: Pipeline) -> dict[str, Any]:
         for engine, sampling in zip(pipeline.engines, pipeline.samplings, strict=True)
     ]
     first, *others = parts
-    return {**first, "vfx_version": vfx_version(), **({"others": others} if others else {})}
+    views = {} if pipeline.views is None else {"views": pipeline.views.meta()}
+    return {**first, **views, "vfx_version": vfx_version(), **({"others": others} if others else {})}
 
 
 def fingerprint(pipeline: Pipeline) -> str:
     """Of all that decides a video's features but the video: SHA-256 in hexadecimal."""
     # Another version of vfx or of a library may differ in the last bits; that is no reason to redo.
-    parts = [
+    parts: list[Any] = [
         [json.loads(engine.spec.to_json()), dataclasses.asdict(sampling), engine.precision]
         for engine, sampling in zip(pipeline.engines, pipeline.samplings, strict=True)
     ]
+    if pipeline.views is not None:
+        parts.append(pipeline.views.meta())
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -132,11 +167,14 @@ def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the f
     engine: StrPath | Engine | Sequence[StrPath | Engine],
     *,
     output: StrPath | None = ...,
-    fps: float | None = ...,
+    fps: Fps | None = ...,
     step: int | None = ...,
     tail: Tail | None = ...,
     anchor: Anchor | None = ...,
     stride: int | None = ...,
+    target_fps: float | None = ...,
+    seed: int | None = ...,
+    views: Views | None = ...,
     images: str | None = ...,
     images_fps: float = ...,
     format: Format = ...,
@@ -149,11 +187,14 @@ def extract(
     engine: StrPath | Engine | Sequence[StrPath | Engine],
     *,
     output: StrPath | None = ...,
-    fps: float | None = ...,
+    fps: Fps | None = ...,
     step: int | None = ...,
     tail: Tail | None = ...,
     anchor: Anchor | None = ...,
     stride: int | None = ...,
+    target_fps: float | None = ...,
+    seed: int | None = ...,
+    views: Views | None = ...,
     images: str | None = ...,
     images_fps: float = ...,
     format: Format = ...,
@@ -165,11 +206,14 @@ def extract(
     engine: StrPath | Engine | Sequence[StrPath | Engine],
     *,
     output: StrPath | None = None,
-    fps: float | None = None,
+    fps: Fps | None = None,
     step: int | None = None,
     tail: Tail | None = None,
     anchor: Anchor | None = None,
     stride: int | None = None,
+    target_fps: float | None = None,
+    seed: int | None = None,
+    views: Views | None = None,
     images: str | None = None,
     images_fps: float = DEFAULT_FPS,
     format: Format = "npz",
@@ -184,12 +228,18 @@ def extract(
             and give one row each; their windows must lie alike.
         output: folder to write to; None returns the features instead. Finished outputs are verified
             and skipped.
-        fps: bring videos to this frame rate first, by the rule of ffmpeg's fps filter.
+        fps: bring videos to this frame rate first, by the rule of ffmpeg's fps filter; "source" keeps their
+            own, also where the engine's spec says another.
         step: frames from one window to the next, if not the engine's own; of sound, samples at the
             engine's rate.
         tail: what becomes of a window that reaches over the end, if not what the engine's spec says.
         anchor: whether window k starts at frame ``k * step`` or is centred on it, if not as the spec says.
         stride: frames from one frame of a window to the next, if not the engine's own.
+        target_fps: the rate that ``stride`` counts at: windows last as long in videos of any rate. Their
+            frames are the video's own, at positions rounded down.
+        seed: with ``tail`` "loop", draws the frames that fill the last window, as the Decord-based extractor
+            of PySlowFast's features does, and leaves out the windows that it leaves out.
+        views: test-time views of each video in place of windows, see `vfx_runtime.Views`.
         images: what names of frame images look like, see `vfx_runtime.image_names.Images`: folders of them
             are then videos, and folders are searched for those.
         images_fps: frames per second of such a folder.
@@ -223,9 +273,19 @@ def extract(
         sound = any(map(os.path.isdir, paths)) and _takes_sound(engines[0])
         found = find_videos(paths, sound=sound, images=read_as)
         check_names(format, found)
-    sampling = partial(run_sampling, fps=fps, step=step, tail=tail, anchor=anchor, stride=stride)
+    sampling = partial(
+        run_sampling,
+        fps=fps,
+        step=step,
+        tail=tail,
+        anchor=anchor,
+        stride=stride,
+        target_fps=target_fps,
+        seed=seed,
+        views=views,
+    )
     folder = None if output is None else Path(output)
-    results = _extract(found, engines, folder, sampling, format, device, precision)
+    results = _extract(found, engines, folder, sampling, views, format, device, precision)
     if not one:
         return results
     if len(found) != 1:
@@ -250,6 +310,7 @@ def _extract(
     engines: Sequence[StrPath | Engine],
     output: Path | None,
     sampling: Callable[[Sampling], Sampling],
+    views: Views | None,
     format: Format,
     device: str | None,
     precision: Precision | None,
@@ -276,7 +337,11 @@ def _extract(
                 ]
                 members = list(group.jobs)
                 pipeline = Pipeline(
-                    opened, samplings, gpu_decoders=gpu_decoders(opened[0]), spool_folder=output
+                    opened,
+                    samplings,
+                    views=views,
+                    gpu_decoders=gpu_decoders(opened[0]),
+                    spool_folder=output,
                 )
                 if output is None or claims is None:
                     yield from in_memory(members, pipeline)

@@ -93,6 +93,13 @@ class Column:
         mapped = np.memmap(self._file, self.dtype, "c", shape=(self.rows, *self.shape))
         return np.asarray(mapped)
 
+    def replaced(self, rows: NDArray[Any]) -> Column:
+        """A column of the same kind with other rows; this one is closed."""
+        other = Column(self.dtype.str, self.shape, self._folder)
+        other.append(rows)
+        self.close()
+        return other
+
     def close(self) -> None:
         """Drop the rows."""
         if self._file is not None:
@@ -171,6 +178,18 @@ class RowSpool:
             column.append(arrays[name])
         self.frame_range.append(frame_range)
         self.timestamps_ms.append(timestamps_ms)
+
+    def average(self) -> None:
+        """Make the rows one, their mean, of all frames from the first of any to the last.
+
+        For few rows: they are read into memory.
+        """
+        for name, column in self.outputs.items():
+            self.outputs[name] = column.replaced(column.array().mean(0, np.float64, keepdims=True))
+        for part in ("frame_range", "timestamps_ms"):
+            column = getattr(self, part)
+            spans = column.array()
+            setattr(self, part, column.replaced(np.array([[spans[:, 0].min(), spans[:, 1].max()]])))
 
     def features(self, fps: float, meta: Mapping[str, Any]) -> Features:
         """All rows as arrays that outlive the spool; long ones are mapped from a temporary file."""

@@ -13,6 +13,7 @@ from vfx_engines.errors import UsageError
 from vfx_engines.spec import EngineSpec, Sampling
 from vfx_runtime.decode import Frame
 from vfx_runtime.sampling import Held, Window, Windows, resample
+from vfx_runtime.views import Views, ViewWindows, check_views
 
 _SHARED_FRAMES = 8
 
@@ -28,18 +29,22 @@ class Seekable(Protocol):
         """See `vfx_runtime.decode.Decoder.skip_to`."""
 
 
-def check_alike(specs: Sequence[EngineSpec], samplings: Sequence[Sampling]) -> None:
+def check_alike(
+    specs: Sequence[EngineSpec], samplings: Sequence[Sampling], views: Views | None = None
+) -> None:
     """Engines of one run lay their windows alike, so that their rows belong together.
 
     Raises:
-        UsageError: they do not, one takes texts, two of their outputs share a name, or frames are not to be
-            neighbours where rows are of pairs.
+        UsageError: they do not, one takes texts, two of their outputs share a name, frames are not to be
+            neighbours where rows are of pairs, or an engine is not one for views.
     """
     for spec in specs:
         if spec.input.modality == "text":
             raise UsageError(
                 f"{spec.model} takes texts: give it as --text-engine, beside an engine of frames"
             )
+    if views is not None:
+        check_views(specs, samplings, views)
     for spec, sampling in zip(specs, samplings, strict=True):
         own = spec.sampling
         if spec.outputs[0].per == "pair" and (sampling.anchor, sampling.stride) != (own.anchor, own.stride):
@@ -49,8 +54,12 @@ def check_alike(specs: Sequence[EngineSpec], samplings: Sequence[Sampling]) -> N
             )
 
     def layout(spec: EngineSpec, sampling: Sampling) -> tuple[object, ...]:
+        rate, clip = sampling.target_fps, sampling.frames * sampling.stride
+        if views is not None:
+            return rate, clip
         lead = sampling.lead if sampling.edges == "drop" else 0
-        windows = sampling.fps, sampling.step, sampling.anchor, sampling.edges, sampling.span + lead
+        reach = sampling.span + lead if rate is None else (rate, clip, lead)
+        windows = sampling.fps, sampling.step, sampling.anchor, sampling.edges, sampling.seed, reach
         return *windows, spec.input.modality, spec.outputs[0].per == "pair"
 
     first, *others = zip(specs, samplings, strict=True)
@@ -58,8 +67,9 @@ def check_alike(specs: Sequence[EngineSpec], samplings: Sequence[Sampling]) -> N
         if layout(*other) != layout(*first):
             raise UsageError(
                 f"{first[0].model} and {other[0].model} lay their windows differently "
-                f"({_windows_said(*first)}; {_windows_said(*other)}), so their rows do not belong together: "
-                "run them one after the other, or give a --step or --fps for both"
+                f"({_windows_said(*first, views)}; {_windows_said(*other, views)}), so their rows do not "
+                "belong together: run them one after the other"
+                + ("" if views else ", or give a --step or --fps for both")
             )
     names = [output.name for spec in specs for output in spec.outputs]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -67,7 +77,9 @@ def check_alike(specs: Sequence[EngineSpec], samplings: Sequence[Sampling]) -> N
         raise UsageError(f"two engines have an output called {twice!r}: run them one after the other")
 
 
-def _windows_said(spec: EngineSpec, sampling: Sampling) -> str:
+def _windows_said(spec: EngineSpec, sampling: Sampling, views: Views | None) -> str:
+    if views is not None:
+        return f"{sampling.frames}x{sampling.stride} frames at {sampling.target_fps or 0:g} fps"
     rate = f" at {sampling.fps:g} fps" if sampling.fps else ""
     return f"{sampling.span} {spec.input.modality} every {sampling.step}{rate}"
 
@@ -85,34 +97,46 @@ class Sample:
 
 
 def windows(
-    frames: Iterable[Frame], samplings: Sequence[Sampling], prepares: Sequence[Callable[[Frame], Any]]
+    frames: Iterable[Frame],
+    planners: Sequence[tuple[Sampling, Windows | ViewWindows]],
+    prepares: Sequence[Callable[[Frame], Any]],
 ) -> Iterator[tuple[int, Window, dict[int, Sample]]]:
-    """The windows of a video for each sampling, with its number and the samples that they are made of.
+    """The windows of a video for each planner, with its number and the samples that they are made of.
 
     Args:
-        frames: decoded once, however many samplings there are.
-        samplings: which lay their windows alike, so that none is far ahead of another.
-        prepares: one for each sampling. A frame is prepared once for each that differs, however many
+        frames: decoded once, however many planners there are.
+        planners: new ones, with the sampling that they follow. They lay their windows alike, so that none is
+            far ahead of another.
+        prepares: one for each planner. A frame is prepared once for each that differs, however many
             windows use it, and not at all if none does. What is kept never exceeds a window's span.
     """
-    if len(samplings) == 1:
-        for window, kept in _windows(frames, samplings[0], prepares[0]):
-            yield 0, window, kept
+
+    def laid(stream: Iterable[Frame], number: int, prepare: Callable[[Frame], Any]) -> _Laid:
+        sampling, planner = planners[number]
+        if isinstance(planner, ViewWindows):
+            return _views(stream, planner, prepare)
+        return _windows(stream, sampling, planner, prepare)
+
+    if len(planners) == 1:
+        for found in laid(frames, 0, prepares[0]):
+            if found is not None:
+                yield 0, *found
         return
-    streams = itertools.tee(frames, len(samplings))
+    streams = itertools.tee(frames, len(planners))
     once = {prepare: _Once(prepare) for prepare in prepares}
     running = [
-        (number, _windows(stream, sampling, once[prepare]))
-        for number, (stream, sampling, prepare) in enumerate(zip(streams, samplings, prepares, strict=True))
+        (number, laid(stream, number, once[prepare]))
+        for number, (stream, prepare) in enumerate(zip(streams, prepares, strict=True))
     ]
     while running:
         for item in list(running):
-            number, laid = item
-            found = next(laid, None)
-            if found is None:
-                running.remove(item)
-            else:
+            number, stream = item
+            for found in stream:
+                if found is None:
+                    break
                 yield number, *found
+            else:
+                running.remove(item)
 
 
 class _Once:
@@ -130,10 +154,30 @@ class _Once:
         return self._latest[frame.index]
 
 
+_Laid = Iterator[tuple[Window, dict[int, Sample]] | None]
+"""Windows with their samples; None after each frame, so that several streams go from frame to frame."""
+
+
+def _views(frames: Iterable[Frame], planner: ViewWindows, prepare: Callable[[Frame], Any]) -> _Laid:
+    kept: dict[int, Sample] = {}
+    seekable = frames if isinstance(frames, Seekable) else None
+    for frame in frames:
+        if planner.needs(frame.index):
+            kept[frame.index] = Sample(prepare(frame), frame.index, frame.start, frame.end)
+        for window in planner.add(frame.index):
+            yield window, kept
+        if planner.done:
+            return
+        for old in [n for n in kept if n < planner.floor]:
+            del kept[old]
+        if seekable is not None and planner.floor > frame.index + _SKIP_WORTH:
+            seekable.skip_to(planner.floor)
+        yield None
+
+
 def _windows(
-    frames: Iterable[Frame], sampling: Sampling, prepare: Callable[[Frame], Any]
-) -> Iterator[tuple[Window, dict[int, Sample]]]:
-    planner = Windows(sampling)
+    frames: Iterable[Frame], sampling: Sampling, planner: Windows, prepare: Callable[[Frame], Any]
+) -> _Laid:
     kept: dict[int, Sample] = {}
     number = -1
     # Where windows lie far apart the decoder may seek; frames that fill up edges are known at the end only.
@@ -158,6 +202,7 @@ def _windows(
                 del kept[old]
         if seekable is not None and planner.floor > number + _SKIP_WORTH:
             seekable.skip_to(planner.floor)
+        yield None
     for window in planner.finish():
         yield window, kept
 

@@ -39,3 +39,21 @@ def open_video(
         with suppress(VideoError):
             return PyAvDecoder(path, threads, gpu)
     return PyAvDecoder(path, threads)
+
+
+def count_frames(path: str | os.PathLike[str], images: Images | None = None) -> int:
+    """Frames of a video, before it is decoded: as its packets tell, or decoded for this where they do not.
+
+    Args:
+        path: see `open_video`.
+        images: likewise.
+
+    Raises:
+        VideoError: see `open_video`; or it is damaged, where it had to be decoded.
+    """
+    if images is not None:
+        return len(images.frames(os.fspath(path)))
+    from vfx_runtime.pyav_decoder import PyAvDecoder
+
+    with PyAvDecoder(path) as decoder:
+        return decoder.count()

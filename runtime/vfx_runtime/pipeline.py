@@ -33,10 +33,11 @@ from vfx_runtime.features import RowSpool
 from vfx_runtime.inputs import Job
 from vfx_runtime.lane import Lane
 from vfx_runtime.laying import Sample, check_alike, windows
-from vfx_runtime.opening import open_video
-from vfx_runtime.preprocess import Preprocess, preprocess_for, shared
-from vfx_runtime.sampling import Window
+from vfx_runtime.opening import count_frames, open_video
+from vfx_runtime.preprocess import Preprocess, check_crops, preprocess_for, shared
+from vfx_runtime.sampling import Window, Windows
 from vfx_runtime.stages import DECODE, GATHER, RESIZE, WAIT_SLOT, WAIT_WINDOWS, Stages, timed_alike
+from vfx_runtime.views import Crops, Views, ViewWindows
 
 _AHEAD = 64
 """Videos that may be begun before the oldest unfinished one is done: bounds what is held of each."""
@@ -91,6 +92,7 @@ class Pipeline:
             alike (`check_alike`), and a row of the result then holds the outputs of all.
         samplings: one for each engine: the spec's own, or with another step, frame rate or edge rule.
             The number of frames is the engine's. None takes the specs' own.
+        views: clips spread over each video, in place of windows; their frames' `Sampling.fps` is None.
         workers: videos decoded at once on the CPU; None chooses by cores.
         gpu_decoders: videos decoded at once on the first engine's GPU, beside those. Both kinds take the
             next video when they are done with one, so each gets as many as it is fast.
@@ -106,6 +108,7 @@ class Pipeline:
         engines: Engine | Sequence[Engine],
         samplings: Sampling | Sequence[Sampling] | None = None,
         *,
+        views: Views | None = None,
         workers: int | None = None,
         gpu_decoders: int = 0,
         spool_folder: Path | None = None,
@@ -114,7 +117,11 @@ class Pipeline:
         self.engines = (engines,) if isinstance(engines, Engine) else tuple(engines)
         given = (samplings,) if isinstance(samplings, Sampling) else samplings
         self.samplings = tuple(given or [engine.spec.sampling for engine in self.engines])
-        check_alike([engine.spec for engine in self.engines], self.samplings)
+        self.views = views
+        check_alike([engine.spec for engine in self.engines], self.samplings, views)
+        if views is not None:
+            for engine in self.engines:
+                check_crops(engine, views.crops)
         self.sound = self.engines[0].spec.input.modality == "audio"
         if self.sound:
             check_audio(self.engines[0].spec, self.samplings[0])
@@ -187,6 +194,8 @@ class _Run:
     ) -> None:
         self._engines = pipeline.engines
         self._samplings = pipeline.samplings
+        self._views = pipeline.views
+        self._crops: Crops = pipeline.views.crops if pipeline.views else 1
         self._sound = pipeline.sound
         self._stats = pipeline.stats
         self._folder = pipeline._folder
@@ -289,7 +298,10 @@ class _Run:
         try:
             with ExitStack() as stack:
                 try:
-                    preprocess = [stack.enter_context(closing(preprocess_for(e))) for e in self._engines]
+                    preprocess = [
+                        stack.enter_context(closing(preprocess_for(engine, self._crops)))
+                        for engine in self._engines
+                    ]
                 except VfxError as error:
                     raise self._fail(error) from error
                 self._work_through(preprocess, gpu)
@@ -363,16 +375,37 @@ class _Run:
                 prepares: list[Callable[[Frame], Any]] = [item.prepare for item in shared(preprocess)]
                 if stages is not None:
                     prepares = timed_alike(stages, RESIZE, prepares)
-                laid = windows(frames, self._samplings, prepares)
+                planners = self._planners(job, decoder.info.fps)
+                laid = windows(frames, planners, prepares)
                 for number, window, samples in laid:
-                    self._gather(video, number, window, samples, preprocess[number])
+                    for crop in range(self._crops):
+                        self._gather(video, number, window, samples, preprocess[number], crop)
             finally:
                 with self._slots:
                     self._stats.frames += frames.count
                     self._stats.frames_on_gpu += frames.count if decoder.info.on_gpu else 0
                     self._stats._fractions.pop(video.number, None)
+            planner = planners[0][1]
+            if isinstance(planner, ViewWindows) and not planner.done:
+                raise VideoError(
+                    f"{shown(job.path)}: its packets announce {planner.total} frames, and it ends before: "
+                    "re-encode it, or leave --views out"
+                )
         if not video.gathered:
-            raise _too_short(video.job, self._engines[0].spec, self._samplings[0], frames.count)
+            span = planner.span if isinstance(planner, Windows) else 1
+            raise _too_short(video.job, self._engines[0].spec, self._samplings[0], frames.count, span)
+
+    def _planners(self, job: Job, fps: float) -> list[tuple[Sampling, Windows | ViewWindows]]:
+        timed = self._views or any(item.target_fps for item in self._samplings)
+        if timed and not (fps or self._samplings[0].fps):
+            raise VideoError(
+                f"{shown(job.path)}: does not say its frame rate, which --target-fps and --views count with: "
+                "re-encode it"
+            )
+        if self._views is None:
+            return [(item, Windows(item, item.fps or fps)) for item in self._samplings]
+        total = count_frames(job.path, job.images)
+        return [(item, ViewWindows(item, self._views, total, fps)) for item in self._samplings]
 
     def _process_sound(self, video: _Video) -> None:
         def progress(samples: int, share: float) -> None:
@@ -403,6 +436,7 @@ class _Run:
         window: Window,
         samples: dict[int, Sample],
         preprocess: Preprocess[Any],
+        crop: int,
     ) -> None:
         spans = [(window.first, window.last)]
         if self._engines[number].spec.outputs[0].per == "pair":
@@ -422,7 +456,7 @@ class _Run:
             prepared = [None if item < 0 else samples[item].prepared for item in window.samples]
             stages = self._stats.stages
             place_window = preprocess.place if stages is None else stages.timed(GATHER, preprocess.place)
-            place_window(slot, row, prepared)
+            place_window(slot, row, prepared, crop)
         finally:
             lane.commit(slot)
 
@@ -491,7 +525,10 @@ class _Run:
                 rows.close()
             self._put(Result(video.job, None, 0.0, video.error))
         else:
-            self._put(Result(video.job, RowSpool.joined(video.rows), video.fps, None))
+            rows = RowSpool.joined(video.rows)
+            if self._views is not None and not self._views.keep:
+                rows.average()
+            self._put(Result(video.job, rows, video.fps, None))
 
 
 def _count(video: _Video) -> None:
@@ -532,13 +569,14 @@ class _Counted:
             yield frame
 
 
-def _too_short(job: Job, spec: EngineSpec, sampling: Sampling, frames: int) -> VideoError:
+def _too_short(job: Job, spec: EngineSpec, sampling: Sampling, frames: int, span: int) -> VideoError:
     found = f"{shown(job.path)}: {frames} frame{'s' * (frames != 1)}"
     if spec.outputs[0].per == "pair":
         return VideoError(f"{found}, a pair of {spec.model} needs 2: use a longer video")
-    needed = f"{sampling.span + sampling.lead} frames"
-    if sampling.lead:
-        needed += f" ({sampling.span} and {sampling.lead} that must follow)"
+    lead = sampling.lead if sampling.seed is None else 1
+    needed = f"{span + lead} frames"
+    if lead:
+        needed += f" ({span} and {lead} that must follow)"
     if sampling.fps:
         needed += f" at {sampling.fps:g} fps"
     return VideoError(

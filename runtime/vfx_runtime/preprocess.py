@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfx_engines.engine import Engine
+from vfx_engines.errors import UsageError
 from vfx_runtime.decode import Frame
 from vfx_runtime.resize import plan
+from vfx_runtime.views import Crops, cropped, view_transform
 
 Pixels = NDArray[np.uint8]
 P = TypeVar("P")
@@ -27,8 +29,14 @@ class Preprocess(Protocol[P]):
             EngineError: the device failed.
         """
 
-    def place(self, slot: int, row: int, frames: Sequence[P | None]) -> None:
+    def place(self, slot: int, row: int, frames: Sequence[P | None], crop: int = 0) -> None:
         """Put a window into a row of a free slot; None is a blank frame.
+
+        Args:
+            slot: of the engine.
+            row: of the slot.
+            frames: the window.
+            crop: which of the crops that the frames were prepared for.
 
         Raises:
             EngineError: the device failed.
@@ -39,10 +47,14 @@ class Preprocess(Protocol[P]):
 
 
 class CpuPreprocess:
-    """`Preprocess` in host memory: Pillow's arithmetic, see `vfx_runtime.resize`."""
+    """`Preprocess` in host memory: Pillow's arithmetic, see `vfx_runtime.resize`.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._transform = engine, engine.spec.transform
+    With three crops a frame is resized whole, once, and its crops are views of it.
+    """
+
+    def __init__(self, engine: Engine, crops: Crops = 1) -> None:
+        self._engine, self._crops = engine, crops
+        self._transform = view_transform(engine.spec, crops)
 
     def prepare(self, frame: Frame) -> Pixels:
         """uint8 [out_height, out_width, 3]."""
@@ -52,10 +64,12 @@ class CpuPreprocess:
         frame_plan.apply(rgb, out)
         return out
 
-    def place(self, slot: int, row: int, frames: Sequence[Pixels | None]) -> None:
+    def place(self, slot: int, row: int, frames: Sequence[Pixels | None], crop: int = 0) -> None:
         """Copy them straight into the memory that the device reads."""
         target = self._engine.buffer(slot)[row]
         for i, pixels in enumerate(frames):
+            if pixels is not None and self._crops > 1:
+                pixels = cropped(pixels, crop)
             target[i] = self._engine.spec.input.blank if pixels is None else pixels
 
     def like(self, other: CpuPreprocess) -> bool:
@@ -71,10 +85,28 @@ def prepares_on_device(engine: Engine) -> bool:
     return engine.cuda is not None and engine.spec.input.modality == "frames"
 
 
-def preprocess_for(engine: Engine) -> Preprocess[Any]:
-    """A preprocess for one thread, where the engine's input is: in host or in device memory."""
+def check_crops(engine: Engine, crops: Crops) -> None:
+    """The kernels crop while they resize, so on a device a frame has one crop.
+
+    Raises:
+        UsageError: three crops where frames are prepared on a device.
+    """
+    if crops > 1 and prepares_on_device(engine):
+        raise UsageError(
+            f"--crops {crops}: {engine.spec.model} runs on {engine.device}, where frames are cropped once: "
+            "run it with --device cpu, or --crops 1"
+        )
+
+
+def preprocess_for(engine: Engine, crops: Crops = 1) -> Preprocess[Any]:
+    """A preprocess for one thread, where the engine's input is: in host or in device memory.
+
+    Raises:
+        UsageError: see `check_crops`.
+    """
+    check_crops(engine, crops)
     if engine.cuda is None or not prepares_on_device(engine):
-        return CpuPreprocess(engine)
+        return CpuPreprocess(engine, crops)
     from vfx_runtime.preprocess_cuda import CudaPreprocess
 
     return CudaPreprocess(engine, engine.cuda)

@@ -159,8 +159,9 @@ class CudaPreprocess:
         self._pending.append(self._surface(picture, made.address))
         return made
 
-    def place(self, slot: int, row: int, frames: Sequence[DeviceFrame | None]) -> None:
-        """Gather a window on this thread's stream; the slot's stream waits for it."""
+    def place(self, slot: int, row: int, frames: Sequence[DeviceFrame | None], crop: int = 0) -> None:
+        """Gather a window on this thread's stream; the slot's stream waits for it. There is one crop."""
+        assert crop == 0, "vfx_runtime.preprocess.check_crops lets no other one through"
         self._flush()
         target = self._engine.device_input(slot)
         address = target.address + row * self._row_bytes

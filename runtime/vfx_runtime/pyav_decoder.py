@@ -249,6 +249,18 @@ class PyAvDecoder:
         if not self._seek(key):
             self._decode_again(here)
 
+    def count(self) -> int:
+        """Frames of the video, of which none was read yet; reads them where packets do not tell.
+
+        Raises:
+            VideoError: the video is damaged.
+        """
+        timeline = read_timeline(self._path, self._name, self._codec)
+        first = None if self._ahead is None else self._ahead.pts
+        if self._frame_per_packet and timeline.pts[:1] == [first]:
+            return len(timeline.pts)
+        return sum(1 for _ in self)
+
     def _seek(self, key: int) -> bool:
         """Continue at frame number `key`; False where the file does not get there."""
         assert self._timeline is not None

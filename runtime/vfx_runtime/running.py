@@ -16,6 +16,7 @@ from vfx_runtime.nvdec import DecoderName, gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import grouped, is_sized
 from vfx_runtime.stages import Stages
+from vfx_runtime.views import Views
 from vfx_runtime.writers import Format
 
 
@@ -34,6 +35,7 @@ class Task:
     threads: int | None = None
     workers: int | None = None
     decoder: DecoderName = "auto"
+    views: Views | None = None
     keep: bool = False
     """Give the features of what was written too."""
     measure: bool = False
@@ -110,6 +112,7 @@ def run_here(
                 pipeline = Pipeline(
                     engines,
                     task.samplings,
+                    views=task.views,
                     workers=0 if task.decoder == "nvdec" else task.workers,
                     gpu_decoders=on_gpu,
                     spool_folder=task.output,

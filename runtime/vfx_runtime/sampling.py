@@ -6,11 +6,14 @@ A *sample* is a frame after the frame rate was applied; windows count in samples
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Generic, Protocol, TypeVar
+
+import numpy as np
 
 from vfx_engines.errors import UsageError
 from vfx_engines.spec import Sampling
@@ -128,15 +131,25 @@ class Windows:
 
     Each sample is announced to `add`, which gives the window that it completes; `finish` gives
     those that reach over the end. Of all samples so far, a window to come uses only such as
-    `needs` names, from `floor` on: never more than `Sampling.span` plus its lead.
+    `needs` names, from `floor` on: never more than `span` plus the sampling's lead.
+
+    Args:
+        sampling: which windows.
+        fps: of the samples; read where the sampling has a target fps.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, fps: float | None = None) -> None:
         self._sampling = sampling
-        self._offset = sampling.frames // 2 * sampling.stride if sampling.anchor == "centre" else 0
+        self._offsets: Sequence[int] = range(0, sampling.span, sampling.stride)
+        if sampling.target_fps is not None and fps:
+            length = max(1.0, sampling.stride * sampling.frames / sampling.target_fps * fps)
+            self._offsets = truncated_linspace(0, length - 1, sampling.frames, math.ceil(length))
+        self.span = self._offsets[-1] + 1
+        """Samples from the first to the last of a window, both included."""
+        self._offset = self._offsets[sampling.frames // 2] if sampling.anchor == "centre" else 0
         # Windows are numbered by their anchor; those that begin before a video are never whole.
         self._first = -(-self._offset // sampling.step) if sampling.edges == "drop" else 0
-        self._lead = sampling.lead if sampling.edges == "drop" else 0
+        self._lead = sampling.lead if sampling.edges == "drop" else int(sampling.seed is not None)
         self._next = self._first
         self._seen = 0
 
@@ -147,16 +160,22 @@ class Windows:
         one, that is ``k * step - offset + span + lead <= total`` (I3D, 64 frames and one more: 64
         samples give none, 65 give one). With edges filled, from the start: until a window reaches
         the last sample (64 samples give one, 65 two), and none begins behind it; centred: one for
-        each ``k * step`` below ``total``.
+        each ``k * step`` below ``total``. With a seed, as the Decord-based extractor counts: none of a video
+        shorter than a window, and not the last one where it ends with the video.
         """
         sampling = self._sampling
         if sampling.edges == "drop":
-            room = total - sampling.span - self._lead + self._offset
+            room = total - self.span - self._lead + self._offset
             return max(0, room // sampling.step + 1 - self._first)
         anchors = -(-total // sampling.step)
         if sampling.anchor == "centre":
             return anchors
-        return min(anchors, max(0, -(-(total - sampling.span) // sampling.step)) + 1)
+        windows = min(anchors, max(0, -(-(total - self.span) // sampling.step)) + 1)
+        if sampling.seed is not None and total <= self._start(windows - 1) + self.span:
+            if total < self.span:
+                return 0
+            windows -= self._start(windows - 1) + self.span == total
+        return windows
 
     def needs(self, sample: int, last: bool = False) -> bool:
         """Whether a window uses the sample, if the video goes on long enough for that window.
@@ -172,7 +191,7 @@ class Windows:
             return False
         # Later windows end later, so the last one tells.
         final = self.count(sample + 1) - 1
-        return self._start(final) + self._sampling.span - 1 > sample
+        return self._start(final) + self.span - 1 > sample
 
     def add(self, sample: int) -> Window | None:
         """Announce the next sample, numbered from 0; the window that it completes, if any.
@@ -183,7 +202,7 @@ class Windows:
         if sample != self._seen:
             raise ValueError(f"sample {self._seen} comes next, found {sample}")
         self._seen += 1
-        end = self._start(self._next) + self._sampling.span
+        end = self._start(self._next) + self.span
         if end + self._lead > self._seen:
             return None
         self._next += 1
@@ -192,7 +211,7 @@ class Windows:
     def advance(self, seen: int) -> Iterator[Window]:
         """Announce all samples below ``seen``, where they come by the thousand; the windows they complete."""
         self._seen = max(self._seen, seen)
-        while self._start(self._next) + self._sampling.span + self._lead <= self._seen:
+        while self._start(self._next) + self.span + self._lead <= self._seen:
             self._next += 1
             yield self._window(self._next - 1)
 
@@ -222,17 +241,18 @@ class Windows:
         return anchor * self._sampling.step - self._offset
 
     def _on_grid(self, sample: int) -> bool:
-        stride, step = self._sampling.stride, self._sampling.step
-        # Position i of the window with anchor k is sample k * step - offset + i * stride.
-        distance = sample + self._offset
-        positions = min(self._sampling.frames, (distance - self._first * step) // stride + 1)
-        return any((distance - i * stride) % step == 0 for i in range(positions))
+        # Position i of the window with anchor k is sample k * step - offset + offsets[i].
+        step, distance = self._sampling.step, sample + self._offset
+        least = self._first * step
+        return any(distance - i >= least and (distance - i) % step == 0 for i in self._offsets)
 
     def _window(self, anchor: int) -> Window:
         sampling, row = self._sampling, anchor - self._first
         start = self._start(anchor)
-        stop = start + sampling.span
-        grid = range(start, stop, sampling.stride)
+        stop = start + self.span
+        grid: Sequence[int] = [start + offset for offset in self._offsets]
+        if isinstance(self._offsets, range):
+            grid = range(start, stop, sampling.stride)
         end = self._seen - 1
         if start >= 0 and stop - 1 <= end:
             return Window(row, grid, start, stop - 1)
@@ -240,5 +260,30 @@ class Windows:
             samples = tuple(min(max(sample, 0), end) for sample in grid)
             return Window(row, samples, samples[0], samples[-1])
         real = [sample for sample in grid if 0 <= sample <= end]
+        if sampling.edges == "loop":
+            return Window(row, self._looped(real), real[0], real[-1])
         samples = tuple(sample if 0 <= sample <= end else -1 for sample in grid)
         return Window(row, samples, real[0], real[-1])
+
+    def _looped(self, real: list[int]) -> Sequence[int]:
+        """The frames of a window that ends early, and some of them again until it is full."""
+        missing = self._sampling.frames - len(real)
+        if self._sampling.seed is None:
+            return tuple(itertools.islice(itertools.cycle(real), self._sampling.frames))
+        # The generator that numpy never changes: a seed gives the same frames with any version.
+        drawn = np.random.RandomState(self._sampling.seed).randint(len(real), size=missing)
+        return (*real, *(real[i] for i in drawn))
+
+
+def truncated_linspace(start: float, end: float, count: int, most: int) -> tuple[int, ...]:
+    """``count`` positions from start to end, both included, rounded down and within 0 to ``most``.
+
+    In float32, from both ends to the middle, and each product and sum rounded once, as ``torch.linspace`` has
+    them: a position that is whole but for rounding then comes out as PySlowFast's does.
+    """
+    first, last = np.float32(start), np.float32(end)
+    step = np.float64((last - first) / np.float32(max(1, count - 1)))
+    at = np.arange(count, dtype=np.float64)
+    rising, falling = np.float64(first) + step * at, np.float64(last) - step * (count - 1 - at)
+    positions = np.where(at < max(1, count // 2), rising, falling).astype(np.float32)
+    return tuple(int(position) for position in np.clip(positions, 0, most))

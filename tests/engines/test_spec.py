@@ -72,7 +72,9 @@ JSON = """{
   "fps": 25.0,
   "anchor": "start",
   "edges": "drop",
-  "lead": 1
+  "lead": 1,
+  "target_fps": null,
+  "seed": null
  },
  "transform": {
   "resize": {
@@ -161,7 +163,7 @@ def test_what_has_a_default_may_be_left_out() -> None:
     data = json.loads(JSON)
     for key in ("macs", "proof", "vfx_version"):
         del data[key]
-    for key in ("fps", "anchor", "edges", "lead"):
+    for key in ("fps", "anchor", "edges", "lead", "target_fps", "seed"):
         del data["sampling"][key]
     spec = EngineSpec.from_json(json.dumps(data))
     sampling = Sampling(frames=16, stride=1, step=16)
@@ -371,6 +373,8 @@ RULES: list[tuple[str, str, Any]] = [
     ("stride must be at least 1, found -2", "sampling.stride", -2),
     ("step must be at least 1, found 0", "sampling.step", 0),
     ("lead must not be negative", "sampling.lead", -1),
+    ("target_fps must lie between 0 and 10000, found 0.0", "sampling.target_fps", 0),
+    ("a seed of 32 bits goes with edges 'loop', found 1", "sampling.seed", 1),
     ("fps must lie between 0 and 1000000, found 0.0", "sampling.fps", 0),
     ("fps must lie between 0 and 1000000", "sampling.fps", 1_000_000),
     ("fps must lie between 0 and 10000", "sampling.fps", 10_000),

@@ -151,9 +151,9 @@ def test_rows_are_right_whatever_the_timing(
     chance = random.Random(seed)
     place = CpuPreprocess.place
 
-    def slow_copy(preprocess: CpuPreprocess, slot: int, row: int, frames: Any) -> None:
+    def slow_copy(preprocess: CpuPreprocess, *window: Any) -> None:
         time.sleep(chance.choice([0, 0, 0.004]))
-        place(preprocess, slot, row, frames)
+        place(preprocess, *window)
 
     # A worker that is slow to copy holds its slot back while later ones fill up.
     monkeypatch.setattr(CpuPreprocess, "place", slow_copy)

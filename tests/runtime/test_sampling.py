@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import av
@@ -221,6 +221,8 @@ def every_window(sampling: Sampling, total: int) -> list[Window]:
         if sampling.edges == "repeat":
             grid = [min(max(n, 0), total - 1) for n in grid]
             inside = grid
+        elif sampling.edges == "loop":
+            grid = (inside * sampling.frames)[: sampling.frames]
         elif sampling.edges == "zeros":
             grid = [n if 0 <= n < total else -1 for n in grid]
         windows.append(Window(len(windows), grid, min(inside), max(inside)))
@@ -228,12 +230,13 @@ def every_window(sampling: Sampling, total: int) -> list[Window]:
 
 
 samplings = st.builds(
-    Sampling,
+    lambda anchor_and_edges, **rest: Sampling(anchor=anchor_and_edges[0], edges=anchor_and_edges[1], **rest),
+    st.sampled_from(
+        [("start", "loop"), *product(("start", "centre"), ("drop", "repeat", "zeros"))],
+    ),
     frames=st.integers(1, 9),
     stride=st.integers(1, 5),
     step=st.integers(1, 25),
-    anchor=st.sampled_from(["start", "centre"]),
-    edges=st.sampled_from(["drop", "repeat", "zeros"]),
     lead=st.integers(0, 3),
 )
 

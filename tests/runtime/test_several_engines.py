@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
 
 from make_video import make_video
-from run_kit import failures, files_in, vfx_run
-from tiny import tiny_engine, tiny_spec
+from run_kit import counting, failures, files_in, vfx_run
+from tiny import other_engine, tiny_engine, tiny_spec
 from tiny_flow import tiny_flow, tiny_flow_engine
 from vfx_engines import open_engine
 from vfx_engines.errors import UsageError
-from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import Crop, Resize, Transform
 from vfx_runtime import Features, extract, read_features
 from vfx_runtime import pipeline as pipeline_module
@@ -37,37 +33,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
-def other_engine(path: Path, *, transform: Transform | None = None, **sampling: object) -> Path:
-    """The tiny engine with its output called ``other``, and another resize if asked for."""
-    tiny_engine(path)
-    model = onnx.load(path)
-    spec = tiny_spec(**sampling)
-    output = replace(spec.outputs[0], name="other")
-    spec = replace(spec, outputs=(output,), model="other", transform=transform or spec.transform)
-    for node in model.graph.node:
-        node.output[:] = ["other" if name == "features" else name for name in node.output]
-    model.graph.output[0].name = "other"
-    embed_spec(model, spec)
-    onnx.save(model, path)
-    return path
-
-
 def decoded(path: Path) -> NDArray[np.uint8]:
     with open_video(path) as decoder:
         return np.stack([frame.rgb() for frame in decoder])
-
-
-def counting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
-    """What a function or method is called with from here on."""
-    calls: list[object] = []
-    real: Callable[..., Any] = getattr(owner, name)
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        calls.append(arguments[0])
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(owner, name, counted)
-    return calls
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -93,6 +61,21 @@ def test_two_engines_share_one_decode(
         np.testing.assert_array_equal(found.arrays["other"], second.arrays["other"])
         np.testing.assert_array_equal(found.frame_range, first.frame_range)
         assert [part["spec"]["model"] for part in (found.meta, *found.meta["others"])] == ["tiny", "other"]
+
+
+def test_long_windows_of_two_engines_share_each_frame(
+    tmp_path: Path, videos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a window is longer than what is remembered of the latest frames."""
+    engines = [
+        tiny_engine(tmp_path / "a.onnx", stride=5, step=1),
+        other_engine(tmp_path / "b.onnx", stride=5, step=1),
+    ]
+    prepared = counting(monkeypatch, preprocess_module.CpuPreprocess, "prepare")
+    found = extract(videos[4], engines)
+    assert len(found.frame_range) == 10
+    assert len(prepared) == 25
+    np.testing.assert_array_equal(found.arrays["features"], found.arrays["other"])
 
 
 def test_two_engines_write_one_file(tmp_path: Path, videos: list[Path]) -> None:
