@@ -31,7 +31,7 @@ from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
-from vfx_runtime.extracting import Anchor, Extracted, Tail, run_sampling
+from vfx_runtime.extracting import Anchor, Extracted, Tail, check_total, run_sampling
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.laying import check_alike
@@ -96,6 +96,9 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     help="Frames per second of such a folder.",
 )
 @click.option("--fps", type=float, metavar="RATE", help="Bring videos to this frame rate first.")
+@click.option(
+    "--total", type=int, metavar="N", help="Bring each video to N frames, evenly spread over it, instead."
+)
 @click.option(
     "--step",
     type=int,
@@ -197,6 +200,7 @@ def _run(
     images: str | None,
     images_fps: float,
     fps: float | None,
+    total: int | None,
     step: int | None,
     stride: int | None,
     anchor: Anchor | None,
@@ -224,6 +228,7 @@ def _run(
     change = partial(run_sampling, fps=fps, step=step, tail=tail, anchor=anchor, stride=stride)
     samplings = tuple(change(spec.sampling) for spec in specs)
     check_alike(specs, samplings)
+    check_total(total, fps, specs)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
     outputs = [output for spec in specs for output in spec.outputs]
@@ -253,6 +258,7 @@ def _run(
         threads=threads,
         workers=workers,
         decoder=decoder,
+        total=total,
         keep=show_pred or show_flow is not None,
     )
     return _extract(task, outputs, devices, jobs, show_pred, show_flow)

@@ -17,13 +17,14 @@ from typing import Any, Literal, overload
 from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError, VfxError
 from vfx_engines.opening import open_engine, read_spec
-from vfx_engines.spec import Precision, Sampling
+from vfx_engines.spec import EngineSpec, Precision, Sampling
 from vfx_engines.versions import vfx_version
 from vfx_runtime.atomic import prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Features
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import Job, find_videos
+from vfx_runtime.laying import FPS_LIMIT
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import grouped
@@ -71,8 +72,8 @@ def run_sampling(
         raise UsageError(f"step {step}: expected 1 or more frames")
     if stride is not None and stride < 1:
         raise UsageError(f"stride {stride}: expected 1 or more frames")
-    if fps is not None and not 0 < fps < 10_000:
-        raise UsageError(f"fps {fps:g}: expected a rate between 0 and 10000")
+    if fps is not None and not 0 < fps < FPS_LIMIT:
+        raise UsageError(f"fps {fps:g}: expected a rate between 0 and {FPS_LIMIT}")
     return dataclasses.replace(
         own,
         fps=fps or own.fps,
@@ -81,6 +82,23 @@ def run_sampling(
         anchor=anchor or own.anchor,
         stride=stride or own.stride,
     )
+
+
+def check_total(total: int | None, fps: float | None, specs: Iterable[EngineSpec]) -> None:
+    """Whether a run may spread ``total`` frames over each video.
+
+    Raises:
+        UsageError: it is below 1, there is a frame rate too, or an engine takes sound.
+    """
+    if total is None:
+        return
+    if total < 1:
+        raise UsageError(f"total {total}: expected 1 or more frames of a video")
+    if fps is not None:
+        raise UsageError(f"total {total} and fps {fps:g}: both choose frames, give one of them")
+    sound = next((spec.model for spec in specs if spec.input.modality == "audio"), None)
+    if sound is not None:
+        raise UsageError(f"total {total}: {sound} takes sound, which has no frames to choose")
 
 
 def run_meta(pipeline: Pipeline) -> dict[str, Any]:
@@ -97,16 +115,20 @@ def run_meta(pipeline: Pipeline) -> dict[str, Any]:
         for engine, sampling in zip(pipeline.engines, pipeline.samplings, strict=True)
     ]
     first, *others = parts
+    if pipeline.total is not None:
+        first["total"] = pipeline.total
     return {**first, "vfx_version": vfx_version(), **({"others": others} if others else {})}
 
 
 def fingerprint(pipeline: Pipeline) -> str:
     """Of all that decides a video's features but the video: SHA-256 in hexadecimal."""
     # Another version of vfx or of a library may differ in the last bits; that is no reason to redo.
-    parts = [
+    parts: list[Any] = [
         [json.loads(engine.spec.to_json()), dataclasses.asdict(sampling), engine.precision]
         for engine, sampling in zip(pipeline.engines, pipeline.samplings, strict=True)
     ]
+    if pipeline.total is not None:
+        parts.append(pipeline.total)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -133,6 +155,7 @@ def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the f
     *,
     output: StrPath | None = ...,
     fps: float | None = ...,
+    total: int | None = ...,
     step: int | None = ...,
     tail: Tail | None = ...,
     anchor: Anchor | None = ...,
@@ -150,6 +173,7 @@ def extract(
     *,
     output: StrPath | None = ...,
     fps: float | None = ...,
+    total: int | None = ...,
     step: int | None = ...,
     tail: Tail | None = ...,
     anchor: Anchor | None = ...,
@@ -166,6 +190,7 @@ def extract(
     *,
     output: StrPath | None = None,
     fps: float | None = None,
+    total: int | None = None,
     step: int | None = None,
     tail: Tail | None = None,
     anchor: Anchor | None = None,
@@ -185,6 +210,7 @@ def extract(
         output: folder to write to; None returns the features instead. Finished outputs are verified
             and skipped.
         fps: bring videos to this frame rate first, by the rule of ffmpeg's fps filter.
+        total: bring each video to about so many frames, evenly spread over it, in place of ``fps``.
         step: frames from one window to the next, if not the engine's own; of sound, samples at the
             engine's rate.
         tail: what becomes of a window that reaches over the end, if not what the engine's spec says.
@@ -225,7 +251,9 @@ def extract(
         check_names(format, found)
     sampling = partial(run_sampling, fps=fps, step=step, tail=tail, anchor=anchor, stride=stride)
     folder = None if output is None else Path(output)
-    results = _extract(found, engines, folder, sampling, format, device, precision)
+    specs = [item.spec if isinstance(item, Engine) else read_spec(Path(item)) for item in engines]
+    check_total(total, fps, specs)
+    results = _extract(found, engines, specs, folder, sampling, total, format, device, precision)
     if not one:
         return results
     if len(found) != 1:
@@ -248,13 +276,14 @@ def _takes_sound(engine: StrPath | Engine) -> bool:
 def _extract(
     jobs: list[Job],
     engines: Sequence[StrPath | Engine],
+    specs: Sequence[EngineSpec],
     output: Path | None,
     sampling: Callable[[Sampling], Sampling],
+    total: int | None,
     format: Format,
     device: str | None,
     precision: Precision | None,
 ) -> Iterator[Extracted]:
-    specs = [item.spec if isinstance(item, Engine) else read_spec(Path(item)) for item in engines]
     samplings = [sampling(spec.sampling) for spec in specs]
     with ExitStack() as stack:
         claims = None
@@ -276,7 +305,11 @@ def _extract(
                 ]
                 members = list(group.jobs)
                 pipeline = Pipeline(
-                    opened, samplings, gpu_decoders=gpu_decoders(opened[0]), spool_folder=output
+                    opened,
+                    samplings,
+                    gpu_decoders=gpu_decoders(opened[0]),
+                    spool_folder=output,
+                    total=total,
                 )
                 if output is None or claims is None:
                     yield from in_memory(members, pipeline)

@@ -32,7 +32,7 @@ from vfx_runtime.decode import Decoder, Frame
 from vfx_runtime.features import RowSpool
 from vfx_runtime.inputs import Job
 from vfx_runtime.lane import Lane
-from vfx_runtime.laying import Sample, check_alike, windows
+from vfx_runtime.laying import Sample, check_alike, spread, windows
 from vfx_runtime.opening import open_video
 from vfx_runtime.preprocess import Preprocess, preprocess_for, shared
 from vfx_runtime.sampling import Window
@@ -93,6 +93,7 @@ class Pipeline:
             next video when they are done with one, so each gets as many as it is fast.
         spool_folder: where rows that outgrow memory go; None for the system's temporary folder.
         stats: to add to; None begins with zeros.
+        total: bring each video to about so many frames, evenly spread, see `vfx_runtime.laying.spread`.
 
     Raises:
         UsageError: engines that do not go together, or that this runtime cannot feed.
@@ -107,11 +108,13 @@ class Pipeline:
         gpu_decoders: int = 0,
         spool_folder: Path | None = None,
         stats: Stats | None = None,
+        total: int | None = None,
     ) -> None:
         self.engines = (engines,) if isinstance(engines, Engine) else tuple(engines)
         given = (samplings,) if isinstance(samplings, Sampling) else samplings
         self.samplings = tuple(given or [engine.spec.sampling for engine in self.engines])
         check_alike([engine.spec for engine in self.engines], self.samplings)
+        self.total = total
         self.sound = self.engines[0].spec.input.modality == "audio"
         if self.sound:
             check_audio(self.engines[0].spec, self.samplings[0])
@@ -184,6 +187,7 @@ class _Run:
     ) -> None:
         self._engines = pipeline.engines
         self._samplings = pipeline.samplings
+        self._total = pipeline.total
         self._sound = pipeline.sound
         self._stats = pipeline.stats
         self._folder = pipeline._folder
@@ -343,12 +347,15 @@ class _Run:
     def _process(self, video: _Video, preprocess: Sequence[Preprocess[Any]], gpu: int | None) -> None:
         job = video.job
         with closing(open_video(job.path, self._threads, gpu, job.images)) as decoder:
-            video.fps = self._samplings[0].fps or decoder.info.fps
+            samplings = self._samplings
+            if self._total is not None:
+                samplings = spread(samplings, self._total, decoder.info, shown(job.path))
+            video.fps = samplings[0].fps or decoder.info.fps
             frames = _Counted(decoder, self._stats, video, self._stop)
-            if self._samplings[0].fps:
+            if samplings[0].fps:
                 frames.longest_shown = _LONGEST_SHOWN
             try:
-                laid = windows(frames, self._samplings, [item.prepare for item in shared(preprocess)])
+                laid = windows(frames, samplings, [item.prepare for item in shared(preprocess)])
                 for number, window, samples in laid:
                     self._gather(video, number, window, samples, preprocess[number])
             finally:
@@ -357,7 +364,7 @@ class _Run:
                     self._stats.frames_on_gpu += frames.count if decoder.info.on_gpu else 0
                     self._stats._fractions.pop(video.number, None)
         if not video.gathered:
-            raise _too_short(video.job, self._engines[0].spec, self._samplings[0], frames.count)
+            raise _too_short(video.job, self._engines[0].spec, samplings[0], frames.count)
 
     def _process_sound(self, video: _Video) -> None:
         def progress(samples: int, share: float) -> None:

@@ -33,6 +33,8 @@ class Task:
     threads: int | None = None
     workers: int | None = None
     decoder: DecoderName = "auto"
+    total: int | None = None
+    """Frames that each video is brought to; see `vfx_runtime.laying.spread`."""
     keep: bool = False
     """Give the features of what was written too."""
 
@@ -111,6 +113,7 @@ def run_here(
                     gpu_decoders=on_gpu,
                     spool_folder=task.output,
                     stats=stats,
+                    total=task.total,
                 )
                 writer = writer_for(pipeline, task.format, task.output, claims)
                 yield from to_disk(
