@@ -88,6 +88,8 @@ class Model:
     network_of: Callable[[Mapping[str, tuple[int, ...]], bool], nn.Module] | None = None
     """As ``network``, for a checkpoint of these keys and shapes: where published files differ in structure.
     Of a network of one part."""
+    smallest_side: int = 1
+    """See `vfx_engines.spec.Input.smallest_side`."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
@@ -158,7 +160,8 @@ class Model:
             return Input("samples", "audio", "float32", ("batch", frames), blank=self.blank[:1])
         crop = self.transform.crop
         size: tuple[int | str, int | str] = (crop.height, crop.width) if crop else ("height", "width")
-        return Input("frames", "frames", "uint8", ("batch", frames, *size, 3), blank=self.blank)
+        shape = ("batch", frames, *size, 3)
+        return Input("frames", "frames", "uint8", shape, self.blank, self.smallest_side)
 
     def output(self, frames: int) -> Output:
         """The engine's feature for windows of ``frames`` frames."""

@@ -35,6 +35,7 @@ from vfx_runtime.lane import Lane
 from vfx_runtime.laying import Sample, check_alike, spread, windows
 from vfx_runtime.opening import open_video
 from vfx_runtime.preprocess import Preprocess, preprocess_for, shared
+from vfx_runtime.resize import FrameError
 from vfx_runtime.sampling import Window
 
 _AHEAD = 64
@@ -306,6 +307,8 @@ class _Run:
                     self._process(video, preprocess, gpu)
             except EngineError as error:
                 raise self._fail(error) from error
+            except FrameError as error:
+                video.error = VideoError(f"{shown(video.job.path)}: {error}")
             except VfxError as error:
                 video.error = error
             except _Stopped:
