@@ -81,6 +81,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     help="npz: one file a video; npy, pickle: video_features' files; slowfast: slowfast_feature_extractor's; "
     "hdf5: one file a run.",
 )
+@click.option("--float16", is_flag=True, help="Save features in half precision: optical flow is large.")
 @click.option(
     "--images",
     metavar="PATTERN",
@@ -197,6 +198,7 @@ def _run(
     output: Path,
     root: Path | None,
     format_: Format,
+    float16: bool,
     images: str | None,
     images_fps: float,
     fps: float | None,
@@ -259,6 +261,7 @@ def _run(
         workers=workers,
         decoder=decoder,
         total=total,
+        float16=float16,
         keep=show_pred or show_flow is not None,
     )
     return _extract(task, outputs, devices, jobs, show_pred, show_flow)

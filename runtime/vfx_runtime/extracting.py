@@ -129,6 +129,8 @@ def fingerprint(pipeline: Pipeline) -> str:
     ]
     if pipeline.total is not None:
         parts.append(pipeline.total)
+    if pipeline.float16:
+        parts.append("float16")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -163,6 +165,7 @@ def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the f
     images: str | None = ...,
     images_fps: float = ...,
     format: Format = ...,
+    float16: bool = ...,
     device: str | None = ...,
     precision: Precision | None = ...,
 ) -> Features: ...
@@ -181,6 +184,7 @@ def extract(
     images: str | None = ...,
     images_fps: float = ...,
     format: Format = ...,
+    float16: bool = ...,
     device: str | None = ...,
     precision: Precision | None = ...,
 ) -> Iterator[Extracted]: ...
@@ -198,6 +202,7 @@ def extract(
     images: str | None = None,
     images_fps: float = DEFAULT_FPS,
     format: Format = "npz",
+    float16: bool = False,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> Features | Iterator[Extracted]:
@@ -220,6 +225,7 @@ def extract(
             are then videos, and folders are searched for those.
         images_fps: frames per second of such a folder.
         format: of the files in ``output``, see `vfx_runtime.writers.FORMATS`.
+        float16: give and save features in half precision: half the space, 11 bits of mantissa.
         device: where to run, see `vfx_engines.open_engine`.
         precision: to compute in, if not the file's own.
 
@@ -253,7 +259,7 @@ def extract(
     folder = None if output is None else Path(output)
     specs = [item.spec if isinstance(item, Engine) else read_spec(Path(item)) for item in engines]
     check_total(total, fps, specs)
-    results = _extract(found, engines, specs, folder, sampling, total, format, device, precision)
+    results = _extract(found, engines, specs, folder, sampling, total, float16, format, device, precision)
     if not one:
         return results
     if len(found) != 1:
@@ -280,6 +286,7 @@ def _extract(
     output: Path | None,
     sampling: Callable[[Sampling], Sampling],
     total: int | None,
+    float16: bool,
     format: Format,
     device: str | None,
     precision: Precision | None,
@@ -310,6 +317,7 @@ def _extract(
                     gpu_decoders=gpu_decoders(opened[0]),
                     spool_folder=output,
                     total=total,
+                    float16=float16,
                 )
                 if output is None or claims is None:
                     yield from in_memory(members, pipeline)

@@ -31,6 +31,7 @@ from vfx_runtime.npz import check_array, write_header
 _FLOAT32 = frozenset({"vggish"})
 """Outputs that video_features saves as the network gives them; all others pass through Python's floats."""
 
+_PREFIX = 11  # bytes before the first opcode: protocol, frame, and its length, which may hold any byte
 _BYTEARRAY8 = b"\x96"  # pickle's opcode before the values of an array and their length
 
 
@@ -50,6 +51,10 @@ class NpyWriter:
         self._outputs = tuple(outputs)
         # The features get their names last: a partial set is never taken for a whole one.
         self._keys = ["fps", "timestamps_ms", *(output.name for output in outputs)]
+        self._dtypes = {"fps": "<f8", "timestamps_ms": "<f8"}
+        for output in outputs:
+            usual = "<f4" if output.name in _FLOAT32 else "<f8"
+            self._dtypes[output.name] = "<f2" if output.dtype == "float16" else usual
         self._time_column = 1 if outputs[0].per == "window" else 0
 
     def paths(self, job: Job) -> list[Path]:
@@ -64,7 +69,7 @@ class NpyWriter:
         shapes = [None, (), *(output.row for output in self._outputs)]
         check = npy_rows if self._suffix == ".npy" else _pickle_rows
         single, *rows = (
-            check(path, shape, _dtype(key))
+            check(path, shape, self._dtypes[key])
             for path, shape, key in zip(paths, shapes, self._keys, strict=True)
         )
         return single == 0 and None not in rows and len(set(rows)) == 1
@@ -88,18 +93,14 @@ class NpyWriter:
                     if key == "fps":
                         _save_one(file, fps, self._suffix)
                     elif key == "timestamps_ms":
-                        save(file, rows.timestamps_ms, _dtype(key), self._output, self._time_column)
+                        save(file, rows.timestamps_ms, self._dtypes[key], self._output, self._time_column)
                     else:
-                        save(file, rows.outputs[key], _dtype(key), self._output, None)
+                        save(file, rows.outputs[key], self._dtypes[key], self._output, None)
         return paths
 
     def finish(self) -> list[Path]:
         """Nothing is left to do at the end of a run."""
         return []
-
-
-def _dtype(key: str) -> str:
-    return "<f4" if key in _FLOAT32 else "<f8"
 
 
 def _save_one(file: IO[bytes], value: float, suffix: str) -> None:
@@ -154,7 +155,7 @@ def _pickle_rows(path: Path, shape: tuple[int, ...] | None, dtype: str) -> int |
     try:
         with path.open("rb") as file:
             start = file.read(256)
-            at = start.find(_BYTEARRAY8) + 1
+            at = start.find(_BYTEARRAY8, _PREFIX) + 1
             count = int.from_bytes(start[at : at + 8], "little") // width
             if at == 0 or count * width > path.stat().st_size:
                 return None
@@ -175,7 +176,7 @@ def _around(shape: tuple[int, ...], dtype: str) -> tuple[bytes, bytes]:
     array = np.zeros(shape, dtype)
     pickle.dump(array, pieces, protocol=5)
     # The head holds the opcode once, and zeros hold none.
-    start = pieces.text.index(_BYTEARRAY8) + 9
+    start = pieces.text.index(_BYTEARRAY8, _PREFIX) + 9
     end = start + array.nbytes - pieces.skipped
     return pieces.text[:start], pieces.text[end:]
 

@@ -9,6 +9,7 @@ finished slots in the order they were submitted, which keeps the rows of each vi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import queue
 import threading
@@ -18,7 +19,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -95,6 +96,7 @@ class Pipeline:
         spool_folder: where rows that outgrow memory go; None for the system's temporary folder.
         stats: to add to; None begins with zeros.
         total: bring each video to about so many frames, evenly spread, see `vfx_runtime.laying.spread`.
+        float16: keep rows in half precision.
 
     Raises:
         UsageError: engines that do not go together, or that this runtime cannot feed.
@@ -110,12 +112,13 @@ class Pipeline:
         spool_folder: Path | None = None,
         stats: Stats | None = None,
         total: int | None = None,
+        float16: bool = False,
     ) -> None:
         self.engines = (engines,) if isinstance(engines, Engine) else tuple(engines)
         given = (samplings,) if isinstance(samplings, Sampling) else samplings
         self.samplings = tuple(given or [engine.spec.sampling for engine in self.engines])
         check_alike([engine.spec for engine in self.engines], self.samplings)
-        self.total = total
+        self.total, self.float16 = total, float16
         self.sound = self.engines[0].spec.input.modality == "audio"
         if self.sound:
             check_audio(self.engines[0].spec, self.samplings[0])
@@ -127,8 +130,13 @@ class Pipeline:
 
     @property
     def outputs(self) -> list[Output]:
-        """Of all engines."""
-        return [output for engine in self.engines for output in engine.spec.outputs]
+        """Of all engines, with the dtype that their rows are kept in."""
+        return [output for engine in self.engines for output in self.kept(engine)]
+
+    def kept(self, engine: Engine) -> list[Output]:
+        """The outputs of one engine, likewise."""
+        dtype: Literal["float16", "float32"] = "float16" if self.float16 else "float32"
+        return [dataclasses.replace(output, dtype=dtype) for output in engine.spec.outputs]
 
     def run(self, jobs: Iterable[Job], total: int | None = None) -> Iterator[Result]:
         """Process videos; results come as videos finish, which is nearly their own order.
@@ -187,6 +195,7 @@ class _Run:
         self, pipeline: Pipeline, jobs: Iterable[Job], decoders: Sequence[int | None], threads: int
     ) -> None:
         self._engines = pipeline.engines
+        self._kept = [pipeline.kept(engine) for engine in pipeline.engines]
         self._samplings = pipeline.samplings
         self._total = pipeline.total
         self._sound = pipeline.sound
@@ -338,7 +347,7 @@ class _Run:
             if job is None:
                 return None
             with self._slots:
-                rows = [RowSpool(engine.spec.outputs, self._folder) for engine in self._engines]
+                rows = [RowSpool(outputs, self._folder) for outputs in self._kept]
                 video = _Video(self._begun, job, rows)
                 self._open.add(video.number)
                 self._begun += 1
@@ -350,7 +359,7 @@ class _Run:
     def _process(self, video: _Video, preprocess: Sequence[Preprocess[Any]], gpu: int | None) -> None:
         job = video.job
         with closing(open_video(job.path, self._threads, gpu, job.images)) as decoder:
-            samplings = self._samplings
+            samplings: Sequence[Sampling] = self._samplings
             if self._total is not None:
                 samplings = spread(samplings, self._total, decoder.info, shown(job.path))
             video.fps = samplings[0].fps or decoder.info.fps

@@ -35,6 +35,8 @@ class Task:
     decoder: DecoderName = "auto"
     total: int | None = None
     """Frames that each video is brought to; see `vfx_runtime.laying.spread`."""
+    float16: bool = False
+    """Save features in half precision."""
     keep: bool = False
     """Give the features of what was written too."""
 
@@ -114,6 +116,7 @@ def run_here(
                     spool_folder=task.output,
                     stats=stats,
                     total=task.total,
+                    float16=task.float16,
                 )
                 writer = writer_for(pipeline, task.format, task.output, claims)
                 yield from to_disk(

@@ -245,3 +245,34 @@ def test_frames_smaller_than_the_network_takes_fail_alone(tmp_path: Path, videos
     assert set(failures(tmp_path / "out")) == {"v0"}
     assert "v0.mp4: frames of 40x30, tiny_flow needs 31 pixels or more on each side" in done.stderr
     assert files_in(tmp_path / "out") >= {"v1.npz"}
+
+
+@pytest.mark.parametrize("format", ["npz", "npy", "pickle", "hdf5"])
+def test_flow_in_half_precision(tmp_path: Path, videos: list[Path], format: str) -> None:
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    options = ("--engine", engine, videos[0], "--format", format, "--output", tmp_path / "out")
+    done = vfx_run(*options, "--float16")
+
+    assert done.exit_code == 0, done.stderr
+    if format == "npz":
+        flow = read_features(tmp_path / "out" / "v0.npz").arrays["flow"]
+    elif format == "hdf5":
+        import h5py
+
+        with h5py.File(tmp_path / "out" / "features.h5") as file:
+            flow = file["v0/flow"][:]
+    else:
+        suffix = "npy" if format == "npy" else "pkl"
+        flow = np.load(tmp_path / "out" / f"v0_flow.{suffix}", allow_pickle=True)
+    assert flow.dtype == np.float16
+    # Differences of whole grey levels: half precision holds them exactly.
+    np.testing.assert_array_equal(flow, tiny_flow(decoded(videos[0])))
+    assert "1 were done before" in vfx_run(*options, "--float16").stderr
+    assert "0 were done before" in vfx_run(*options).stderr
+
+
+def test_half_precision_where_it_has_no_place(tmp_path: Path, videos: list[Path]) -> None:
+    engine = tiny_engine(tmp_path / "tiny.onnx")
+    done = vfx_run("--engine", engine, videos[0], "--format", "slowfast", "--float16")
+    assert done.exit_code == 2
+    assert "holds float32" in done.stderr
