@@ -50,11 +50,11 @@ class NpyWriter:
         self._suffix = ".npy" if kind == "npy" else ".pkl"
         self._outputs = tuple(outputs)
         # The features get their names last: a partial set is never taken for a whole one.
-        self._keys = ["fps", "timestamps_ms", *(output.name for output in outputs)]
+        self._keys = ["fps", "timestamps_ms", *(item.name for item in outputs)]
         self._dtypes = {"fps": "<f8", "timestamps_ms": "<f8"}
-        for output in outputs:
-            usual = "<f4" if output.name in _FLOAT32 else "<f8"
-            self._dtypes[output.name] = "<f2" if output.dtype == "float16" else usual
+        for item in outputs:
+            usual = "<f4" if item.name in _FLOAT32 else "<f8"
+            self._dtypes[item.name] = "<f2" if item.dtype == "float16" else usual
         self._time_column = 1 if outputs[0].per == "window" else 0
 
     def paths(self, job: Job) -> list[Path]:
