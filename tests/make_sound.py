@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HERTZ = 440.0
-_CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6}
+_CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6, "7.1": 8}
 
 
 def tone(times: NDArray[np.float64], layout: str = "mono", seconds: float = 2.0) -> NDArray[np.float64]:
@@ -44,7 +44,7 @@ def make_sound(
         path: the file to write.
         encoder: FFmpeg's name.
         rate: in hertz.
-        layout: ``mono``, ``stereo`` or ``5.1``.
+        layout: ``mono``, ``stereo``, ``5.1`` or ``7.1``.
         seconds: how long; 0 writes a stream without samples.
         delay: time of the first sample.
         video: a picture a tenth of a second, from 0, beside the sound.
@@ -70,8 +70,9 @@ def make_sound(
         wave = loudness(layout)[:, None] * _wave(np.arange(count) / rate, seconds)
         resampler = av.AudioResampler(format=stream.format, layout=layout, rate=rate)
         for first in range(0, count, 1024):
-            part = np.ascontiguousarray(wave[:, first : first + 1024])
-            sound = av.AudioFrame.from_ndarray(part, format="dblp", layout=layout)
+            # Interleaved: PyAV cannot make a planar frame of eight channels.
+            part = np.ascontiguousarray(wave[:, first : first + 1024].T).reshape(1, -1)
+            sound = av.AudioFrame.from_ndarray(part, format="dbl", layout=layout)
             later = gap[1] if first >= gap[0] * rate else 0.0
             sound.sample_rate, sound.time_base = rate, Fraction(1, rate)
             sound.pts = first + int((delay + later) * rate)

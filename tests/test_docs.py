@@ -92,7 +92,7 @@ def test_files_that_are_named_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_options_that_are_named_exist(path: Path) -> None:
     known = {option for command in commands().values() for item in command.params for option in item.opts}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", path.read_text("utf-8")))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", path.read_text("utf-8")))
     assert named - known <= OTHERS_OPTIONS | {"--help", "--version"}
 
 

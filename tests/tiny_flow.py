@@ -15,12 +15,18 @@ from vfx_engines.spec import EngineSpec, Input, Output, Sampling, Transform, Wei
 PAIRS = 2
 
 
-def tiny_flow_spec(transform: Transform | None = None) -> EngineSpec:
+def tiny_flow_spec(transform: Transform | None = None, smallest_side: int = 1) -> EngineSpec:
     return EngineSpec(
         model="tiny_flow",
         weights=Weights("tiny", None, "Apache-2.0", "tests/tiny_flow.py"),
         precision="fp32",
-        input=Input("frames", "frames", "uint8", ("batch", PAIRS + 1, "height", "width", 3)),
+        input=Input(
+            "frames",
+            "frames",
+            "uint8",
+            ("batch", PAIRS + 1, "height", "width", 3),
+            smallest_side=smallest_side,
+        ),
         sampling=Sampling(frames=PAIRS + 1, stride=1, step=PAIRS, edges="repeat"),
         transform=transform or Transform(),
         outputs=(Output("flow", (PAIRS, 2, "height", "width"), per="pair"),),
@@ -28,9 +34,9 @@ def tiny_flow_spec(transform: Transform | None = None) -> EngineSpec:
     )
 
 
-def tiny_flow_engine(path: Path, transform: Transform | None = None) -> Path:
+def tiny_flow_engine(path: Path, transform: Transform | None = None, smallest_side: int = 1) -> Path:
     """Write the engine file."""
-    spec = tiny_flow_spec(transform)
+    spec = tiny_flow_spec(transform, smallest_side)
     constants = {"zero": [0], "one": [1], "last": [PAIRS], "end": [PAIRS + 1], "time": [1], "colour": [4]}
     constants |= {"two": [2]}
     nodes = [

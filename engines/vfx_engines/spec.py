@@ -57,6 +57,8 @@ class Input:
     Frames are RGB: ``["batch", time, height, width, 3]``. Texts are ids: ``["batch", tokens]``."""
     blank: tuple[int, ...] = (0, 0, 0)
     """The pixel, or sample, that normalisation brings nearest to zero: ``edges: zeros`` pads with it."""
+    smallest_side: int = 1
+    """Least height and width that the network takes, where those vary."""
 
     def __post_init__(self) -> None:
         _check_name("input", self.name)
@@ -84,6 +86,8 @@ class Input:
                 f"input {self.name}: frames are uint8 [batch, time, height, width, 3], "
                 f"found {self.dtype} {list(self.shape)}"
             )
+        if self.smallest_side < 1:
+            raise SpecError(f"input {self.name}: smallest_side is 1 or more, found {self.smallest_side}")
         if len(self.blank) != 3 or not all(0 <= value <= 255 for value in self.blank):
             raise SpecError(
                 f"input {self.name}: a blank pixel is three values of 0 to 255, found {list(self.blank)}"

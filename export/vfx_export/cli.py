@@ -24,7 +24,7 @@ from rich.table import Table
 from vfx_engines.build_settings import BuildSettings
 from vfx_engines.errors import SpecError, UsageError, VfxError, shown
 from vfx_engines.opening import cuda_index
-from vfx_engines.spec import EngineSpec, Input, Precision
+from vfx_engines.spec import EngineSpec, Input, Output, Precision
 from vfx_export.target import CONSOLE, Target, batch, missing_for_plan
 
 if TYPE_CHECKING:
@@ -386,11 +386,12 @@ def _print_catalogue(as_json: bool) -> None:
             "source": model.source,
             "licence": model.licence,
             "frames": model.sampling.frames,
+            "stride": model.sampling.stride,
             "step": model.sampling.step,
             "input": _size(model.input(model.sampling.frames)),
             "output": model.feature.name,
-            "length": model.feature.shape[0],
-            "checkpoint": model.download.url,
+            "length": _length(model.feature),
+            "checkpoint": " ".join(part.download.url for part in model.parts) or model.download.url,
         }
         for model in CATALOGUE
     ]
@@ -403,6 +404,13 @@ def _print_catalogue(as_json: bool) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console(highlight=False).print(table)
+
+
+def _length(feature: Output) -> int | str:
+    """Numbers of a row; the shape of a field of flow, which has the size of its frames."""
+    row = feature.shape[1:] if feature.per == "pair" else feature.shape
+    (length, *others) = row
+    return "x".join(map(str, row)) if others else length
 
 
 def _size(taken: Input) -> str:

@@ -107,6 +107,8 @@ class Model:
     Of a network of one part."""
     text: TextEncoder | None = None
     """Of models that compare pictures with texts."""
+    smallest_side: int = 1
+    """See `vfx_engines.spec.Input.smallest_side`."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
@@ -177,7 +179,8 @@ class Model:
             return Input("samples", "audio", "float32", ("batch", frames), blank=self.blank[:1])
         crop = self.transform.crop
         size: tuple[int | str, int | str] = (crop.height, crop.width) if crop else ("height", "width")
-        return Input("frames", "frames", "uint8", ("batch", frames, *size, 3), blank=self.blank)
+        shape = ("batch", frames, *size, 3)
+        return Input("frames", "frames", "uint8", shape, self.blank, self.smallest_side)
 
     def output(self, frames: int) -> Output:
         """The engine's feature for windows of ``frames`` frames."""

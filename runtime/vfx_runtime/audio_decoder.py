@@ -41,6 +41,9 @@ _GAP = Fraction(1, 100)
 """Seconds by which time stamps may stray from the count of samples. Containers round them to a
 millisecond; a lost packet is 20 or more."""
 
+_PLANES = 8
+"""Channels from which PyAV reads past the end of a planar frame's pointers: an exception, or a crash."""
+
 # These have checksums, which count only where decoding is told to give up.
 _CHECKED = frozenset({"flac", "ac3", "eac3"})
 
@@ -76,6 +79,7 @@ class AudioDecoder:
         self._name = shown(self._path)
         self._size = regular_file_size(self._path, self._name)
         self._container = open_container(self._path, self._name, AUDIO_FORMATS)
+        self._interleave: av.AudioResampler | None = None
         try:
             self._stream = _audio_stream(self._container, self._name)
             context = self._stream.codec_context
@@ -161,11 +165,13 @@ class AudioDecoder:
             raise self._damaged(f"FFmpeg says: {error.strerror}") from None
 
     def _mono(self, frame: AudioFrame) -> Samples:
-        kind, planar = frame.format.name.removesuffix("p"), frame.format.is_planar
-        channels = len(frame.layout.channels)
+        kind, channels = frame.format.name.removesuffix("p"), len(frame.layout.channels)
         try:
+            if frame.format.is_planar and channels >= _PLANES:
+                frame = self._interleaved(frame, kind)
+            planar = frame.format.is_planar
             values = frame.to_ndarray()
-        except ValueError as error:
+        except (ValueError, av.FFmpegError) as error:
             raise VideoError(
                 f"{self._name}: cannot convert {frame.format.name} samples ({error}); re-encode it"
             ) from None
@@ -174,6 +180,14 @@ class AudioDecoder:
             raise self._damaged("samples are not finite")
         mono: Samples = (_as_16_bit(values, kind).mean(axis=0) / 32768).astype(np.float32)
         return mono
+
+    def _interleaved(self, frame: AudioFrame, kind: str) -> AudioFrame:
+        if self._interleave is None:
+            self._interleave = av.AudioResampler(kind, frame.layout, frame.sample_rate)
+        made = self._interleave.resample(frame)
+        if [item.samples for item in made] != [frame.samples]:
+            raise ValueError(f"{len(frame.layout.channels)} channels")
+        return made[0]
 
     def _find_origin(self) -> int:
         """The container's start in ticks, as the ffmpeg tool subtracts it."""

@@ -30,7 +30,7 @@ from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import EngineSpec, Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
-from vfx_runtime.extracting import Anchor, Extracted, Fps, Tail, run_sampling
+from vfx_runtime.extracting import Anchor, Extracted, Fps, Tail, check_total, run_sampling
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import Job, find_videos
 from vfx_runtime.laying import check_alike
@@ -84,6 +84,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     help="npz: one file a video; npy, pickle: video_features' files; slowfast: slowfast_feature_extractor's; "
     "hdf5: one file a run.",
 )
+@click.option("--float16", is_flag=True, help="Save features in half precision: optical flow is large.")
 @click.option(
     "--images",
     metavar="PATTERN",
@@ -103,6 +104,9 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     callback=lambda context, option, value: _fps(value),
     metavar="RATE|source",
     help="Bring videos to this frame rate first; source: keep their own.  [default: what the spec says]",
+)
+@click.option(
+    "--total", type=int, metavar="N", help="Bring each video to N frames, evenly spread over it, instead."
 )
 @click.option(
     "--step",
@@ -253,9 +257,11 @@ def _run(
     output: Path,
     root: Path | None,
     format_: Format,
+    float16: bool,
     images: str | None,
     images_fps: float,
     fps: Fps | None,
+    total: int | None,
     step: int | None,
     stride: int | None,
     anchor: Anchor | None,
@@ -303,6 +309,7 @@ def _run(
     )
     samplings = tuple(change(spec.sampling) for spec in specs)
     check_alike(specs, samplings, views)
+    check_total(total, fps, views, specs)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
     outputs = [output for spec in specs for output in spec.outputs]
@@ -348,6 +355,8 @@ def _run(
         workers=workers,
         decoder=decoder,
         views=views,
+        total=total,
+        float16=float16,
         keep=show_pred or show_flow is not None,
         measure=report is not None and len(devices) == 1,
     )

@@ -17,13 +17,14 @@ from typing import Any, Literal, overload
 from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError, VfxError
 from vfx_engines.opening import open_engine, read_spec
-from vfx_engines.spec import Precision, Sampling
+from vfx_engines.spec import EngineSpec, Precision, Sampling
 from vfx_engines.versions import vfx_version
 from vfx_runtime.atomic import prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Features
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import Job, find_videos
+from vfx_runtime.laying import FPS_LIMIT
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import grouped
@@ -81,10 +82,10 @@ def run_sampling(
         raise UsageError(f"stride {stride}: expected 1 or more frames")
     if isinstance(fps, str) and fps != "source":
         raise UsageError(f"fps {fps!r}: expected a rate, or 'source'")
-    if fps is not None and fps != "source" and not 0 < fps < 10_000:
-        raise UsageError(f"fps {fps:g}: expected a rate between 0 and 10000")
-    if target_fps is not None and not 0 < target_fps < 10_000:
-        raise UsageError(f"target fps {target_fps:g}: expected a rate between 0 and 10000")
+    if fps is not None and fps != "source" and not 0 < fps < FPS_LIMIT:
+        raise UsageError(f"fps {fps:g}: expected a rate between 0 and {FPS_LIMIT}")
+    if target_fps is not None and not 0 < target_fps < FPS_LIMIT:
+        raise UsageError(f"target fps {target_fps:g}: expected a rate between 0 and {FPS_LIMIT}")
     if views is not None:
         given = {"step": step, "anchor": anchor, "tail": tail, "fps": fps, "seed": seed}
         for name in (name for name, value in given.items() if value is not None):
@@ -115,6 +116,25 @@ def run_sampling(
     )
 
 
+def check_total(total: int | None, fps: Fps | None, views: Views | None, specs: Iterable[EngineSpec]) -> None:
+    """Whether a run may spread ``total`` frames over each video.
+
+    Raises:
+        UsageError: it is below 1, there is a frame rate too, or views, or an engine takes sound.
+    """
+    if total is None:
+        return
+    if total < 1:
+        raise UsageError(f"total {total}: expected 1 or more frames of a video")
+    if fps is not None:
+        raise UsageError(f"total {total} and fps {fps}: both choose frames, give one of them")
+    if views is not None:
+        raise UsageError(f"total {total} and {views.count} views: both choose frames, give one of them")
+    sound = next((spec.model for spec in specs if spec.input.modality == "audio"), None)
+    if sound is not None:
+        raise UsageError(f"total {total}: {sound} takes sound, which has no frames to choose")
+
+
 def run_meta(pipeline: Pipeline) -> dict[str, Any]:
     """What is saved with every video of a run: specs, the samplings in force, versions.
 
@@ -129,8 +149,11 @@ def run_meta(pipeline: Pipeline) -> dict[str, Any]:
         for engine, sampling in zip(pipeline.engines, pipeline.samplings, strict=True)
     ]
     first, *others = parts
-    views = {} if pipeline.views is None else {"views": pipeline.views.meta()}
-    return {**first, **views, "vfx_version": vfx_version(), **({"others": others} if others else {})}
+    if pipeline.total is not None:
+        first["total"] = pipeline.total
+    if pipeline.views is not None:
+        first["views"] = pipeline.views.meta()
+    return {**first, "vfx_version": vfx_version(), **({"others": others} if others else {})}
 
 
 def fingerprint(pipeline: Pipeline) -> str:
@@ -142,6 +165,10 @@ def fingerprint(pipeline: Pipeline) -> str:
     ]
     if pipeline.views is not None:
         parts.append(pipeline.views.meta())
+    if pipeline.total is not None:
+        parts.append(pipeline.total)
+    if pipeline.float16:
+        parts.append("float16")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -168,6 +195,7 @@ def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the f
     *,
     output: StrPath | None = ...,
     fps: Fps | None = ...,
+    total: int | None = ...,
     step: int | None = ...,
     tail: Tail | None = ...,
     anchor: Anchor | None = ...,
@@ -178,6 +206,7 @@ def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the f
     images: str | None = ...,
     images_fps: float = ...,
     format: Format = ...,
+    float16: bool = ...,
     device: str | None = ...,
     precision: Precision | None = ...,
 ) -> Features: ...
@@ -188,6 +217,7 @@ def extract(
     *,
     output: StrPath | None = ...,
     fps: Fps | None = ...,
+    total: int | None = ...,
     step: int | None = ...,
     tail: Tail | None = ...,
     anchor: Anchor | None = ...,
@@ -198,6 +228,7 @@ def extract(
     images: str | None = ...,
     images_fps: float = ...,
     format: Format = ...,
+    float16: bool = ...,
     device: str | None = ...,
     precision: Precision | None = ...,
 ) -> Iterator[Extracted]: ...
@@ -207,6 +238,7 @@ def extract(
     *,
     output: StrPath | None = None,
     fps: Fps | None = None,
+    total: int | None = None,
     step: int | None = None,
     tail: Tail | None = None,
     anchor: Anchor | None = None,
@@ -217,6 +249,7 @@ def extract(
     images: str | None = None,
     images_fps: float = DEFAULT_FPS,
     format: Format = "npz",
+    float16: bool = False,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> Features | Iterator[Extracted]:
@@ -230,6 +263,7 @@ def extract(
             and skipped.
         fps: bring videos to this frame rate first, by the rule of ffmpeg's fps filter; "source" keeps their
             own, also where the engine's spec says another.
+        total: bring each video to about so many frames, evenly spread over it, in place of ``fps``.
         step: frames from one window to the next, if not the engine's own; of sound, samples at the
             engine's rate.
         tail: what becomes of a window that reaches over the end, if not what the engine's spec says.
@@ -244,6 +278,7 @@ def extract(
             are then videos, and folders are searched for those.
         images_fps: frames per second of such a folder.
         format: of the files in ``output``, see `vfx_runtime.writers.FORMATS`.
+        float16: give and save features in half precision: half the space, 11 bits of mantissa.
         device: where to run, see `vfx_engines.open_engine`.
         precision: to compute in, if not the file's own.
 
@@ -285,7 +320,11 @@ def extract(
         views=views,
     )
     folder = None if output is None else Path(output)
-    results = _extract(found, engines, folder, sampling, views, format, device, precision)
+    specs = [item.spec if isinstance(item, Engine) else read_spec(Path(item)) for item in engines]
+    check_total(total, fps, views, specs)
+    results = _extract(
+        found, engines, specs, folder, sampling, views, total, float16, format, device, precision
+    )
     if not one:
         return results
     if len(found) != 1:
@@ -308,14 +347,16 @@ def _takes_sound(engine: StrPath | Engine) -> bool:
 def _extract(
     jobs: list[Job],
     engines: Sequence[StrPath | Engine],
+    specs: Sequence[EngineSpec],
     output: Path | None,
     sampling: Callable[[Sampling], Sampling],
     views: Views | None,
+    total: int | None,
+    float16: bool,
     format: Format,
     device: str | None,
     precision: Precision | None,
 ) -> Iterator[Extracted]:
-    specs = [item.spec if isinstance(item, Engine) else read_spec(Path(item)) for item in engines]
     samplings = [sampling(spec.sampling) for spec in specs]
     with ExitStack() as stack:
         claims = None
@@ -342,6 +383,8 @@ def _extract(
                     views=views,
                     gpu_decoders=gpu_decoders(opened[0]),
                     spool_folder=output,
+                    total=total,
+                    float16=float16,
                 )
                 if output is None or claims is None:
                     yield from in_memory(members, pipeline)

@@ -25,8 +25,8 @@ BLOCK_BYTES = 4 << 20
 class Features:
     """What one video gave. Row k of every array belongs to the same window, frame or pair."""
 
-    arrays: dict[str, NDArray[np.float32]]
-    """One per engine output: float32 ``[rows, *shape]``."""
+    arrays: dict[str, NDArray[Any]]
+    """One per engine output: ``[rows, *shape]``, float32, or float16 where a run keeps it so."""
     frame_range: NDArray[np.int64]
     """``[rows, 2]``: first frame and one past the last, in the source's own frame numbers."""
     timestamps_ms: NDArray[np.float64]
@@ -129,16 +129,21 @@ class Column:
         self._tail.clear()
 
 
+def column_dtype(output: Output) -> str:
+    """How NumPy writes the dtype that rows of an output are kept in."""
+    return "<f2" if output.dtype == "float16" else "<f4"
+
+
 class RowSpool:
     """Collects the rows of one video in order, in bounded memory; a context manager.
 
     Args:
-        outputs: of the engine's spec.
+        outputs: of the engine's spec, with the dtype to keep.
         folder: where temporary files go: the output folder; None for the system's.
     """
 
     def __init__(self, outputs: Sequence[Output], folder: Path | None = None) -> None:
-        self.outputs = {item.name: Column("<f4", item.row, folder) for item in outputs}
+        self.outputs = {item.name: Column(column_dtype(item), item.row, folder) for item in outputs}
         self.frame_range = Column("<i8", (2,), folder)
         self.timestamps_ms = Column("<f8", (2,), folder)
 

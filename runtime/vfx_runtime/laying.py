@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,11 +10,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol, runtime_checkable
 
-from vfx_engines.errors import UsageError
+from vfx_engines.errors import UsageError, VideoError
 from vfx_engines.spec import EngineSpec, Sampling
-from vfx_runtime.decode import Frame
+from vfx_runtime.decode import Frame, VideoInfo
 from vfx_runtime.sampling import Held, Window, Windows, resample
 from vfx_runtime.views import Views, ViewWindows, check_views
+
+FPS_LIMIT = 10_000
+"""Frames per second that a video may be brought to, and one more."""
 
 _SHARED_FRAMES = 8
 
@@ -75,6 +79,36 @@ def check_alike(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two engines have an output called {twice!r}: run them one after the other")
+
+
+def spread(samplings: Sequence[Sampling], total: int, info: VideoInfo, name: str) -> list[Sampling]:
+    """Samplings at the frame rate that brings one video to ``total`` frames, evenly spread over it.
+
+    The rate is ``total * fps / frames`` of what the file announces, as video_features' ``extraction_total``
+    has it. A file whose announced count is not that of its frames gives a few more or fewer.
+
+    Args:
+        samplings: without a frame rate of a run; one of their own is replaced.
+        total: 1 or more.
+        info: of the video.
+        name: of the video in messages.
+
+    Raises:
+        VideoError: the file says neither how many frames it has nor how long it lasts, or the rate would be
+            beyond reason.
+    """
+    if not info.frames or not info.fps:
+        raise VideoError(
+            f"{name}: does not say how many frames it has, so --total {total} cannot spread any over it: "
+            "use --fps, or put it into another container (ffmpeg -i IN -c copy OUT.mkv)"
+        )
+    fps = total * info.fps / info.frames
+    if fps >= FPS_LIMIT:
+        raise VideoError(
+            f"{name}: {info.frames} frames at {info.fps:g} fps, so --total {total} asks for {fps:.0f} frames "
+            f"per second, expected less than {FPS_LIMIT}: ask for fewer"
+        )
+    return [dataclasses.replace(sampling, fps=fps) for sampling in samplings]
 
 
 def _windows_said(spec: EngineSpec, sampling: Sampling, views: Views | None) -> str:

@@ -1,7 +1,8 @@
 """What video_features writes: one ``.npy`` or ``.pkl`` file per key, name for name, dtype for dtype.
 
-``<name>_<output>``: float64 ``[rows, dim]``; ``<name>_fps``: one float64; ``<name>_timestamps_ms``:
-float64 ``[rows]``, the presentation time of a window's end, or of a frame. No rows: shape ``[0]``.
+``<name>_<output>``: float64 ``[rows, dim]``, VGGish's float32; ``<name>_fps``: one float64;
+``<name>_timestamps_ms``: float64 ``[rows]``, the presentation time of a window's end, or of a frame. No
+rows: shape ``[0]``.
 (video_features, section "Saving": github.com/v-iashin/video_features, utils/utils.py.)
 
 These files say neither what made them nor from what. So a set counts as done when all its files
@@ -27,6 +28,10 @@ from vfx_runtime.features import Column, RowSpool
 from vfx_runtime.inputs import Job
 from vfx_runtime.npz import check_array, write_header
 
+_FLOAT32 = frozenset({"vggish"})
+"""Outputs that video_features saves as the network gives them; all others pass through Python's floats."""
+
+_PREFIX = 11  # bytes before the first opcode: protocol, frame, and its length, which may hold any byte
 _BYTEARRAY8 = b"\x96"  # pickle's opcode before the values of an array and their length
 
 
@@ -45,7 +50,11 @@ class NpyWriter:
         self._suffix = ".npy" if kind == "npy" else ".pkl"
         self._outputs = tuple(outputs)
         # The features get their names last: a partial set is never taken for a whole one.
-        self._keys = ["fps", "timestamps_ms", *(output.name for output in outputs)]
+        self._keys = ["fps", "timestamps_ms", *(item.name for item in outputs)]
+        self._dtypes = {"fps": "<f8", "timestamps_ms": "<f8"}
+        for item in outputs:
+            usual = "<f4" if item.name in _FLOAT32 else "<f8"
+            self._dtypes[item.name] = "<f2" if item.dtype == "float16" else usual
         self._time_column = 1 if outputs[0].per == "window" else 0
 
     def paths(self, job: Job) -> list[Path]:
@@ -59,7 +68,10 @@ class NpyWriter:
             return False
         shapes = [None, (), *(output.row for output in self._outputs)]
         check = npy_rows if self._suffix == ".npy" else _pickle_rows
-        single, *rows = (check(path, shape) for path, shape in zip(paths, shapes, strict=True))
+        single, *rows = (
+            check(path, shape, self._dtypes[key])
+            for path, shape, key in zip(paths, shapes, self._keys, strict=True)
+        )
         return single == 0 and None not in rows and len(set(rows)) == 1
 
     def prepare(self, job: Job) -> None:
@@ -81,9 +93,9 @@ class NpyWriter:
                     if key == "fps":
                         _save_one(file, fps, self._suffix)
                     elif key == "timestamps_ms":
-                        save(file, rows.timestamps_ms, self._output, self._time_column)
+                        save(file, rows.timestamps_ms, self._dtypes[key], self._output, self._time_column)
                     else:
-                        save(file, rows.outputs[key], self._output, None)
+                        save(file, rows.outputs[key], self._dtypes[key], self._output, None)
         return paths
 
     def finish(self) -> list[Path]:
@@ -99,27 +111,27 @@ def _save_one(file: IO[bytes], value: float, suffix: str) -> None:
         pickle.dump(array, file, protocol=5)
 
 
-def _save_npy(file: IO[bytes], column: Column, _: Path, pick: int | None) -> None:
+def _save_npy(file: IO[bytes], column: Column, dtype: str, _: Path, pick: int | None) -> None:
     shape = column.shape if pick is None else ()
-    write_header(file, np.dtype("<f8"), (column.rows, *shape) if column.rows else (0,))
+    write_header(file, np.dtype(dtype), (column.rows, *shape) if column.rows else (0,))
     for block in column.blocks():
         chosen = block if pick is None else block[:, pick]
-        file.write(np.ascontiguousarray(chosen, "<f8").data)
+        file.write(np.ascontiguousarray(chosen, dtype).data)
 
 
-def _save_pickle(file: IO[bytes], column: Column, folder: Path, pick: int | None) -> None:
-    wide = Column("<f8", column.shape if pick is None else (), folder)
+def _save_pickle(file: IO[bytes], column: Column, dtype: str, folder: Path, pick: int | None) -> None:
+    wide = Column(dtype, column.shape if pick is None else (), folder)
     try:
         for block in column.blocks():
             wide.append(block if pick is None else block[:, pick])
-        array: NDArray[np.float64] = wide.array() if column.rows else np.empty(0)
+        array: NDArray[Any] = wide.array() if column.rows else np.empty(0, dtype)
         # Protocol 5 writes from the (mapped) array itself; 4 would first copy it into bytes.
         pickle.dump(array, file, protocol=5)
     finally:
         wide.close()
 
 
-def npy_rows(path: Path, shape: tuple[int, ...] | None, dtype: str = "<f8") -> int | None:
+def npy_rows(path: Path, shape: tuple[int, ...] | None, dtype: str) -> int | None:
     """Rows of an ``.npy`` file, None if it is not whole or does not fit; shape None: one value, 0 rows."""
     try:
         with path.open("rb") as file:
@@ -133,37 +145,39 @@ def npy_rows(path: Path, shape: tuple[int, ...] | None, dtype: str = "<f8") -> i
     return rows
 
 
-def _pickle_rows(path: Path, shape: tuple[int, ...] | None) -> int | None:
+def _pickle_rows(path: Path, shape: tuple[int, ...] | None, dtype: str) -> int | None:
     """As `npy_rows`, for a pickle that `_save_pickle` wrote.
 
     Compared with what surrounds the values of such an array, and not loaded: a pickle may run any
     code, and a damaged one has the interpreter do things that no exception tells of.
     """
+    width = np.dtype(dtype).itemsize
     try:
         with path.open("rb") as file:
             start = file.read(256)
-            at = start.find(_BYTEARRAY8) + 1
-            count = int.from_bytes(start[at : at + 8], "little") // 8
-            if at == 0 or count * 8 > path.stat().st_size:
+            at = start.find(_BYTEARRAY8, _PREFIX) + 1
+            count = int.from_bytes(start[at : at + 8], "little") // width
+            if at == 0 or count * width > path.stat().st_size:
                 return None
             row = math.prod(shape or ())
             rows = count // row if row and shape is not None else 0
             found = () if shape is None else (rows, *shape) if rows else (0,)
-            head, tail = _around(found)
-            file.seek(len(head) + math.prod(found) * 8)
+            head, tail = _around(found, dtype)
+            file.seek(len(head) + math.prod(found) * width)
             whole = start.startswith(head) and file.read(len(tail) + 1) == tail
     except OSError:
         return None
     return rows if whole else None
 
 
-def _around(shape: tuple[int, ...]) -> tuple[bytes, bytes]:
-    """What stands before and after the values in the pickle of a float64 array."""
+def _around(shape: tuple[int, ...], dtype: str) -> tuple[bytes, bytes]:
+    """What stands before and after the values in the pickle of an array."""
     pieces = _Pieces()
-    pickle.dump(np.zeros(shape), pieces, protocol=5)
+    array = np.zeros(shape, dtype)
+    pickle.dump(array, pieces, protocol=5)
     # The head holds the opcode once, and zeros hold none.
-    start = pieces.text.index(_BYTEARRAY8) + 9
-    end = start + math.prod(shape) * 8 - pieces.skipped
+    start = pieces.text.index(_BYTEARRAY8, _PREFIX) + 9
+    end = start + array.nbytes - pieces.skipped
     return pieces.text[:start], pieces.text[end:]
 
 

@@ -27,7 +27,7 @@ from vfx_engines.errors import OutputError, shown
 from vfx_engines.spec import Output
 from vfx_runtime.atomic import is_file, new_files, part_path, remove
 from vfx_runtime.claims import Claims
-from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool
+from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool, column_dtype
 from vfx_runtime.image_names import folder_bytes
 from vfx_runtime.inputs import Job
 
@@ -165,7 +165,7 @@ def is_whole(
 def column_types(outputs: Iterable[Output]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name, dtype and shape of a row, of every array that has rows."""
     return {
-        **{output.name: ("<f4", output.row) for output in outputs},
+        **{output.name: (column_dtype(output), output.row) for output in outputs},
         "frame_range": ("<i8", (2,)),
         "timestamps_ms": ("<f8", (2,)),
     }

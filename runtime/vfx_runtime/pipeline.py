@@ -9,6 +9,7 @@ finished slots in the order they were submitted, which keeps the rows of each vi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import queue
 import threading
@@ -18,7 +19,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,9 +33,10 @@ from vfx_runtime.decode import Decoder, Frame
 from vfx_runtime.features import RowSpool
 from vfx_runtime.inputs import Job
 from vfx_runtime.lane import Lane
-from vfx_runtime.laying import Sample, check_alike, windows
+from vfx_runtime.laying import Sample, check_alike, spread, windows
 from vfx_runtime.opening import count_frames, open_video
 from vfx_runtime.preprocess import Preprocess, check_crops, preprocess_for, shared
+from vfx_runtime.resize import FrameError
 from vfx_runtime.sampling import Window, Windows
 from vfx_runtime.stages import DECODE, GATHER, RESIZE, WAIT_SLOT, WAIT_WINDOWS, Stages, timed_alike
 from vfx_runtime.views import Crops, Views, ViewWindows
@@ -98,6 +100,8 @@ class Pipeline:
             next video when they are done with one, so each gets as many as it is fast.
         spool_folder: where rows that outgrow memory go; None for the system's temporary folder.
         stats: to add to; None begins with zeros.
+        total: bring each video to about so many frames, evenly spread, see `vfx_runtime.laying.spread`.
+        float16: keep rows in half precision.
 
     Raises:
         UsageError: engines that do not go together, or that this runtime cannot feed.
@@ -113,6 +117,8 @@ class Pipeline:
         gpu_decoders: int = 0,
         spool_folder: Path | None = None,
         stats: Stats | None = None,
+        total: int | None = None,
+        float16: bool = False,
     ) -> None:
         self.engines = (engines,) if isinstance(engines, Engine) else tuple(engines)
         given = (samplings,) if isinstance(samplings, Sampling) else samplings
@@ -122,6 +128,7 @@ class Pipeline:
         if views is not None:
             for engine in self.engines:
                 check_crops(engine, views.crops)
+        self.total, self.float16 = total, float16
         self.sound = self.engines[0].spec.input.modality == "audio"
         if self.sound:
             check_audio(self.engines[0].spec, self.samplings[0])
@@ -133,8 +140,13 @@ class Pipeline:
 
     @property
     def outputs(self) -> list[Output]:
-        """Of all engines."""
-        return [output for engine in self.engines for output in engine.spec.outputs]
+        """Of all engines, with the dtype that their rows are kept in."""
+        return [output for engine in self.engines for output in self.kept(engine)]
+
+    def kept(self, engine: Engine) -> list[Output]:
+        """The outputs of one engine, likewise."""
+        dtype: Literal["float16", "float32"] = "float16" if self.float16 else "float32"
+        return [dataclasses.replace(output, dtype=dtype) for output in engine.spec.outputs]
 
     def run(self, jobs: Iterable[Job], total: int | None = None) -> Iterator[Result]:
         """Process videos; results come as videos finish, which is nearly their own order.
@@ -193,9 +205,11 @@ class _Run:
         self, pipeline: Pipeline, jobs: Iterable[Job], decoders: Sequence[int | None], threads: int
     ) -> None:
         self._engines = pipeline.engines
+        self._kept = [pipeline.kept(engine) for engine in pipeline.engines]
         self._samplings = pipeline.samplings
         self._views = pipeline.views
         self._crops: Crops = pipeline.views.crops if pipeline.views else 1
+        self._total = pipeline.total
         self._sound = pipeline.sound
         self._stats = pipeline.stats
         self._folder = pipeline._folder
@@ -324,6 +338,8 @@ class _Run:
                     self._process(video, preprocess, gpu)
             except EngineError as error:
                 raise self._fail(error) from error
+            except FrameError as error:
+                video.error = VideoError(f"{shown(video.job.path)}: {error}")
             except VfxError as error:
                 video.error = error
             except _Stopped:
@@ -353,7 +369,7 @@ class _Run:
             if job is None:
                 return None
             with self._slots:
-                rows = [RowSpool(engine.spec.outputs, self._folder) for engine in self._engines]
+                rows = [RowSpool(outputs, self._folder) for outputs in self._kept]
                 video = _Video(self._begun, job, rows)
                 self._open.add(video.number)
                 self._begun += 1
@@ -366,16 +382,19 @@ class _Run:
         job, stages = video.job, self._stats.stages
         opened = open_video if stages is None else stages.timed(DECODE, open_video)
         with closing(opened(job.path, self._threads, gpu, job.images)) as decoder:
-            video.fps = self._samplings[0].fps or decoder.info.fps
+            samplings: Sequence[Sampling] = self._samplings
+            if self._total is not None:
+                samplings = spread(samplings, self._total, decoder.info, shown(job.path))
+            video.fps = samplings[0].fps or decoder.info.fps
             read = decoder if stages is None else stages.decoder(decoder)
             frames = _Counted(read, self._stats, video, self._stop)
-            if self._samplings[0].fps:
+            if samplings[0].fps:
                 frames.longest_shown = _LONGEST_SHOWN
             try:
                 prepares: list[Callable[[Frame], Any]] = [item.prepare for item in shared(preprocess)]
                 if stages is not None:
                     prepares = timed_alike(stages, RESIZE, prepares)
-                planners = self._planners(job, decoder.info.fps)
+                planners = self._planners(job, samplings, decoder.info.fps)
                 laid = windows(frames, planners, prepares)
                 for number, window, samples in laid:
                     for crop in range(self._crops):
@@ -393,19 +412,21 @@ class _Run:
                 )
         if not video.gathered:
             span = planner.span if isinstance(planner, Windows) else 1
-            raise _too_short(video.job, self._engines[0].spec, self._samplings[0], frames.count, span)
+            raise _too_short(video.job, self._engines[0].spec, samplings[0], frames.count, span)
 
-    def _planners(self, job: Job, fps: float) -> list[tuple[Sampling, Windows | ViewWindows]]:
-        timed = self._views or any(item.target_fps for item in self._samplings)
-        if timed and not (fps or self._samplings[0].fps):
+    def _planners(
+        self, job: Job, samplings: Sequence[Sampling], fps: float
+    ) -> list[tuple[Sampling, Windows | ViewWindows]]:
+        timed = self._views or any(item.target_fps for item in samplings)
+        if timed and not (fps or samplings[0].fps):
             raise VideoError(
                 f"{shown(job.path)}: does not say its frame rate, which --target-fps and --views count with: "
                 "re-encode it"
             )
         if self._views is None:
-            return [(item, Windows(item, item.fps or fps)) for item in self._samplings]
+            return [(item, Windows(item, item.fps or fps)) for item in samplings]
         total = count_frames(job.path, job.images)
-        return [(item, ViewWindows(item, self._views, total, fps)) for item in self._samplings]
+        return [(item, ViewWindows(item, self._views, total, fps)) for item in samplings]
 
     def _process_sound(self, video: _Video) -> None:
         def progress(samples: int, share: float) -> None:

@@ -20,6 +20,10 @@ from vfx_engines.spec import Crop, Resize, Transform
 from vfx_runtime.taps import Taps, taps
 
 
+class FrameError(VideoError):
+    """A frame cannot be brought to the engine's input. Its message does not name the video."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FramePlan:
     """How frames of one size come to the pixels of an engine's input. Made by `plan`."""
@@ -114,7 +118,7 @@ def plan(transform: Transform, height: int, width: int) -> FramePlan:
     """The plan for frames of ``height`` x ``width``; the latest sizes are remembered.
 
     Raises:
-        VideoError: a side shrinks to nothing, or the crop is larger than the resized frame.
+        FrameError: a side shrinks to nothing, or the crop is larger than the resized frame.
     """
     return _plan(transform, height, width)
 
@@ -124,12 +128,12 @@ def _plan(transform: Transform, height: int, width: int) -> FramePlan:
     resize, crop = transform.resize, transform.crop
     full = resized_size(resize, height, width) if resize else (height, width)
     if min(full) < 1:
-        raise VideoError(
+        raise FrameError(
             f"frame of {width}x{height} would shrink to {full[1]}x{full[0]}: too narrow for this engine"
         )
     size = (crop.height, crop.width) if crop else full
     if size[0] > full[0] or size[1] > full[1]:
-        raise VideoError(
+        raise FrameError(
             f"frame of {width}x{height} is {full[1]}x{full[0]} once resized, smaller than the "
             f"engine's crop of {size[1]}x{size[0]}: use a larger video"
         )

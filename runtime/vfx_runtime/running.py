@@ -36,6 +36,10 @@ class Task:
     workers: int | None = None
     decoder: DecoderName = "auto"
     views: Views | None = None
+    total: int | None = None
+    """Frames that each video is brought to; see `vfx_runtime.laying.spread`."""
+    float16: bool = False
+    """Save features in half precision."""
     keep: bool = False
     """Give the features of what was written too."""
     measure: bool = False
@@ -117,6 +121,8 @@ def run_here(
                     gpu_decoders=on_gpu,
                     spool_folder=task.output,
                     stats=stats,
+                    total=task.total,
+                    float16=task.float16,
                 )
                 writer = writer_for(pipeline, task.format, task.output, claims)
                 if stats.stages is not None:

@@ -10,11 +10,11 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from vfx_engines.errors import VfxError
+from vfx_engines.errors import VfxError, VideoError, shown
 from vfx_engines.spec import EngineSpec
 from vfx_runtime.inputs import Job
 from vfx_runtime.opening import open_video
-from vfx_runtime.resize import plan
+from vfx_runtime.resize import FrameError, plan
 
 _AT_ONCE = 64
 """Videos that are looked at before the first of them is run."""
@@ -55,6 +55,8 @@ def grouped(jobs: Iterable[Job], specs: Sequence[EngineSpec]) -> Iterator[Group]
         for job in some:
             try:
                 sizes = _sizes(job, specs)
+            except FrameError as error:
+                failed.append((job, VideoError(f"{shown(job.path)}: {error}")))
             except VfxError as error:
                 failed.append((job, error))
             else:
@@ -71,6 +73,12 @@ def _sizes(job: Job, specs: Sequence[EngineSpec]) -> list[Sizes]:
     found = []
     for spec in specs:
         made = plan(spec.transform, height, width)
+        if min(made.out_height, made.out_width) < spec.input.smallest_side:
+            raise FrameError(
+                f"frames of {made.out_width}x{made.out_height}, {spec.model} needs "
+                f"{spec.input.smallest_side} pixels or more on each side: use a larger video, or an engine "
+                f"exported with --resize short:{spec.input.smallest_side}"
+            )
         axes = zip(spec.input.shape[2:4], (made.out_height, made.out_width), strict=False)
         found.append({axis: size for axis, size in axes if isinstance(axis, str)})
     return found

@@ -96,7 +96,7 @@ def open_writer(
     Args:
         format: one of ``FORMATS``.
         output: the output folder; see `vfx_runtime.atomic.prepare_output`.
-        outputs: of the engine's spec.
+        outputs: of the engine's spec, with the dtype that rows are kept in.
         fingerprint: of the spec and the run's settings; a finished output with another is redone.
         claims: of this process on the output folder.
         frames: in a window, which stands in the names of slowfast's files.
@@ -117,6 +117,8 @@ def open_writer(
         case "npy" | "pickle":
             return NpyWriter(output, outputs, claims, format)
         case "slowfast":
+            if any(item.dtype == "float16" for item in outputs):
+                raise UsageError("format 'slowfast' holds float32: leave float16 out, or take another format")
             return SlowFastWriter(output, outputs, claims, frames)
         case "hdf5":
             return Hdf5Writer(output, outputs, fingerprint, claims)

@@ -63,7 +63,8 @@ JSON = """{
    128,
    128,
    128
-  ]
+  ],
+  "smallest_side": 1
  },
  "sampling": {
   "frames": 16,

@@ -114,7 +114,14 @@ def test_the_list_is_a_table_and_json() -> None:
     assert [row["model"] for row in rows] == [model.name for model in catalogue.CATALOGUE]
     i3d = rows[0]
     assert (i3d["model"], i3d["frames"], i3d["input"], i3d["length"]) == ("i3d", 64, "224x224", 1024)
-    assert i3d["checkpoint"].startswith("https://")
+    named = {row["model"]: row for row in rows}
+    assert named["raft_sintel"]["length"] == named["pwc_sintel"]["length"] == "2xheightxwidth"
+    assert (named["slow_8x8_r50"]["frames"], named["slow_8x8_r50"]["stride"]) == (8, 8)
+    assert named["vggish"]["input"] == "audio"
+    assert len(named["i3d_flow_raft"]["checkpoint"].split()) == 2
+    for row in rows:
+        assert all(row[key] for key in ("source", "licence", "frames", "step", "input", "output", "length"))
+        assert all(url.startswith("https://") for url in row["checkpoint"].split())
     table = run("--list")
     assert table.exit_code == 0
     assert "i3d" in table.stdout

@@ -96,6 +96,27 @@ def test_module_shares_what_a_frame_gives_to_two_pairs(name: str) -> None:
     assert relative(together.numpy(), alone.numpy()) < PARITY["fp32"]
 
 
+@pytest.mark.parametrize("name", ["raft_sintel", "raft_kitti", "pwc_sintel"])
+def test_the_smallest_side_is_the_smallest(name: str) -> None:
+    """The published RAFT gives NaN below 128 pixels; one less than the row says has no pyramid at all."""
+    torch = pytest.importorskip("torch")
+    from vfx_export.catalogue import find
+    from vfx_export.exporting import random_weights
+
+    row = find(name)
+    module = row.network(False).eval()
+    random_weights(module)
+    side = row.smallest_side
+    frames = torch.randint(0, 256, (1, 2, side, side + 2, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        flow = module(frames)
+        assert flow.shape == (1, 1, 2, side, side + 2)
+        assert flow.isfinite().all()
+        if side > 1:
+            with pytest.raises(RuntimeError, match="too small"):
+                module(frames[:, :, 1:])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "side"), [("raft_6f", None), ("raft_6f_side128", "short:128")])
 def test_flow_of_a_video_is_that_of_video_features(

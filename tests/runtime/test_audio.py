@@ -48,7 +48,9 @@ def apart(windows: list[SoundWindow], layout: str) -> float:
 KINDS: list[tuple[str, str, int, str, str | None, float]] = [
     ("a.wav", "pcm_s16le", 16_000, "mono", None, RESAMPLED_TONE),
     ("a.wav", "pcm_s16le", 11_025, "mono", None, RESAMPLED_TONE),
+    ("a.wav", "pcm_s16le", 8_000, "mono", None, RESAMPLED_TONE),
     ("a.wav", "pcm_s24le", 44_100, "5.1", None, RESAMPLED_TONE),
+    ("a.wav", "pcm_s24le", 48_000, "7.1", None, RESAMPLED_TONE),
     ("a.wav", "pcm_f32le", 96_000, "stereo", None, RESAMPLED_TONE),
     ("a.wav", "pcm_u8", 8_000, "stereo", None, 1e-2),  # 8 bits
     ("a.aiff", "pcm_s16be", 44_100, "stereo", None, RESAMPLED_TONE),
@@ -56,9 +58,11 @@ KINDS: list[tuple[str, str, int, str, str | None, float]] = [
     ("a.flac", "flac", 48_000, "stereo", None, RESAMPLED_TONE),
     ("a.flac", "flac", 44_100, "mono", "s32", RESAMPLED_TONE),
     ("a.mka", "flac", 8_000, "5.1", None, RESAMPLED_TONE),
+    ("a.flac", "flac", 48_000, "7.1", "s32", RESAMPLED_TONE),  # 24 bits
     ("a.mp4", "aac", 44_100, "stereo", None, 2e-3),
     ("a.m4a", "aac", 8_000, "mono", None, 2e-3),
     ("a.mp4", "aac", 48_000, "5.1", None, 0.15),  # the encoder cuts the low-frequency channel
+    ("a.mp4", "aac", 48_000, "7.1", None, 0.15),  # likewise
     ("a.mkv", "ac3", 48_000, "5.1", None, 2e-2),
     ("a.mp3", "libmp3lame", 44_100, "stereo", None, 0.06),  # LAME encodes 5 % more softly
     ("a.mp3", "libmp3lame", 8_000, "mono", None, 0.06),

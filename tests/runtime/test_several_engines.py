@@ -190,3 +190,72 @@ def test_a_video_that_cannot_be_looked_at_fails_alone(tmp_path: Path, videos: li
 
     assert "No such file" in str(found["absent"].error)
     assert found["v0"].features is not None
+
+
+def test_a_size_that_changes_within_a_video(tmp_path: Path, videos: list[Path]) -> None:
+    """For an engine of the video's own size it is the end of that video, with a reason; others go on."""
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    small, large = (
+        make_video(tmp_path / f"{width}.264", width=width, height=32, frames=7) for width in (48, 64)
+    )
+    joined = tmp_path / "joined.264"
+    joined.write_bytes(small.read_bytes() + large.read_bytes())
+    done = vfx_run("--engine", engine, joined, videos[1], "--output", tmp_path / "out")
+
+    assert done.exit_code == 1
+    assert set(failures(tmp_path / "out")) == {"joined"}
+    assert "joined.264: a frame of 64x32 gives 64x32, the first one gave 48x32" in done.stderr
+    np.testing.assert_array_equal(
+        read_features(tmp_path / "out" / "v1.npz").arrays["flow"], tiny_flow(decoded(videos[1]))
+    )
+    # Brought to one size, it has a row for each pair, that of the seam too.
+    exact = tiny_flow_engine(tmp_path / "exact.onnx", Transform(Resize("exact", 16, 24)))
+    assert extract(joined, exact).arrays["flow"].shape == (13, 2, 16, 24)
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 2), (18, 34), (63, 47), (101, 35)])
+def test_odd_and_tiny_sizes_give_their_pairs(tmp_path: Path, width: int, height: int) -> None:
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    video = make_video(tmp_path / "a.mkv", codec="ffv1", width=width, height=height, frames=4)
+    np.testing.assert_array_equal(extract(video, engine).arrays["flow"], tiny_flow(decoded(video)))
+
+
+def test_frames_smaller_than_the_network_takes_fail_alone(tmp_path: Path, videos: list[Path]) -> None:
+    engine = tiny_flow_engine(tmp_path / "flow.onnx", smallest_side=31)
+    done = vfx_run("--engine", engine, *videos[:2], "--output", tmp_path / "out")
+
+    assert done.exit_code == 1
+    assert set(failures(tmp_path / "out")) == {"v0"}
+    assert "v0.mp4: frames of 40x30, tiny_flow needs 31 pixels or more on each side" in done.stderr
+    assert files_in(tmp_path / "out") >= {"v1.npz"}
+
+
+@pytest.mark.parametrize("format", ["npz", "npy", "pickle", "hdf5"])
+def test_flow_in_half_precision(tmp_path: Path, videos: list[Path], format: str) -> None:
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    options = ("--engine", engine, videos[0], "--format", format, "--output", tmp_path / "out")
+    done = vfx_run(*options, "--float16")
+
+    assert done.exit_code == 0, done.stderr
+    if format == "npz":
+        flow = read_features(tmp_path / "out" / "v0.npz").arrays["flow"]
+    elif format == "hdf5":
+        import h5py
+
+        with h5py.File(tmp_path / "out" / "features.h5") as file:
+            flow = file["v0/flow"][:]
+    else:
+        suffix = "npy" if format == "npy" else "pkl"
+        flow = np.load(tmp_path / "out" / f"v0_flow.{suffix}", allow_pickle=True)
+    assert flow.dtype == np.float16
+    # Differences of whole grey levels: half precision holds them exactly.
+    np.testing.assert_array_equal(flow, tiny_flow(decoded(videos[0])))
+    assert "1 were done before" in vfx_run(*options, "--float16").stderr
+    assert "0 were done before" in vfx_run(*options).stderr
+
+
+def test_half_precision_where_it_has_no_place(tmp_path: Path, videos: list[Path]) -> None:
+    engine = tiny_engine(tmp_path / "tiny.onnx")
+    done = vfx_run("--engine", engine, videos[0], "--format", "slowfast", "--float16")
+    assert done.exit_code == 2
+    assert "holds float32" in done.stderr

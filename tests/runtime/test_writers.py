@@ -214,21 +214,23 @@ def test_reading_what_is_no_feature_file_is_one_line(tmp_path, damage):
         read_features(tmp_path / "y.npz")
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("rgb", np.float64), ("vggish", np.float32)])
 @pytest.mark.parametrize(("format", "suffix"), [("npy", "npy"), ("pickle", "pkl")])
-def test_npy_and_pickle_are_what_video_features_writes(tmp_path, writer, job, format, suffix):
+def test_npy_and_pickle_are_what_video_features_writes(tmp_path, writer, job, format, suffix, name, dtype):
     def load(path):
         if suffix == "npy":
             return np.load(path, allow_pickle=False)
         return pickle.loads(path.read_bytes())
 
     out = tmp_path / "out/sub"
-    outputs = (Output("rgb", (8,)),)
+    outputs = (Output(name, (8,)),)
     with spool(5, outputs=outputs) as rows:
         writer(format, outputs=outputs).write(job, rows, FPS, META)
-        expected = rows.outputs["rgb"].array()
-    assert everything(out) == {f"a_{key}.{suffix}" for key in ("rgb", "fps", "timestamps_ms")}
-    rgb, fps, times = (load(out / f"a_{key}.{suffix}") for key in ("rgb", "fps", "timestamps_ms"))
-    assert [array.dtype for array in (rgb, fps, times)] == [np.float64] * 3
+        expected = rows.outputs[name].array()
+    assert writer(format, outputs=outputs).is_done(job)
+    assert everything(out) == {f"a_{key}.{suffix}" for key in (name, "fps", "timestamps_ms")}
+    rgb, fps, times = (load(out / f"a_{key}.{suffix}") for key in (name, "fps", "timestamps_ms"))
+    assert [array.dtype for array in (rgb, fps, times)] == [dtype, np.float64, np.float64]
     assert type(rgb) is np.ndarray
     np.testing.assert_array_equal(rgb, expected)
     rgb[0] = 0
@@ -236,7 +238,7 @@ def test_npy_and_pickle_are_what_video_features_writes(tmp_path, writer, job, fo
     assert times.tolist() == [999.5, 1999.5, 2999.5, 3999.5, 4999.5]
     with spool(0, outputs=outputs) as rows:
         writer(format, outputs=outputs).write(job, rows, FPS, META)
-    assert load(out / f"a_rgb.{suffix}").shape == (0,)
+    assert load(out / f"a_{name}.{suffix}").shape == (0,)
     assert load(out / f"a_timestamps_ms.{suffix}").shape == (0,)
     assert writer(format, outputs=outputs).is_done(job)
 

@@ -28,6 +28,7 @@ def _row(name: str, trained_on: str, git_blob: str) -> Model:
         feature=Output("raft", (PAIRS, 2, "height", "width"), per="pair"),
         labels=None,
         overlap=1,
+        smallest_side=57,  # padded to 64, an eighth of which the pyramid halves to one pixel
     )
 
 
