@@ -66,8 +66,10 @@ if TYPE_CHECKING:
 @click.option("--frames", type=int, metavar="N", help="Frames of a window, if not the model's own.")
 @click.option(
     "--resize",
-    metavar="short:N|long:N",
-    help="Optical flow: bring a side of the frames to N pixels first.  [default: the video's own size]",
+    metavar="short:N|long:N|squash",
+    help="Optical flow: bring a side of the frames to N pixels first.  [default: the video's own size]  "
+    "Others: squash brings whole frames to the input's size, as slowfast_feature_extractor does, instead of "
+    "cutting it from the middle.",
 )
 @click.option("--head", is_flag=True, help="Give the classifier's logits too, with their labels.")
 @click.option(

@@ -110,19 +110,29 @@ class Model:
         return dataclasses.replace(self.sampling, frames=frames + self.overlap, step=step)
 
     def resized(self, text: str) -> Model:
-        """This row with its frames brought to another size first: ``short:256`` or ``long:512``.
+        """This row with its frames brought to size in another way: ``short:256``, ``long:512`` or ``squash``.
 
-        The side that is named gets so many pixels and the other one what keeps the shape, rounded down;
-        bilinear with antialiasing, as video_features' ``side_size``.
+        Of a network that takes any size, the side that is named gets so many pixels and the other one what keeps
+        the shape, rounded down; bilinear with antialiasing, as video_features' ``side_size``. Of one that
+        takes one size, whole frames are brought to that, whatever their shape, by OpenCV's
+        ``INTER_LINEAR``, as slowfast_feature_extractor does.
 
         Raises:
             UsageError: the network takes one size only, or the text is none of these.
         """
-        if self.transform.crop is not None or self.transform.resize is not None:
-            raise UsageError(f"--resize {text}: {self.name} takes frames of one size, which its row says")
+        crop = self.transform.crop
+        if text == "squash":
+            if crop is None:
+                raise UsageError(f"--resize squash: {self.name} has no size to bring frames to")
+            resize = Resize("exact", crop.height, crop.width, "opencv_linear", antialias=False)
+            return dataclasses.replace(self, transform=Transform(resize, crop))
+        if crop is not None or self.transform.resize is not None:
+            raise UsageError(
+                f"--resize {text}: {self.name} takes frames of one size, which its row says, or squash"
+            )
         side, _, number = text.partition(":")
         if side not in ("short", "long") or not number.isdecimal() or not 0 < int(number) < 10_000:
-            raise UsageError(f"--resize {text}: expected short:PIXELS or long:PIXELS")
+            raise UsageError(f"--resize {text}: expected short:PIXELS, long:PIXELS or squash")
         rule: Literal["short_side", "long_side"] = "short_side" if side == "short" else "long_side"
         size = int(number)
         resize = Resize(rule, size, size, "bilinear", antialias=True, other_side="truncate")

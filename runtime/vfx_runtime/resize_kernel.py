@@ -189,7 +189,7 @@ def _filter(
 
 
 def compiled(function: Callable[..., None], signature: Any) -> Callable[..., None]:
-    """The machine code of a function for one signature, from the folder where numba keeps it if it is there."""
+    """The machine code of a function for one signature, from where numba keeps it if it is there."""
 
     def compile_(cache: bool) -> Callable[..., None]:
         build = numba.njit(signature, nogil=True, cache=cache, error_model="numpy")
