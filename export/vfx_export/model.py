@@ -112,9 +112,9 @@ class Model:
     def resized(self, text: str) -> Model:
         """This row with its frames brought to size in another way: ``short:256``, ``long:512`` or ``squash``.
 
-        Of a network that takes any size, the side that is named gets so many pixels and the other one what keeps
-        the shape, rounded down; bilinear with antialiasing, as video_features' ``side_size``. Of one that
-        takes one size, whole frames are brought to that, whatever their shape, by OpenCV's
+        Of a network that takes any size, the side that is named gets so many pixels and the other one what
+        keeps the shape, rounded down; bilinear with antialiasing, as video_features' ``side_size``. Of one
+        that takes one size, whole frames are brought to that, whatever their shape, by OpenCV's
         ``INTER_LINEAR``, as slowfast_feature_extractor does.
 
         Raises:

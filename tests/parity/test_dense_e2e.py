@@ -81,5 +81,5 @@ def test_squash_brings_whole_frames_to_the_size_of_the_input() -> None:
     assert changed.input(32) == row.input(32)
     with pytest.raises(UsageError, match="--resize squash: raft_sintel has no size to bring frames to"):
         find("raft_sintel").resized("squash")
-    with pytest.raises(UsageError, match="slowfast_8x8_r50 takes frames of one size, .* or squash"):
+    with pytest.raises(UsageError, match=r"slowfast_8x8_r50 takes frames of one size, .* or squash"):
         row.resized("short:256")

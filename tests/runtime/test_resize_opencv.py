@@ -1,4 +1,4 @@
-"""``opencv_linear``: OpenCV's pixels, its own on the kit's video and its arithmetic, written out, at any size."""
+"""``opencv_linear``: OpenCV's own pixels on the kit's video, and its arithmetic, written out, at any size."""
 
 from __future__ import annotations
 
