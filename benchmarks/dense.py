@@ -100,7 +100,7 @@ def exported(precision: Precision) -> Path:
     path = FOLDER / f"slowfast_8x8_r50_squash_{precision}.onnx"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        export_model(ROW, path, checkpoint=None, precision=precision)
+        export_model(ROW, path, checkpoint=None, precision=precision, exact_zeros=True)
     return path
 
 

@@ -42,6 +42,7 @@ class Exports:
         seed: int,
         frames: int | None = None,
         head: bool = True,
+        exact_zeros: bool = False,
         **changes: Any,
     ) -> Any:
         """Export weights of another seed, or a row with ``changes``; gives the spec."""
@@ -55,6 +56,7 @@ class Exports:
             precision=precision,  # type: ignore[arg-type]
             frames=frames,
             head=head,
+            exact_zeros=exact_zeros,
         )
 
     def checkpoint(self, name: str, seed: int = 0) -> Path:

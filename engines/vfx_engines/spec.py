@@ -58,6 +58,8 @@ class Input:
     Frames are RGB: ``["batch", time, height, width, 3]``."""
     blank: tuple[int, ...] = (0, 0, 0)
     """The pixel, or sample, that normalisation brings nearest to zero: ``edges: zeros`` pads with it."""
+    exact_zeros: bool = False
+    """Whether the graph takes a frame that is ``blank`` throughout for zeros after normalisation."""
 
     def __post_init__(self) -> None:
         _check_name("input", self.name)

@@ -71,6 +71,12 @@ if TYPE_CHECKING:
     "Others: squash brings whole frames to the input's size, as slowfast_feature_extractor does, instead of "
     "cutting it from the middle.",
 )
+@click.option(
+    "--exact-zeros",
+    is_flag=True,
+    help="PySlowFast's ResNets and SlowFasts, onnx: frames outside a video (vfx-run --tail zeros) are zeros "
+    "to the network, and not the nearest grey.",
+)
 @click.option("--head", is_flag=True, help="Give the classifier's logits too, with their labels.")
 @click.option(
     "--pca",
@@ -156,6 +162,7 @@ def _run(
     output: Path,
     frames: int | None,
     resize: str | None,
+    exact_zeros: bool,
     head: bool,
     pca: Path | None,
     list_: bool,
@@ -185,7 +192,9 @@ def _run(
         raise UsageError("give --model NAME (--list shows them) or --module FILE.py:FACTORY")
     if (module is None) != (spec is None):
         raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
-    if module is not None and (checkpoints or random_weights or frames or resize or head or pca):
+    if module is not None and (
+        checkpoints or random_weights or frames or resize or exact_zeros or head or pca
+    ):
         raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
     settings = BuildSettings(
         tuple(batch(text) for text in batches) or ((1, 8, 8),),
@@ -196,6 +205,10 @@ def _run(
     )
     missing = missing_for_plan(format_, output)
     target = Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
+    if target.settings and exact_zeros:
+        raise UsageError(
+            "--exact-zeros is for .onnx files: TensorRT computes nothing on bytes, --format onnx does"
+        )
     if target.settings and precision == "bf16":
         raise UsageError("--precision bf16 is for CPUs: a plan takes fp16 or fp32")
     if module is not None:
@@ -208,7 +221,7 @@ def _run(
         target = target.for_network(find(model))
     usual: Precision = "fp16" if target.settings else "fp32"
     return _export_catalogue(
-        model, checkpoints, random_weights, precision or usual, target, frames, resize, head, pca
+        model, checkpoints, random_weights, precision or usual, target, frames, resize, exact_zeros, head, pca
     )
 
 
@@ -220,6 +233,7 @@ def _export_catalogue(
     target: Target,
     frames: int | None,
     resize: str | None,
+    exact_zeros: bool,
     head: bool,
     pca: Path | None,
 ) -> Path:
@@ -260,6 +274,7 @@ def _export_catalogue(
                 frames=frames,
                 head=head,
                 pca=pca,
+                exact_zeros=exact_zeros,
                 stage=lambda stage: progress.update(task, description=stage),
             ),
             progress,

@@ -19,6 +19,7 @@ from vfx_engines.errors import OutputError, UsageError, shown
 from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import EngineSpec, Output, Precision, Weights
 from vfx_engines.versions import vfx_version
+from vfx_export.backbones.video_resnet import Stem
 from vfx_export.catalogue import catalogue_shapes
 from vfx_export.checkpoints import read_with_config
 from vfx_export.fitting import load_into
@@ -109,6 +110,7 @@ def export_model(
     head: bool = False,
     seed: int = 0,
     pca: Path | None = None,
+    exact_zeros: bool = False,
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export a catalogue model.
@@ -123,11 +125,12 @@ def export_model(
         head: give the classifier's logits as a second output.
         seed: of random weights.
         pca: parameters of the published post-processing, whose result becomes an output too (VGGish).
+        exact_zeros: frames that are ``spec.input.blank`` throughout are zeros to the network.
         stage: progress.
 
     Raises:
-        UsageError: the network cannot take ``frames``, has no head or post-processing, or is made of another
-            number of files.
+        UsageError: the network cannot take ``frames``, has no such head, post-processing or zeros, or is
+            made of another number of files.
         CheckpointError: the weights or the parameters are not this model's.
         ExportError: see `export_module`.
     """
@@ -141,6 +144,8 @@ def export_model(
         weights = Weights("random", None, "none", f"random, seed {seed}")
     else:
         module, weights = _load(model, head, [checkpoint] if isinstance(checkpoint, Path) else checkpoint)
+    if exact_zeros:
+        _zero_blank_frames(module, model.name)
     quantised: tuple[str, ...] = ()
     if pca is not None:
         quantiser = model.postprocessed(module, pca)
@@ -151,7 +156,7 @@ def export_model(
         model=model.name,
         weights=weights,
         precision=precision,
-        input=model.input(sampling.frames),
+        input=dataclasses.replace(model.input(sampling.frames), exact_zeros=exact_zeros),
         sampling=sampling,
         transform=model.transform,
         outputs=outputs,
@@ -215,6 +220,14 @@ def random_weights(module: nn.Module, seed: int = 0) -> None:
             scale = part.get_submodule(path).weight
             assert isinstance(scale, Tensor)
             nn.init.constant_(scale, 0.25)
+
+
+def _zero_blank_frames(module: nn.Module, name: str) -> None:
+    stems = [part for part in module.modules() if isinstance(part, Stem)]
+    if not stems:
+        raise UsageError(f"--exact-zeros: {name} has none; those of PySlowFast's ResNets and SlowFasts do")
+    for stem in stems:
+        stem.exact_zeros = True
 
 
 def _sha256(path: Path) -> str:

@@ -62,7 +62,8 @@ JSON = """{
    128,
    128,
    128
-  ]
+  ],
+  "exact_zeros": false
  },
  "sampling": {
   "frames": 16,
