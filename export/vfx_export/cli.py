@@ -249,6 +249,8 @@ def _export_catalogue(
         model = model.resized(resize)
     if head:
         model.logits()
+    if exact_zeros and model.zero_blanks is None:
+        raise UsageError(f"--exact-zeros: {name} has none, PySlowFast's ResNets and SlowFasts do")
     if pca is not None and model.postprocess is None:
         raise UsageError(f"--pca: {name} has no published post-processing")
     target.path(name)

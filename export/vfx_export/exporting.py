@@ -19,7 +19,6 @@ from vfx_engines.errors import OutputError, UsageError, shown
 from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import EngineSpec, Output, Precision, Weights
 from vfx_engines.versions import vfx_version
-from vfx_export.backbones.video_resnet import Stem
 from vfx_export.catalogue import catalogue_shapes
 from vfx_export.checkpoints import read_with_config
 from vfx_export.fitting import load_into
@@ -145,7 +144,7 @@ def export_model(
     else:
         module, weights = _load(model, head, [checkpoint] if isinstance(checkpoint, Path) else checkpoint)
     if exact_zeros:
-        _zero_blank_frames(module, model.name)
+        model.with_exact_zeros(module)
     quantised: tuple[str, ...] = ()
     if pca is not None:
         quantiser = model.postprocessed(module, pca)
@@ -220,14 +219,6 @@ def random_weights(module: nn.Module, seed: int = 0) -> None:
             scale = part.get_submodule(path).weight
             assert isinstance(scale, Tensor)
             nn.init.constant_(scale, 0.25)
-
-
-def _zero_blank_frames(module: nn.Module, name: str) -> None:
-    stems = [part for part in module.modules() if isinstance(part, Stem)]
-    if not stems:
-        raise UsageError(f"--exact-zeros: {name} has none; those of PySlowFast's ResNets and SlowFasts do")
-    for stem in stems:
-        stem.exact_zeros = True
 
 
 def _sha256(path: Path) -> str:

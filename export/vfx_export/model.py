@@ -88,6 +88,8 @@ class Model:
     network_of: Callable[[Mapping[str, tuple[int, ...]], bool], nn.Module] | None = None
     """As ``network``, for a checkpoint of these keys and shapes: where published files differ in structure.
     Of a network of one part."""
+    zero_blanks: Callable[[nn.Module], None] | None = None
+    """Makes a network take frames that are ``blank`` throughout for zeros after normalisation."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
@@ -161,6 +163,16 @@ class Model:
         if self.postprocess is None:
             raise UsageError(f"--pca: {self.name} has no published post-processing")
         return self.postprocess(module, parameters)
+
+    def with_exact_zeros(self, module: nn.Module) -> None:
+        """Let ``module`` take frames that are ``blank`` throughout for zeros after normalisation.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        if self.zero_blanks is None:
+            raise UsageError(f"--exact-zeros: {self.name} has none, PySlowFast's ResNets and SlowFasts do")
+        self.zero_blanks(module)
 
     def input(self, frames: int) -> Input:
         """The engine's input for windows of ``frames`` frames, or samples."""

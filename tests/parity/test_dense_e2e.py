@@ -83,3 +83,29 @@ def test_squash_brings_whole_frames_to_the_size_of_the_input() -> None:
         find("raft_sintel").resized("squash")
     with pytest.raises(UsageError, match=r"slowfast_8x8_r50 takes frames of one size, .* or squash"):
         row.resized("short:256")
+
+
+def test_frames_that_are_blank_throughout_are_zeros_and_no_others() -> None:
+    torch = pytest.importorskip("torch")
+    from vfx_export.backbones.pixels import normalised, normalised_with_zeros
+
+    frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 6, 5, 7, 3), np.uint8))
+    frames[:, 1:4] = 115
+    frames[0, 2, 4, 6, 2] = 114
+    frames[1, 3, 0, 0, 0] = 116
+    frames[0, 4] = 114
+    made = normalised_with_zeros(frames, 0.45, 0.225, 115)
+    zeros = torch.zeros(2, 6, dtype=torch.bool)
+    zeros[0, [1, 3]] = zeros[1, [1, 2]] = True
+    assert (made[zeros] == 0).all()
+    usual = normalised(frames, (0.45,) * 3, (0.225,) * 3)
+    torch.testing.assert_close(made[~zeros], usual[~zeros], rtol=1e-6, atol=1e-6)
+
+
+def test_networks_without_exact_zeros_say_so() -> None:
+    torch = pytest.importorskip("torch")
+    from vfx_engines.errors import UsageError
+    from vfx_export.catalogue import find
+
+    with pytest.raises(UsageError, match="--exact-zeros: x3d_xs has none, PySlowFast's ResNets"):
+        find("x3d_xs").with_exact_zeros(torch.nn.Identity())

@@ -79,6 +79,13 @@ class Stem(nn.Module):
         return F.max_pool3d(F.relu(self.bn(self.conv(x))), (1, 3, 3), (1, 2, 2), (0, 1, 1))
 
 
+def zero_blanks(module: nn.Module) -> None:
+    """Let every stem of a network take blank frames for zeros."""
+    for part in module.modules():
+        if isinstance(part, Stem):
+            part.exact_zeros = True
+
+
 class _Branch(nn.Module):
     """1x1, 3x3 and 1x1 convolutions; the first may span time, the second has the stride."""
 
