@@ -34,7 +34,7 @@ GEOMETRIES: dict[str, tuple[int, int, Transform, Orientation]] = {
     "no antialias": (480, 640, short_side(182, 182, antialias=False), UPRIGHT),
     "exact": (270, 480, Transform(Resize("exact", 171, 128), Crop(112, 112, "centre_floor")), UPRIGHT),
     "OpenCV, larger": (100, 75, Transform(OPENCV), UPRIGHT),
-    "OpenCV, smaller": (241, 323, Transform(OPENCV, Crop(113, 112)), UPRIGHT),
+    "OpenCV, smaller": (242, 323, Transform(OPENCV, Crop(113, 112)), UPRIGHT),
     "unscaled": (256, 340, short_side(256, 224), UPRIGHT),
     "turned": (320, 240, short_side(256, 224), Orientation(transpose=True, flip_x=True)),
     "upside down": (240, 320, short_side(64, 64), Orientation(flip_x=True, flip_y=True)),
