@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from exports import Exports, rows_apart
 from parity_kit import e2e, video
 from run_kit import vfx_run
-from tolerances import DENSE_END_TO_END, TINY
+from tolerances import DENSE_END_TO_END
 from vfx_engines import open_engine, read_spec
 from vfx_engines.spec import Resize
 from vfx_runtime.opening import open_video
@@ -65,7 +65,7 @@ def test_rows_are_those_of_slowfast_feature_extractor(tmp_path: Path, engine: Pa
     middles = [0, 15, 20, 39]
     with open_engine(engine) as opened:
         alone = opened.run(separate_windows(engine, middles, stride))["features"]
-    assert rows_apart(rows[middles], alone) < TINY
+    assert rows_apart(rows[middles], alone) < DENSE_END_TO_END
 
 
 def test_squash_brings_whole_frames_to_the_size_of_the_input() -> None:
