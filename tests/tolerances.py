@@ -68,5 +68,5 @@ AVA_BF16 = 2e-2
 clips apart (0.041). It is the slow pathway's (the fast one's is 2e-3), 101 layers deep; fp16 is within it."""
 
 DENSE_END_TO_END = 1e-5
-"""Rows of windows on every frame against slowfast_feature_extractor's own, and against windows made alone: the
-issue allows 2e-3, measured 4e-7; with the nearest grey outside the video 4e-4."""
+"""Rows of windows on every frame against slowfast_feature_extractor's own, and against windows made alone:
+the issue allows 2e-3, measured 4e-7; with the nearest grey outside the video 4e-4."""
