@@ -34,7 +34,16 @@ class Exports:
         return path
 
     def export(
-        self, path: Path, name: str, precision: str, *, seed: int, frames: int | None = None, **changes: Any
+        self,
+        path: Path,
+        name: str,
+        precision: str,
+        *,
+        seed: int,
+        frames: int | None = None,
+        head: bool = True,
+        exact_zeros: bool = False,
+        **changes: Any,
     ) -> Any:
         """Export weights of another seed, or a row with ``changes``; gives the spec."""
         from vfx_export.catalogue import find
@@ -46,7 +55,8 @@ class Exports:
             checkpoint=self.checkpoint(name, seed),
             precision=precision,  # type: ignore[arg-type]
             frames=frames,
-            head=True,
+            head=head,
+            exact_zeros=exact_zeros,
         )
 
     def checkpoint(self, name: str, seed: int = 0) -> Path:

@@ -27,7 +27,8 @@ METADATA_KEY = "vfx"
 """The ``metadata_props`` key of an ONNX file that holds the spec's JSON."""
 
 Precision = Literal["fp32", "fp16", "bf16"]
-Filter = Literal["bilinear", "bicubic"]
+Filter = Literal["bilinear", "bicubic", "opencv_linear"]
+"""The last one is OpenCV's ``INTER_LINEAR`` of uint8, in its own fixed-point arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Input:
     """The pixel, or sample, that normalisation brings nearest to zero: ``edges: zeros`` pads with it."""
     smallest_side: int = 1
     """Least height and width that the network takes, where those vary."""
+    exact_zeros: bool = False
+    """Whether the graph takes a frame that is ``blank`` throughout for zeros after normalisation."""
 
     def __post_init__(self) -> None:
         _check_name("input", self.name)
@@ -168,6 +171,8 @@ class Resize:
             raise SpecError(f"resize: rule {self.rule} takes one size, found {self.height}x{self.width}")
         if self.rule == "exact" and self.grid != "sides":
             raise SpecError(f"resize: rule exact has no scale, so its grid is 'sides', found {self.grid!r}")
+        if self.filter == "opencv_linear" and (self.antialias or self.grid != "sides"):
+            raise SpecError("resize: OpenCV's filter goes with antialias false and grid 'sides'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,16 @@ if TYPE_CHECKING:
 @click.option("--frames", type=int, metavar="N", help="Frames of a window, if not the model's own.")
 @click.option(
     "--resize",
-    metavar="short:N|long:N",
-    help="Optical flow: bring a side of the frames to N pixels first.  [default: the video's own size]",
+    metavar="short:N|long:N|squash",
+    help="Optical flow: bring a side of the frames to N pixels first.  [default: the video's own size]  "
+    "Others: squash brings whole frames to the input's size, as slowfast_feature_extractor does, instead of "
+    "cutting it from the middle.",
+)
+@click.option(
+    "--exact-zeros",
+    is_flag=True,
+    help="PySlowFast's ResNets and SlowFasts, onnx: frames outside a video (vfx-run --tail zeros) are zeros "
+    "to the network, and not the nearest grey.",
 )
 @click.option("--head", is_flag=True, help="Give the classifier's logits too, with their labels.")
 @click.option(
@@ -165,6 +173,7 @@ def _run(
     output: Path,
     frames: int | None,
     resize: str | None,
+    exact_zeros: bool,
     head: bool,
     pca: Path | None,
     text: bool,
@@ -200,7 +209,10 @@ def _run(
         raise UsageError("--vocabulary goes with --text")
     if text and (frames or resize or head or pca or format_ == "plan" or output.suffix == ".plan"):
         raise UsageError("--text takes none of --frames, --resize, --head and --pca, and writes ONNX")
-    if module is not None and (checkpoints or random_weights or frames or resize or head or pca or text):
+    if text and exact_zeros:
+        raise UsageError("--text and --exact-zeros: texts have no frames")
+    given = checkpoints or random_weights or frames or resize or exact_zeros or head or pca or text
+    if module is not None and given:
         raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
     settings = BuildSettings(
         tuple(batch(text) for text in batches) or ((1, 8, 8),),
@@ -211,6 +223,10 @@ def _run(
     )
     missing = "" if text else missing_for_plan(format_, output)
     target = Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
+    if target.settings and exact_zeros:
+        raise UsageError(
+            "--exact-zeros is for .onnx files: TensorRT computes nothing on bytes, --format onnx does"
+        )
     if target.settings and precision == "bf16":
         raise UsageError("--precision bf16 is for CPUs: a plan takes fp16 or fp32")
     if module is not None:
@@ -225,7 +241,7 @@ def _run(
         target = target.for_network(find(model))
     usual: Precision = "fp16" if target.settings else "fp32"
     return _export_catalogue(
-        model, checkpoints, random_weights, precision or usual, target, frames, resize, head, pca
+        model, checkpoints, random_weights, precision or usual, target, frames, resize, exact_zeros, head, pca
     )
 
 
@@ -237,6 +253,7 @@ def _export_catalogue(
     target: Target,
     frames: int | None,
     resize: str | None,
+    exact_zeros: bool,
     head: bool,
     pca: Path | None,
 ) -> Path:
@@ -252,6 +269,8 @@ def _export_catalogue(
         model = model.resized(resize)
     if head:
         model.logits()
+    if exact_zeros and model.zero_blanks is None:
+        raise UsageError(f"--exact-zeros: {name} has none, PySlowFast's ResNets and SlowFasts do")
     if pca is not None and model.postprocess is None:
         raise UsageError(f"--pca: {name} has no published post-processing")
     target.path(name)
@@ -277,6 +296,7 @@ def _export_catalogue(
                 frames=frames,
                 head=head,
                 pca=pca,
+                exact_zeros=exact_zeros,
                 stage=lambda stage: progress.update(task, description=stage),
             ),
             progress,

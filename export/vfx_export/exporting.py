@@ -109,6 +109,7 @@ def export_model(
     head: bool = False,
     seed: int = 0,
     pca: Path | None = None,
+    exact_zeros: bool = False,
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export a catalogue model.
@@ -123,11 +124,12 @@ def export_model(
         head: give the classifier's logits as a second output.
         seed: of random weights.
         pca: parameters of the published post-processing, whose result becomes an output too (VGGish).
+        exact_zeros: frames that are ``spec.input.blank`` throughout are zeros to the network.
         stage: progress.
 
     Raises:
-        UsageError: the network cannot take ``frames``, has no head or post-processing, or is made of another
-            number of files.
+        UsageError: the network cannot take ``frames``, has no such head, post-processing or zeros, or is
+            made of another number of files.
         CheckpointError: the weights or the parameters are not this model's.
         ExportError: see `export_module`.
     """
@@ -141,6 +143,8 @@ def export_model(
         weights = Weights("random", None, "none", f"random, seed {seed}")
     else:
         module, weights = _load(model, head, [checkpoint] if isinstance(checkpoint, Path) else checkpoint)
+    if exact_zeros:
+        model.with_exact_zeros(module)
     quantised: tuple[str, ...] = ()
     if pca is not None:
         quantiser = model.postprocessed(module, pca)
@@ -151,7 +155,7 @@ def export_model(
         model=model.name,
         weights=weights,
         precision=precision,
-        input=model.input(sampling.frames),
+        input=dataclasses.replace(model.input(sampling.frames), exact_zeros=exact_zeros),
         sampling=sampling,
         transform=model.transform,
         outputs=outputs,

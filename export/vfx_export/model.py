@@ -109,6 +109,8 @@ class Model:
     """Of models that compare pictures with texts."""
     smallest_side: int = 1
     """See `vfx_engines.spec.Input.smallest_side`."""
+    zero_blanks: Callable[[nn.Module], None] | None = None
+    """Makes a network take frames that are ``blank`` throughout for zeros after normalisation."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
@@ -131,19 +133,29 @@ class Model:
         return dataclasses.replace(self.sampling, frames=frames + self.overlap, step=step)
 
     def resized(self, text: str) -> Model:
-        """This row with its frames brought to another size first: ``short:256`` or ``long:512``.
+        """This row with its frames brought to size in another way: ``short:256``, ``long:512`` or ``squash``.
 
-        The side that is named gets so many pixels and the other one what keeps the shape, rounded down;
-        bilinear with antialiasing, as video_features' ``side_size``.
+        Of a network that takes any size, the side that is named gets so many pixels and the other one what
+        keeps the shape, rounded down; bilinear with antialiasing, as video_features' ``side_size``. Of one
+        that takes one size, whole frames are brought to that, whatever their shape, by OpenCV's
+        ``INTER_LINEAR``, as slowfast_feature_extractor does.
 
         Raises:
             UsageError: the network takes one size only, or the text is none of these.
         """
-        if self.transform.crop is not None or self.transform.resize is not None:
-            raise UsageError(f"--resize {text}: {self.name} takes frames of one size, which its row says")
+        crop = self.transform.crop
+        if text == "squash":
+            if crop is None:
+                raise UsageError(f"--resize squash: {self.name} has no size to bring frames to")
+            resize = Resize("exact", crop.height, crop.width, "opencv_linear", antialias=False)
+            return dataclasses.replace(self, transform=Transform(resize, crop))
+        if crop is not None or self.transform.resize is not None:
+            raise UsageError(
+                f"--resize {text}: {self.name} takes frames of one size, which its row says, or squash"
+            )
         side, _, number = text.partition(":")
         if side not in ("short", "long") or not number.isdecimal() or not 0 < int(number) < 10_000:
-            raise UsageError(f"--resize {text}: expected short:PIXELS or long:PIXELS")
+            raise UsageError(f"--resize {text}: expected short:PIXELS, long:PIXELS or squash")
         rule: Literal["short_side", "long_side"] = "short_side" if side == "short" else "long_side"
         size = int(number)
         resize = Resize(rule, size, size, "bilinear", antialias=True, other_side="truncate")
@@ -172,6 +184,16 @@ class Model:
         if self.postprocess is None:
             raise UsageError(f"--pca: {self.name} has no published post-processing")
         return self.postprocess(module, parameters)
+
+    def with_exact_zeros(self, module: nn.Module) -> None:
+        """Let ``module`` take frames that are ``blank`` throughout for zeros after normalisation.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        if self.zero_blanks is None:
+            raise UsageError(f"--exact-zeros: {self.name} has none, PySlowFast's ResNets and SlowFasts do")
+        self.zero_blanks(module)
 
     def input(self, frames: int) -> Input:
         """The engine's input for windows of ``frames`` frames, or samples."""

@@ -1,4 +1,4 @@
-"""Resize and crop of decoded frames, to the bit as Pillow does it, through tables of filter taps.
+"""Resize and crop of decoded frames, to the bit as Pillow or OpenCV do it, through tables of filter taps.
 
 The tables hold the cropped part only. Columns are filtered first and rounded to uint8, then rows.
 Pillow 13 filters rows first where a frame is much taller than wide and shrinks, which moves pixels
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from vfx_engines.errors import VideoError
 from vfx_engines.spec import Crop, Resize, Transform
-from vfx_runtime.taps import Taps, taps
+from vfx_runtime.taps import Taps, opencv_taps, taps
 
 
 class FrameError(VideoError):
@@ -41,6 +41,8 @@ class FramePlan:
     out_width: int
     rows: Taps
     columns: Taps
+    opencv: bool = False
+    """Whether the tables are those of `vfx_runtime.taps.opencv_taps`."""
 
     @property
     def unscaled(self) -> bool:
@@ -68,23 +70,19 @@ class FramePlan:
             bottom, right = self.top + self.out_height, self.left + self.out_width
             np.copyto(out, rgb[self.top : bottom, self.left : right])
             return
+        flat, line = _flat(rgb)
+        tables = self.columns.start, self.columns.weight, self.rows.start, self.rows.weight
         # Here, not above: numba's import is time that a command which only prints help need not take.
+        if self.opencv:
+            from vfx_runtime.resize_opencv import filter_frame_opencv
+
+            filter_frame_opencv(flat, line, self.height, *tables, out.reshape(-1))
+            return
         from vfx_runtime.resize_kernel import filter_frame, scratch_size
 
         first, end = self.rows.span
-        flat, line = _flat(rgb)
-        filter_frame(
-            flat,
-            line,
-            self.width,
-            self.height,
-            self.columns.start,
-            self.columns.weight,
-            self.rows.start,
-            self.rows.weight,
-            _scratch.of(scratch_size(self.width, self.out_width, end - first)),
-            out.reshape(-1),
-        )
+        scratch = _scratch.of(scratch_size(self.width, self.out_width, end - first))
+        filter_frame(flat, line, self.width, self.height, *tables, scratch, out.reshape(-1))
 
 
 class _Scratch(threading.local):
@@ -138,10 +136,17 @@ def _plan(transform: Transform, height: int, width: int) -> FramePlan:
             f"engine's crop of {size[1]}x{size[0]}: use a larger video"
         )
     top, left = (_offset(crop, *pair) for pair in zip(full, size, strict=True))
-    method = (resize.filter, resize.antialias) if resize else ("bilinear", True)
-    scale = None
-    if resize and resize.grid == "scale":
-        scale = 1 / _scale(resize, height, width)
+    opencv = resize is not None and resize.filter == "opencv_linear"
+    if opencv:
+        rows = opencv_taps(height, full[0], top, size[0], rows=True)
+        columns = opencv_taps(width, full[1], left, size[1], rows=False)
+    else:
+        method = (resize.filter, resize.antialias) if resize else ("bilinear", True)
+        scale = None
+        if resize and resize.grid == "scale":
+            scale = 1 / _scale(resize, height, width)
+        rows = taps(height, full[0], top, size[0], *method, scale)
+        columns = taps(width, full[1], left, size[1], *method, scale)
     return FramePlan(
         height=height,
         width=width,
@@ -151,8 +156,9 @@ def _plan(transform: Transform, height: int, width: int) -> FramePlan:
         left=left,
         out_height=size[0],
         out_width=size[1],
-        rows=taps(height, full[0], top, size[0], *method, scale),
-        columns=taps(width, full[1], left, size[1], *method, scale),
+        rows=rows,
+        columns=columns,
+        opencv=opencv,
     )
 
 

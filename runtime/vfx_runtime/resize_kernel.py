@@ -188,16 +188,12 @@ def _filter(
                 _bytes(scratch, begin + x, 0, pitch, flat, y * count, count, out, y * size + x, 0)
 
 
-def _compiled() -> Callable[..., None]:
-    pixels, starts = types.uint8[::1], types.int32[::1]
-    source = types.Array(types.uint8, 1, "C", readonly=True)
-    taps = (starts, types.int32[:, ::1])
-    index = types.int64
-    signature = types.void(source, index, index, index, *taps, *taps, pixels, pixels)
+def compiled(function: Callable[..., None], signature: Any) -> Callable[..., None]:
+    """The machine code of a function for one signature, from where numba keeps it if it is there."""
 
     def compile_(cache: bool) -> Callable[..., None]:
         build = numba.njit(signature, nogil=True, cache=cache, error_model="numpy")
-        kernel: Callable[..., None] = build(_filter)
+        kernel: Callable[..., None] = build(function)
         return kernel
 
     try:
@@ -207,7 +203,14 @@ def _compiled() -> Callable[..., None]:
         return compile_(cache=False)
 
 
-filter_frame = _compiled()
+_taps = (types.int32[::1], types.int32[:, ::1])
+_source = types.Array(types.uint8, 1, "C", readonly=True)
+_index = types.int64
+
+filter_frame = compiled(
+    _filter,
+    types.void(_source, _index, _index, _index, *_taps, *_taps, types.uint8[::1], types.uint8[::1]),
+)
 """filter_frame(source, line, width, height, column starts, column weights, row starts, row weights,
 scratch, out): compute ``out``, flat uint8 [h * w * 3], from ``source``, flat uint8 whose rows begin
 ``line`` bytes apart. Tap tables as `vfx_runtime.resize.Taps` promises them; nothing is checked.

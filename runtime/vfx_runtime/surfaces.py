@@ -72,6 +72,7 @@ class Geometry(ctypes.Structure):
         ("transpose", ctypes.c_int),
         ("flip_x", ctypes.c_int),
         ("flip_y", ctypes.c_int),
+        ("opencv", ctypes.c_int),
     )
 
 
@@ -158,6 +159,7 @@ def geometry(plan: FramePlan, turn: Orientation) -> Geometry:
         transpose=turn.transpose,
         flip_x=turn.flip_x,
         flip_y=turn.flip_y,
+        opencv=plan.opencv,
     )
 
 

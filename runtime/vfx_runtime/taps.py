@@ -4,7 +4,7 @@ A table is computed once per source size and is all that a kernel, on a CPU or o
 
 Source of the arithmetic: Pillow's Resample.c (antialiased: the filter widens as the frame
 shrinks), PyTorch's ``F.interpolate(align_corners=False)`` (not antialiased: 2 or 4 taps at any
-scale).
+scale), OpenCV's ``cv::resize`` of 8-bit pixels (``opencv_linear``: 2 taps at any scale).
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from vfx_engines.spec import Filter
 BITS = 22
 """Fraction bits of a weight, as Pillow has it: 32 less 8 for the pixel, 2 for bicubic's overshoot."""
 
+OPENCV_BITS = 11
+"""Fraction bits of a weight of ``opencv_linear``."""
+
 _FloatArray = npt.NDArray[np.float64]
 
 
@@ -26,7 +29,8 @@ _FloatArray = npt.NDArray[np.float64]
 class Taps:
     """One axis of a resize: output i is the sum over j of ``weight[i, j] * source[start[i] + j]``.
 
-    The sum has `BITS` fraction bits; it is rounded (half up) and clamped to 0..255.
+    The sum has `BITS` fraction bits; it is rounded (half up) and clamped to 0..255. Tables of `opencv_taps`
+    are read otherwise, as it says.
     """
 
     start: npt.NDArray[np.int32]
@@ -70,6 +74,29 @@ def taps(
         start, weight = _torch(source, scale, output, filter)
     fixed = np.trunc(weight * (1 << BITS) + np.where(weight < 0, -0.5, 0.5)).astype(np.int32)
     return _packed(source, start, fixed)
+
+
+def opencv_taps(source: int, resized: int, first: int, count: int, *, rows: bool) -> Taps:
+    """The table of one axis for ``opencv_linear``; arguments as for `taps`.
+
+    Weights have `OPENCV_BITS` fraction bits. A row's sum is kept as whole numbers without its last 4 bits;
+    each of its products with the weight of a row loses 16 bits, two are added, and their sum is rounded
+    to a quarter (half up). So a frame's edge is not the same as one tap of both weights: tables of rows have
+    2 taps always, start at -1 and end one row behind the frame, where its first and last row stand.
+    """
+    # In these steps and in float32, as OpenCV rounds.
+    scale = 1.0 / (resized / source)
+    centre = ((np.arange(first, first + count) + 0.5) * scale - 0.5).astype(np.float32)
+    below = np.floor(centre)
+    share = centre - below
+    start = below.astype(np.int64)
+    if not rows:
+        outside = (start < 0) | (start >= source - 1)
+        share = np.where(outside, np.float32(0), share)
+        start = np.clip(start, 0, source - 1)
+    one = np.float32(1 << OPENCV_BITS)
+    weight = np.stack([np.rint((1 - share) * one), np.rint(share * one)], axis=1).astype(np.int32)
+    return Taps(start.astype(np.int32), weight) if rows else _packed(source, start, weight)
 
 
 def _pillow(

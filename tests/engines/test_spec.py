@@ -64,7 +64,8 @@ JSON = """{
    128,
    128
   ],
-  "smallest_side": 1
+  "smallest_side": 1,
+  "exact_zeros": false
  },
  "sampling": {
   "frames": 16,

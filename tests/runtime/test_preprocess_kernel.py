@@ -23,6 +23,7 @@ def short_side(size: int, crop: int, filter: Filter = "bilinear", antialias: boo
     return Transform(Resize("short_side", size, size, filter, antialias), Crop(crop, crop, "centre_floor"))
 
 
+OPENCV = Resize("exact", 120, 132, "opencv_linear", antialias=False)
 GEOMETRIES: dict[str, tuple[int, int, Transform, Orientation]] = {
     "320x240": (240, 320, short_side(256, 224), UPRIGHT),
     "480x360": (360, 480, short_side(256, 224), UPRIGHT),
@@ -32,6 +33,8 @@ GEOMETRIES: dict[str, tuple[int, int, Transform, Orientation]] = {
     "bicubic": (240, 426, short_side(224, 224, "bicubic"), UPRIGHT),
     "no antialias": (480, 640, short_side(182, 182, antialias=False), UPRIGHT),
     "exact": (270, 480, Transform(Resize("exact", 171, 128), Crop(112, 112, "centre_floor")), UPRIGHT),
+    "OpenCV, larger": (100, 75, Transform(OPENCV), UPRIGHT),
+    "OpenCV, smaller": (242, 323, Transform(OPENCV, Crop(113, 112)), UPRIGHT),
     "unscaled": (256, 340, short_side(256, 224), UPRIGHT),
     "turned": (320, 240, short_side(256, 224), Orientation(transpose=True, flip_x=True)),
     "upside down": (240, 320, short_side(64, 64), Orientation(flip_x=True, flip_y=True)),
@@ -120,7 +123,9 @@ def exact(image: NDArray[np.float64], item: FramePlan) -> NDArray[np.float64]:
     def matrix(taps: Taps, size: int) -> NDArray[np.float64]:
         dense = np.zeros((len(taps.start), size + taps.weight.shape[1]))
         for row, (start, weights) in enumerate(zip(taps.start, taps.weight, strict=True)):
-            dense[row, start : start + len(weights)] += weights / 2**22
+            for tap, weight in enumerate(weights):
+                # OpenCV's tables of rows reach one row outside, where its first and last row stand.
+                dense[row, max(start + tap, 0) if tap + start < size else size - 1] += weight / weights.sum()
         return dense[:, :size]
 
     rows, columns = matrix(item.rows, item.height), matrix(item.columns, item.width)
@@ -194,7 +199,7 @@ def test_planes_are_converted_and_resized(
     assert own or np.mean(made != cpu) < 1e-3
     # Rounded to uint8 three times, each by half a level; bicubic's weights add up to 1.5 without their signs.
     never_rounded = exact(displayed(np.clip(rgb, 0, 255), turn), plan_of(name))  # type: ignore[arg-type]
-    assert grey_levels(made, never_rounded) <= (2.5 if name == "bicubic" else 1.55) + (3 if own else 0)
+    assert grey_levels(made, never_rounded) <= (2.5 if name == "bicubic" else 1.6) + (3 if own else 0)
 
 
 def test_frames_go_where_they_are_told(kernels: CpuKernels) -> None:
@@ -227,5 +232,5 @@ def test_structures_are_as_large_as_the_kernel_thinks() -> None:
     from vfx_runtime.surfaces import Taps as Addresses
 
     sizes = [ctypes.sizeof(item) for item in (Surface, Surfaces, Geometry, Colour, Addresses, Frames)]
-    assert sizes == [48, 768, 36, 64, 32, 512]
+    assert sizes == [48, 768, 40, 64, 32, 512]
     assert colour(Convention(), "nv12").red_v == pytest.approx(1.596, abs=1e-3)

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from vfx_export.backbones.non_local import NonLocal, NonLocalBlock
 from vfx_export.backbones.packing import for_stem
-from vfx_export.backbones.pixels import normalised
+from vfx_export.backbones.pixels import normalised, normalised_with_zeros
 from vfx_export.backbones.window_pool import window_mean
 
 MEAN = (0.45, 0.45, 0.45)
 STD = (0.225, 0.225, 0.225)
+BLANK = 115
+"""The level that is nearest to the mean."""
 
 DEPTHS: dict[int, tuple[int, ...]] = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -59,6 +61,8 @@ class Stem(nn.Module):
 
     def __init__(self, path: Pathway) -> None:
         super().__init__()
+        self.exact_zeros = False
+        """Whether blank frames are zeros, and not a quarter of a level above: see `normalised_with_zeros`."""
         t = path.stem
         self.conv = nn.Conv3d(3, path.width, (t, 7, 7), (1, 2, 2), (t // 2, 3, 3), bias=False)
         self.bn: nn.Module = nn.BatchNorm3d(path.width)
@@ -66,9 +70,20 @@ class Stem(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """uint8 ``[batch, time, height, width, 3]`` to ``[batch, width, time, height / 4, width / 4]``."""
         # Before the permutation: engines that compute with channels last then drop it.
-        x = for_stem(self.conv, normalised(frames, MEAN, STD))
+        if self.exact_zeros:
+            x = normalised_with_zeros(frames, MEAN[0], STD[0], BLANK)
+        else:
+            x = normalised(frames, MEAN, STD)
+        x = for_stem(self.conv, x)
         x = x.to(next(self.conv.parameters()).dtype).permute(0, 4, 1, 2, 3)
         return F.max_pool3d(F.relu(self.bn(self.conv(x))), (1, 3, 3), (1, 2, 2), (0, 1, 1))
+
+
+def zero_blanks(module: nn.Module) -> None:
+    """Let every stem of a network take blank frames for zeros."""
+    for part in module.modules():
+        if isinstance(part, Stem):
+            part.exact_zeros = True
 
 
 class _Branch(nn.Module):

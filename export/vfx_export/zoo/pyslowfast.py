@@ -13,7 +13,7 @@ from vfx_engines.spec import Crop, Output, Precision, Resize, Sampling, Transfor
 from vfx_export.backbones.non_local import NonLocal
 from vfx_export.backbones.packing import pack_stem
 from vfx_export.backbones.slowfast import SlowFast
-from vfx_export.backbones.video_resnet import MEAN, STD, Pathway, VideoResNet
+from vfx_export.backbones.video_resnet import BLANK, MEAN, STD, Pathway, VideoResNet, zero_blanks
 from vfx_export.labels import kinetics400
 from vfx_export.model import Download, Model
 from vfx_export.pyslowfast_config import Config
@@ -61,7 +61,7 @@ def _row(
             Resize("short_side", crop, crop, "bilinear", antialias=False, other_side="truncate"),
             Crop(crop, crop, "centre_ceil"),
         ),
-        blank=(115, 115, 115),
+        blank=(BLANK, BLANK, BLANK),
         feature=Output("features", (length,)),
         low_precision=pack_stem,
         labels=kinetics400 if classes == 400 else None,
@@ -75,6 +75,7 @@ def _row(
             **config_says,
         },
         tolerances=tolerances or {},
+        zero_blanks=zero_blanks,
     )
 
 

@@ -3,7 +3,7 @@
 // so nothing here may talk between threads.
 //
 // The arithmetic is that of vfx_runtime.resize and taps: columns are filtered first and rounded to uint8, then rows,
-// with 22-bit weights from the same tap tables. A thread makes one column of STRIP output rows: it reads
+// with 22-bit weights from the same tap tables; or that of OpenCV, see taps.opencv_taps. A thread makes one column of STRIP output rows: it reads
 // each source row once, filters it across, and adds it to the output rows that it belongs to.
 
 typedef unsigned char u8;
@@ -39,6 +39,7 @@ struct Geometry {
     int out_width, out_height;
     int column_taps, row_taps;
     int transpose, flip_x, flip_y;  // displayed (x, y) -> stored: flip, then swap the axes
+    int opencv;                     // weights of 11 bits, columns not rounded, rows one outside the source
 };
 
 // The tap tables of vfx_runtime.resize.FramePlan.
@@ -69,6 +70,17 @@ static __device__ __forceinline__ int to_u8(float value) {
 }
 
 static __device__ __forceinline__ int rounded(int sum) { return clamp_to((sum + (1 << (BITS - 1))) >> BITS, 255); }
+
+// What the columns of a row add up to, what a row adds to an output, and what comes of the sum.
+static __device__ __forceinline__ int across_row(int opencv, int sum) { return opencv ? sum >> 4 : rounded(sum); }
+
+static __device__ __forceinline__ int down(int opencv, int weight, int row) {
+    return opencv ? (weight * row) >> 16 : weight * row;
+}
+
+static __device__ __forceinline__ u8 finished(int opencv, int sum) {
+    return (u8)(opencv ? clamp_to((sum + 2) >> 2, 255) : rounded(sum));
+}
 
 struct Rgb {
     int red, green, blue;
@@ -196,23 +208,27 @@ static __device__ __forceinline__ void resize_strip(
     const int end = taps.row_start[top + rows - 1] + geometry.row_taps;
     const int left = taps.column_start[x];
     const int* across = taps.column_weight + x * geometry.column_taps;
+    const int opencv = geometry.opencv;
     for (int y = taps.row_start[top]; y < end; ++y) {
+        const int from = clamp_to(y, geometry.height - 1);
         int sum_red = 0, sum_green = 0, sum_blue = 0;
         for (int i = 0; i < geometry.column_taps; ++i) {
-            const Rgb rgb = displayed(source, geometry, left + i, y);
+            const Rgb rgb = displayed(source, geometry, left + i, from);
             sum_red += across[i] * rgb.red;
             sum_green += across[i] * rgb.green;
             sum_blue += across[i] * rgb.blue;
         }
-        const int row_red = rounded(sum_red), row_green = rounded(sum_green), row_blue = rounded(sum_blue);
+        const int row_red = across_row(opencv, sum_red);
+        const int row_green = across_row(opencv, sum_green);
+        const int row_blue = across_row(opencv, sum_blue);
 #pragma unroll
         for (int i = 0; i < STRIP; ++i) {
             const int tap = i < rows ? y - taps.row_start[top + i] : -1;
             if (tap >= 0 && tap < geometry.row_taps) {
                 const int weight = taps.row_weight[(top + i) * geometry.row_taps + tap];
-                red[i] += weight * row_red;
-                green[i] += weight * row_green;
-                blue[i] += weight * row_blue;
+                red[i] += down(opencv, weight, row_red);
+                green[i] += down(opencv, weight, row_green);
+                blue[i] += down(opencv, weight, row_blue);
             }
         }
     }
@@ -220,9 +236,9 @@ static __device__ __forceinline__ void resize_strip(
     for (int i = 0; i < STRIP; ++i) {
         if (i < rows) {
             u8* pixel = out + ((long long)(top + i) * geometry.out_width + x) * 3;
-            pixel[0] = (u8)rounded(red[i]);
-            pixel[1] = (u8)rounded(green[i]);
-            pixel[2] = (u8)rounded(blue[i]);
+            pixel[0] = finished(opencv, red[i]);
+            pixel[1] = finished(opencv, green[i]);
+            pixel[2] = finished(opencv, blue[i]);
         }
     }
 }
