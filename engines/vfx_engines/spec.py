@@ -28,6 +28,8 @@ METADATA_KEY = "vfx"
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Filter = Literal["bilinear", "bicubic"]
+Pool = Literal["head", "global", "none"]
+Activation = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,11 @@ class Output:
     per: Literal["window", "frame", "pair"] = "window"
     labels: tuple[str, ...] | None = None
     """Class names of a classifier's logits, in order."""
+    activation: Activation | None = None
+    """What makes probabilities of logits: softmax of classes that exclude each other, sigmoid of others."""
+    pool: Pool = "head"
+    """What became of the positions of the last map: pooled as the published head does it, by the mean over
+    all of them, or not at all."""
 
     def __post_init__(self) -> None:
         _check_name("output", self.name)

@@ -24,7 +24,7 @@ from rich.table import Table
 from vfx_engines.build_settings import BuildSettings
 from vfx_engines.errors import SpecError, UsageError, VfxError, shown
 from vfx_engines.opening import cuda_index
-from vfx_engines.spec import EngineSpec, Input, Precision
+from vfx_engines.spec import EngineSpec, Input, Pool, Precision
 from vfx_export.target import CONSOLE, Target, batch, missing_for_plan
 
 if TYPE_CHECKING:
@@ -70,6 +70,20 @@ if TYPE_CHECKING:
     help="Optical flow: bring a side of the frames to N pixels first.  [default: the video's own size]",
 )
 @click.option("--head", is_flag=True, help="Give the classifier's logits too, with their labels.")
+@click.option(
+    "--pool",
+    type=click.Choice(get_args(Pool)),
+    default="head",
+    show_default=True,
+    help="PySlowFast: pool as the published head does, by the mean over all positions, or give the map "
+    "itself, or the tokens.",
+)
+@click.option(
+    "--inflate",
+    is_flag=True,
+    help="PySlowFast's C2D, I3D and Slow: --checkpoint is a 2D ResNet-50, as torchvision's; its kernels are "
+    "repeated over time.",
+)
 @click.option(
     "--pca",
     type=click.Path(path_type=Path),
@@ -155,6 +169,8 @@ def _run(
     frames: int | None,
     resize: str | None,
     head: bool,
+    pool: Pool,
+    inflate: bool,
     pca: Path | None,
     list_: bool,
     json_: bool,
@@ -183,7 +199,8 @@ def _run(
         raise UsageError("give --model NAME (--list shows them) or --module FILE.py:FACTORY")
     if (module is None) != (spec is None):
         raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
-    if module is not None and (checkpoints or random_weights or frames or resize or head or pca):
+    own_business = (checkpoints, random_weights, frames, resize, head, pca, inflate, pool != "head")
+    if module is not None and any(own_business):
         raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
     settings = BuildSettings(
         tuple(batch(text) for text in batches) or ((1, 8, 8),),
@@ -206,7 +223,17 @@ def _run(
         target = target.for_network(find(model))
     usual: Precision = "fp16" if target.settings else "fp32"
     return _export_catalogue(
-        model, checkpoints, random_weights, precision or usual, target, frames, resize, head, pca
+        model,
+        checkpoints,
+        random_weights,
+        precision or usual,
+        target,
+        frames,
+        resize,
+        head,
+        pool,
+        inflate,
+        pca,
     )
 
 
@@ -219,6 +246,8 @@ def _export_catalogue(
     frames: int | None,
     resize: str | None,
     head: bool,
+    pool: Pool,
+    inflate: bool,
     pca: Path | None,
 ) -> Path:
     from vfx_export.catalogue import find
@@ -233,6 +262,11 @@ def _export_catalogue(
         model = model.resized(resize)
     if head:
         model.logits()
+    model.check_pool(pool)
+    if inflate:
+        model.check_inflation()
+        if not checkpoints:
+            raise UsageError("--inflate: give the 2D weights with --checkpoint")
     if pca is not None and model.postprocess is None:
         raise UsageError(f"--pca: {name} has no published post-processing")
     target.path(name)
@@ -258,6 +292,8 @@ def _export_catalogue(
                 frames=frames,
                 head=head,
                 pca=pca,
+                pool=pool,
+                inflate=inflate,
                 stage=lambda stage: progress.update(task, description=stage),
             ),
             progress,
@@ -335,6 +371,7 @@ def _print_catalogue(as_json: bool) -> None:
             "output": model.feature.name,
             "length": model.feature.shape[0],
             "checkpoint": model.download.url,
+            "dead": model.download.dead,
         }
         for model in CATALOGUE
     ]
@@ -343,8 +380,12 @@ def _print_catalogue(as_json: bool) -> None:
         return
     table = Table(box=None)
     for name in rows[0]:
-        table.add_column(name, overflow="fold")
+        if name != "dead":
+            table.add_column(name, overflow="fold")
     for row in rows:
+        dead = row.pop("dead")
+        if dead:
+            row["checkpoint"] = f"{row['checkpoint']} (dead: {dead})"
         table.add_row(*(str(value) for value in row.values()))
     Console(highlight=False).print(table)
 

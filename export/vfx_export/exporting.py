@@ -10,18 +10,22 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vfx_engines.errors import OutputError, UsageError, shown
 from vfx_engines.onnx_file import embed_spec
-from vfx_engines.spec import EngineSpec, Output, Precision, Weights
+from vfx_engines.spec import EngineSpec, Output, Pool, Precision, Weights
 from vfx_engines.versions import vfx_version
+from vfx_export.backbones.window_pool import Pooling
 from vfx_export.catalogue import catalogue_shapes
 from vfx_export.checkpoints import read_with_config
-from vfx_export.fitting import load_into
+from vfx_export.fitting import key_shapes, load_into
+from vfx_export.inflating import inflated
 from vfx_export.model import Model
 from vfx_export.proof import example_inputs, prove, reference
 from vfx_export.pyslowfast_config import check_config
@@ -109,6 +113,8 @@ def export_model(
     head: bool = False,
     seed: int = 0,
     pca: Path | None = None,
+    pool: Pool = "head",
+    inflate: bool = False,
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export a catalogue model.
@@ -123,24 +129,38 @@ def export_model(
         head: give the classifier's logits as a second output.
         seed: of random weights.
         pca: parameters of the published post-processing, whose result becomes an output too (VGGish).
+        pool: what becomes of the positions of the last map; ``none`` gives the map, or the tokens, instead of
+            the feature (PySlowFast). Logits are of the feature as it is pooled; of ``none``, as by the head.
+        inflate: the checkpoint is of a 2D ResNet, and its kernels are repeated over time (PySlowFast's C2D,
+            I3D and Slow).
         stage: progress.
 
     Raises:
-        UsageError: the network cannot take ``frames``, has no head or post-processing, or is made of another
-            number of files.
+        UsageError: the network cannot take ``frames``, has no head, post-processing or other pool, is made of
+            another number of files, or cannot be inflated.
         CheckpointError: the weights or the parameters are not this model's.
         ExportError: see `export_module`.
     """
     sampling = model.windows(frames)
-    feature = model.output(sampling.frames)
-    outputs: tuple[Output, ...] = (feature, model.logits()) if head else (feature,)
+    model.check_pool(pool)
+    if inflate:
+        model.check_inflation()
+    logits = (model.logits(),) if head else ()
     stage("reading the weights")
     if checkpoint is None:
         module = model.network(head)
         random_weights(module, seed)
         weights = Weights("random", None, "none", f"random, seed {seed}")
     else:
-        module, weights = _load(model, head, [checkpoint] if isinstance(checkpoint, Path) else checkpoint)
+        files = [checkpoint] if isinstance(checkpoint, Path) else checkpoint
+        module, weights = _load(model, head, files, inflate)
+    feature = dataclasses.replace(model.output(sampling.frames), pool=pool)
+    outputs: tuple[Output, ...] = (feature,)
+    if pool != "head":
+        cast(Pooling, module).pool = pool
+    if pool == "none":
+        outputs = _maps(module, feature, model.input(sampling.frames).shape)
+    outputs = (*outputs, *logits)
     quantised: tuple[str, ...] = ()
     if pca is not None:
         quantiser = model.postprocessed(module, pca)
@@ -167,7 +187,21 @@ def export_model(
     )
 
 
-def _load(model: Model, head: bool, files: Sequence[Path]) -> tuple[nn.Module, Weights]:
+def _maps(module: nn.Module, feature: Output, shape: tuple[int | str, ...]) -> tuple[Output, ...]:
+    """The outputs of a network that pools nothing, their shapes found without computing anything."""
+    names = cast(Pooling, module).MAPS
+    sizes = [1, *(size for size in shape if isinstance(size, int))]
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        maps = module(torch.zeros(sizes, dtype=torch.uint8))
+    return tuple(
+        dataclasses.replace(feature, name=name, shape=tuple(x.shape[1:]))
+        for name, x in zip(names, maps, strict=False)
+    )
+
+
+def _load(
+    model: Model, head: bool, files: Sequence[Path], inflate: bool = False
+) -> tuple[nn.Module, Weights]:
     """The module filled from its file, or each of its parts from its own."""
     if len(files) != max(1, len(model.parts)):
         wanted = ", ".join(part.prefix for part in model.parts) or "one"
@@ -181,7 +215,9 @@ def _load(model: Model, head: bool, files: Sequence[Path]) -> tuple[nn.Module, W
     parts = [(module.get_submodule(part.prefix), part.layouts) for part in model.parts]
     parts = parts or [(module, model.layouts)]
     for file, (state, config), (part, layouts) in zip(files, read, parts, strict=True):
-        if config is not None:
+        if inflate:
+            state = inflated(state, key_shapes(part), head=head, file=shown(file))
+        elif config is not None:
             check_config(config, model.config, model=model.name, file=shown(file))
         load_into(
             part,
@@ -192,7 +228,10 @@ def _load(model: Model, head: bool, files: Sequence[Path]) -> tuple[nn.Module, W
             file=shown(file),
         )
     names, hashes = ([*map(what, files)] for what in (lambda file: shown(file.name), _sha256))
-    return module, Weights(" + ".join(names), " + ".join(hashes), model.licence, model.source)
+    licence, source = model.licence, model.source
+    if inflate:
+        licence, source = "that of the 2D weights", "2D weights inflated over time, not trained on video"
+    return module, Weights(" + ".join(names), " + ".join(hashes), licence, source)
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> None:

@@ -353,8 +353,11 @@ def _print_predictions(done: Extracted, outputs: list[Output]) -> None:
             continue
         for row, logits in enumerate(done.features.arrays[item.name]):
             start, end = done.features.timestamps_ms[row] / 1000
-            shifted = np.exp(logits - logits.max())
-            chances = shifted / shifted.sum()
+            if item.activation == "sigmoid":
+                chances = 1 / (1 + np.exp(-logits))
+            else:
+                shifted = np.exp(logits - logits.max())
+                chances = shifted / shifted.sum()
             best = np.argsort(-logits, kind="stable")[:5]
             top = ", ".join(f"{item.labels[i]} {chances[i]:.3f}" for i in best)
             _console.print(f"{done.name} {start:.2f}-{end:.2f} s: {top}", markup=False)

@@ -15,6 +15,7 @@ from vfx_export.backbones.rev_mvit import RevMViT
 from vfx_export.fitting import Shapes, unchanged
 from vfx_export.labels import kinetics400
 from vfx_export.model import Download, Model
+from vfx_export.pyslowfast_config import trained_with
 
 _GREY = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -84,6 +85,8 @@ def _row(
         blank=(red, green, blue),
         feature=Output("features", (blocks[-1].leaves,)),
         labels=kinetics400,
+        pools=True,
+        config=trained_with(frames, stride, *colours),
         fixed_frames=True,
         # 16 to 48 blocks of attention on 8 bits of mantissa: version 2 S is at 1.5e-2 of its golden feature,
         # where two clips are 1.2 apart.

@@ -7,10 +7,11 @@ from functools import partial
 from torch import nn
 
 from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
-from vfx_export.backbones.x3d import FEATURE, X3D
+from vfx_export.backbones.x3d import FEATURE, MEAN, STD, X3D
 from vfx_export.fitting import unchanged
 from vfx_export.labels import kinetics400
 from vfx_export.model import Download, Model
+from vfx_export.pyslowfast_config import trained_with
 
 _SMALL = (3, 5, 11, 7)
 _LARGE = (5, 10, 25, 15)
@@ -39,6 +40,8 @@ def _row(
         blank=(115, 115, 115),
         feature=Output("features", (FEATURE,)),
         labels=kinetics400,
+        pools=True,
+        config=trained_with(frames, stride, MEAN, STD),
         # Swish and squeeze and excitation in 26 and more blocks, on 8 bits of mantissa: M is at 2.1e-2 of its
         # golden feature, where two clips are 0.85 apart.
         tolerances={"bf16": 4e-2},
