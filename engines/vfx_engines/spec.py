@@ -191,6 +191,8 @@ class Output:
 
     def __post_init__(self) -> None:
         _check_name("output", self.name)
+        if self.activation is not None and self.kind != "logits":
+            raise SpecError(f"output {self.name}: an activation is of logits, and this is a {self.kind}")
         if any(size < 1 for size in self.shape if isinstance(size, int)):
             raise SpecError(f"output {self.name}: sizes must be at least 1, found {list(self.shape)}")
         if self.labels is not None and self.shape != (len(self.labels),):

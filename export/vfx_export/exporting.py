@@ -159,7 +159,9 @@ def export_model(
     if pool != "head":
         cast(Pooling, module).pool = pool
     if pool == "none":
-        outputs = _maps(module, feature, model.input(sampling.frames).shape)
+        outputs = map_outputs(module, feature, model.input(sampling.frames).shape)
+    if pool == "global":
+        logits = tuple(dataclasses.replace(item, pool=pool) for item in logits)
     outputs = (*outputs, *logits)
     quantised: tuple[str, ...] = ()
     if pca is not None:
@@ -187,8 +189,14 @@ def export_model(
     )
 
 
-def _maps(module: nn.Module, feature: Output, shape: tuple[int | str, ...]) -> tuple[Output, ...]:
-    """The outputs of a network that pools nothing, their shapes found without computing anything."""
+def map_outputs(module: nn.Module, feature: Output, shape: tuple[int | str, ...]) -> tuple[Output, ...]:
+    """The outputs of a network whose ``pool`` is ``none``, their shapes found without computing anything.
+
+    Args:
+        module: a `Pooling`.
+        feature: the output that they replace.
+        shape: of the engine's input.
+    """
     names = cast(Pooling, module).MAPS
     sizes = [1, *(size for size in shape if isinstance(size, int))]
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
