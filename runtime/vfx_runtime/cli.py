@@ -227,7 +227,7 @@ def _run(
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
     outputs = [output for spec in specs for output in spec.outputs]
-    if show_pred and not any(item.labels for item in outputs):
+    if show_pred and not any(item.kind == "logits" for item in outputs):
         raise UsageError(f"--show-pred: {engines[0]} has no classifier: export it with --head")
     if show_flow is not None and not any(item.per == "pair" for item in outputs):
         raise UsageError(f"--show-flow: {engines[0]} gives no optical flow: export raft_sintel, say")
@@ -349,7 +349,7 @@ class _RunProgress(Progress):
 def _print_predictions(done: Extracted, outputs: list[Output]) -> None:
     assert done.features is not None
     for item in outputs:
-        if item.labels is None:
+        if item.kind != "logits":
             continue
         for row, logits in enumerate(done.features.arrays[item.name]):
             start, end = done.features.timestamps_ms[row] / 1000
@@ -359,7 +359,8 @@ def _print_predictions(done: Extracted, outputs: list[Output]) -> None:
                 shifted = np.exp(logits - logits.max())
                 chances = shifted / shifted.sum()
             best = np.argsort(-logits, kind="stable")[:5]
-            top = ", ".join(f"{item.labels[i]} {chances[i]:.3f}" for i in best)
+            names = [item.labels[i] if item.labels else f"class {i}" for i in best]
+            top = ", ".join(f"{name} {chances[i]:.3f}" for name, i in zip(names, best, strict=True))
             _console.print(f"{done.name} {start:.2f}-{end:.2f} s: {top}", markup=False)
 
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfx_engines.spec import Pool
 from vfx_export.backbones.clip_vit import LayerNorm
 from vfx_export.backbones.mvit_attention import EPS, PooledAttention
 from vfx_export.backbones.mvit_patches import Patches
 from vfx_export.backbones.mvit_plan import Block, Triple
 from vfx_export.backbones.pixels import Colour, normalised
-from vfx_export.backbones.window_pool import Pool
 
 
 class Perceptron(nn.Module):

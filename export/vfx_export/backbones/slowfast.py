@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfx_engines.spec import Pool
 from vfx_export.backbones.video_resnet import Head, Pathway, Stage, Stem
-from vfx_export.backbones.window_pool import Pool, window_mean
+from vfx_export.backbones.window_pool import window_mean
 
 
 def slow_frames(frames: int, alpha: int) -> list[int]:

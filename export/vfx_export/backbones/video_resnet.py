@@ -14,10 +14,11 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfx_engines.spec import Pool
 from vfx_export.backbones.non_local import NonLocal, NonLocalBlock
 from vfx_export.backbones.packing import for_stem
 from vfx_export.backbones.pixels import normalised
-from vfx_export.backbones.window_pool import Pool, window_mean
+from vfx_export.backbones.window_pool import window_mean
 
 MEAN = (0.45, 0.45, 0.45)
 STD = (0.225, 0.225, 0.225)
