@@ -145,7 +145,7 @@ def export_model(
     model.check_pool(pool)
     if inflate:
         model.check_inflation()
-    logits = (model.logits(),) if head else ()
+    logits: tuple[Output, ...] = (model.logits(),) if head else ()
     stage("reading the weights")
     if checkpoint is None:
         module = model.network(head)

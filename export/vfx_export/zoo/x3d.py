@@ -22,7 +22,13 @@ def _network(depths: tuple[int, int, int, int], train_crop: int, head: bool) -> 
 
 
 def _row(
-    size: str, depths: tuple[int, int, int, int], frames: int, stride: int, train_crop: int, test_crop: int
+    size: str,
+    depths: tuple[int, int, int, int],
+    frames: int,
+    stride: int,
+    train_crop: int,
+    test_crop: int,
+    bf16: float,
 ) -> Model:
     return Model(
         name=f"x3d_{size}",
@@ -42,15 +48,17 @@ def _row(
         labels=kinetics400,
         pools=True,
         config=trained_with(frames, stride, MEAN, STD),
-        # Swish and squeeze and excitation in 26 and more blocks, on 8 bits of mantissa: M is at 2.1e-2 of its
-        # golden feature, where two clips are 0.85 apart.
-        tolerances={"bf16": 4e-2},
+        # Swish and squeeze and excitation in 26 and more blocks, on 8 bits of mantissa.
+        tolerances={"bf16": bf16},
     )
 
 
+# Measured in bf16 with the kit's weights, the worst of the proof and the golden windows: XS 1.3e-2, S 6e-3,
+# M 2.1e-2, L 4e-3; about twice that is allowed, and no less than other networks are. Clips are 0.85 (M) and
+# less apart.
 ROWS = (
-    _row("xs", _SMALL, 4, 12, 160, 182),
-    _row("s", _SMALL, 13, 6, 160, 182),
-    _row("m", _SMALL, 16, 5, 224, 256),
-    _row("l", _LARGE, 16, 5, 312, 356),
+    _row("xs", _SMALL, 4, 12, 160, 182, 2.5e-2),
+    _row("s", _SMALL, 13, 6, 160, 182, 1.3e-2),
+    _row("m", _SMALL, 16, 5, 224, 256, 4e-2),
+    _row("l", _LARGE, 16, 5, 312, 356, 1e-2),
 )
