@@ -114,7 +114,7 @@ def _row_reversible(
 
 
 # Measured in bf16 with the kit's weights, the worst of the proof and the golden windows: version 1 1.0e-2,
-# version 2 S 1.4e-2, B 1.3e-2, Rev 7.5e-3; about twice that is allowed. Clips are 0.7 to 1.2 apart.
+# version 2 S 1.4e-2, B 1.3e-2, L 1.2e-2, Rev 7.5e-3; about twice that is allowed. Clips are 0.7 to 1.2 apart.
 ROWS = (
     _row_1(
         "mvit_b_16x4",
@@ -158,7 +158,7 @@ ROWS = (
         _blocks_2(48, 40, 312, (2, 8, 44), 144),
         stride=3,
         short_side=312,
-        bf16=4e-2,
+        bf16=2.5e-2,
         colours=_IMAGENET,
     ),
     _row_reversible(
