@@ -64,7 +64,8 @@ def model_table() -> str:
             _many(sampling.frames, counted) + stride,
             f"{_many(sampling.step, counted)} on",
             picture,
-            f"[{model.source}]({model.download.url})",
+            f"[{model.source}]({model.download.url})"
+            + (f"; {dead}" if (dead := model.download.dead) else ""),
             model.licence,
         )
         lines.append(f"| {' | '.join(cells)} |")

@@ -29,6 +29,8 @@ METADATA_KEY = "vfx"
 Precision = Literal["fp32", "fp16", "bf16"]
 Filter = Literal["bilinear", "bicubic", "opencv_linear"]
 """The last one is OpenCV's ``INTER_LINEAR`` of uint8, in its own fixed-point arithmetic."""
+Pool = Literal["head", "global", "none"]
+Activation = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +212,16 @@ class Output:
     per: Literal["window", "frame", "pair"] = "window"
     labels: tuple[str, ...] | None = None
     """Class names of a classifier's logits, in order."""
+    activation: Activation | None = None
+    """What makes probabilities of logits: softmax of classes that exclude each other, sigmoid of others."""
+    pool: Pool = "head"
+    """What became of the positions of the last map: pooled as the published head does it, by the mean over
+    all of them, or not at all."""
 
     def __post_init__(self) -> None:
         _check_name("output", self.name)
+        if self.activation is not None and self.kind != "logits":
+            raise SpecError(f"output {self.name}: an activation is of logits, and this is a {self.kind}")
         if any(size < 1 for size in self.shape if isinstance(size, int)):
             raise SpecError(f"output {self.name}: sizes must be at least 1, found {list(self.shape)}")
         if self.labels is not None and self.shape != (len(self.labels),):

@@ -24,7 +24,7 @@ from rich.table import Table
 from vfx_engines.build_settings import BuildSettings
 from vfx_engines.errors import SpecError, UsageError, VfxError, shown
 from vfx_engines.opening import cuda_index
-from vfx_engines.spec import EngineSpec, Input, Output, Precision
+from vfx_engines.spec import EngineSpec, Input, Output, Pool, Precision
 from vfx_export.target import CONSOLE, Target, batch, missing_for_plan
 
 if TYPE_CHECKING:
@@ -78,6 +78,20 @@ if TYPE_CHECKING:
     "to the network, and not the nearest grey.",
 )
 @click.option("--head", is_flag=True, help="Give the classifier's logits too, with their labels.")
+@click.option(
+    "--pool",
+    type=click.Choice(get_args(Pool)),
+    default="head",
+    show_default=True,
+    help="PySlowFast: pool as the published head does, by the mean over all positions, or give the map "
+    "itself, or the tokens.",
+)
+@click.option(
+    "--inflate",
+    is_flag=True,
+    help="PySlowFast's C2D, I3D and Slow: --checkpoint is a 2D ResNet-50, as torchvision's; its kernels are "
+    "repeated over time.",
+)
 @click.option(
     "--pca",
     type=click.Path(path_type=Path),
@@ -175,6 +189,8 @@ def _run(
     resize: str | None,
     exact_zeros: bool,
     head: bool,
+    pool: Pool,
+    inflate: bool,
     pca: Path | None,
     text: bool,
     vocabulary: Path | None,
@@ -207,12 +223,11 @@ def _run(
         raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
     if vocabulary is not None and not text:
         raise UsageError("--vocabulary goes with --text")
-    if text and (frames or resize or head or pca or format_ == "plan" or output.suffix == ".plan"):
-        raise UsageError("--text takes none of --frames, --resize, --head and --pca, and writes ONNX")
-    if text and exact_zeros:
-        raise UsageError("--text and --exact-zeros: texts have no frames")
-    given = checkpoints or random_weights or frames or resize or exact_zeros or head or pca or text
-    if module is not None and given:
+    pooled = pool != "head"
+    of_frames = bool(frames or resize or exact_zeros or head or pooled or inflate or pca)
+    if text and (of_frames or format_ == "plan" or output.suffix == ".plan"):
+        raise UsageError("--text takes --checkpoint, --precision and --output only, and writes ONNX")
+    if module is not None and (checkpoints or random_weights or of_frames or text):
         raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
     settings = BuildSettings(
         tuple(batch(text) for text in batches) or ((1, 8, 8),),
@@ -241,7 +256,18 @@ def _run(
         target = target.for_network(find(model))
     usual: Precision = "fp16" if target.settings else "fp32"
     return _export_catalogue(
-        model, checkpoints, random_weights, precision or usual, target, frames, resize, exact_zeros, head, pca
+        model,
+        checkpoints,
+        random_weights,
+        precision or usual,
+        target,
+        frames,
+        resize,
+        exact_zeros,
+        head,
+        pool,
+        inflate,
+        pca,
     )
 
 
@@ -255,6 +281,8 @@ def _export_catalogue(
     resize: str | None,
     exact_zeros: bool,
     head: bool,
+    pool: Pool,
+    inflate: bool,
     pca: Path | None,
 ) -> Path:
     from vfx_export.catalogue import find
@@ -271,6 +299,11 @@ def _export_catalogue(
         model.logits()
     if exact_zeros and model.zero_blanks is None:
         raise UsageError(f"--exact-zeros: {name} has none, PySlowFast's ResNets and SlowFasts do")
+    model.check_pool(pool)
+    if inflate:
+        model.check_inflation()
+        if not checkpoints:
+            raise UsageError("--inflate: give the 2D weights with --checkpoint")
     if pca is not None and model.postprocess is None:
         raise UsageError(f"--pca: {name} has no published post-processing")
     target.path(name)
@@ -296,6 +329,8 @@ def _export_catalogue(
                 frames=frames,
                 head=head,
                 pca=pca,
+                pool=pool,
+                inflate=inflate,
                 exact_zeros=exact_zeros,
                 stage=lambda stage: progress.update(task, description=stage),
             ),
@@ -412,6 +447,7 @@ def _print_catalogue(as_json: bool) -> None:
             "output": model.feature.name,
             "length": _length(model.feature),
             "checkpoint": " ".join(part.download.url for part in model.parts) or model.download.url,
+            "dead": model.download.dead,
         }
         for model in CATALOGUE
     ]
@@ -420,8 +456,12 @@ def _print_catalogue(as_json: bool) -> None:
         return
     table = Table(box=None)
     for name in rows[0]:
-        table.add_column(name, overflow="fold")
+        if name != "dead":
+            table.add_column(name, overflow="fold")
     for row in rows:
+        dead = row.pop("dead")
+        if dead:
+            row["checkpoint"] = f"{row['checkpoint']} (dead: {dead})"
         table.add_row(*(str(value) for value in row.values()))
     Console(highlight=False).print(table)
 

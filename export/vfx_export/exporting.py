@@ -10,18 +10,22 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vfx_engines.errors import OutputError, UsageError, shown
 from vfx_engines.onnx_file import embed_spec
-from vfx_engines.spec import EngineSpec, Output, Precision, Weights
+from vfx_engines.spec import EngineSpec, Output, Pool, Precision, Weights
 from vfx_engines.versions import vfx_version
+from vfx_export.backbones.window_pool import Pooling
 from vfx_export.catalogue import catalogue_shapes
 from vfx_export.checkpoints import read_with_config
-from vfx_export.fitting import load_into
+from vfx_export.fitting import key_shapes, load_into
+from vfx_export.inflating import inflated
 from vfx_export.model import Model
 from vfx_export.proof import example_inputs, prove, reference
 from vfx_export.pyslowfast_config import check_config
@@ -110,6 +114,8 @@ def export_model(
     seed: int = 0,
     pca: Path | None = None,
     exact_zeros: bool = False,
+    pool: Pool = "head",
+    inflate: bool = False,
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export a catalogue model.
@@ -125,26 +131,42 @@ def export_model(
         seed: of random weights.
         pca: parameters of the published post-processing, whose result becomes an output too (VGGish).
         exact_zeros: frames that are ``spec.input.blank`` throughout are zeros to the network.
+        pool: what becomes of the positions of the last map; ``none`` gives the map, or the tokens, instead of
+            the feature (PySlowFast). Logits are of the feature as it is pooled; of ``none``, as by the head.
+        inflate: the checkpoint is of a 2D ResNet, and its kernels are repeated over time (PySlowFast's C2D,
+            I3D and Slow).
         stage: progress.
 
     Raises:
-        UsageError: the network cannot take ``frames``, has no such head, post-processing or zeros, or is
-            made of another number of files.
+        UsageError: the network cannot take ``frames``, has no such head, post-processing, zeros or other
+            pool, is made of another number of files, or cannot be inflated.
         CheckpointError: the weights or the parameters are not this model's.
         ExportError: see `export_module`.
     """
     sampling = model.windows(frames)
-    feature = model.output(sampling.frames)
-    outputs: tuple[Output, ...] = (feature, model.logits()) if head else (feature,)
+    model.check_pool(pool)
+    if inflate:
+        model.check_inflation()
+    logits: tuple[Output, ...] = (model.logits(),) if head else ()
     stage("reading the weights")
     if checkpoint is None:
         module = model.network(head)
         random_weights(module, seed)
         weights = Weights("random", None, "none", f"random, seed {seed}")
     else:
-        module, weights = _load(model, head, [checkpoint] if isinstance(checkpoint, Path) else checkpoint)
+        files = [checkpoint] if isinstance(checkpoint, Path) else checkpoint
+        module, weights = _load(model, head, files, inflate)
     if exact_zeros:
         model.with_exact_zeros(module)
+    feature = dataclasses.replace(model.output(sampling.frames), pool=pool)
+    outputs: tuple[Output, ...] = (feature,)
+    if pool != "head":
+        cast(Pooling, module).pool = pool
+    if pool == "none":
+        outputs = map_outputs(module, feature, model.input(sampling.frames).shape)
+    if pool == "global":
+        logits = tuple(dataclasses.replace(item, pool=pool) for item in logits)
+    outputs = (*outputs, *logits)
     quantised: tuple[str, ...] = ()
     if pca is not None:
         quantiser = model.postprocessed(module, pca)
@@ -171,7 +193,27 @@ def export_model(
     )
 
 
-def _load(model: Model, head: bool, files: Sequence[Path]) -> tuple[nn.Module, Weights]:
+def map_outputs(module: nn.Module, feature: Output, shape: tuple[int | str, ...]) -> tuple[Output, ...]:
+    """The outputs of a network whose ``pool`` is ``none``, their shapes found without computing anything.
+
+    Args:
+        module: a `Pooling`.
+        feature: the output that they replace.
+        shape: of the engine's input.
+    """
+    names = cast(Pooling, module).MAPS
+    sizes = [1, *(size for size in shape if isinstance(size, int))]
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        maps = module(torch.zeros(sizes, dtype=torch.uint8))
+    return tuple(
+        dataclasses.replace(feature, name=name, shape=tuple(x.shape[1:]))
+        for name, x in zip(names, maps, strict=False)
+    )
+
+
+def _load(
+    model: Model, head: bool, files: Sequence[Path], inflate: bool = False
+) -> tuple[nn.Module, Weights]:
     """The module filled from its file, or each of its parts from its own."""
     if len(files) != max(1, len(model.parts)):
         wanted = ", ".join(part.prefix for part in model.parts) or "one"
@@ -185,7 +227,9 @@ def _load(model: Model, head: bool, files: Sequence[Path]) -> tuple[nn.Module, W
     parts = [(module.get_submodule(part.prefix), part.layouts) for part in model.parts]
     parts = parts or [(module, model.layouts)]
     for file, (state, config), (part, layouts) in zip(files, read, parts, strict=True):
-        if config is not None:
+        if inflate:
+            state = inflated(state, key_shapes(part), head=head, file=shown(file))
+        elif config is not None:
             check_config(config, model.config, model=model.name, file=shown(file))
         load_into(
             part,
@@ -195,7 +239,11 @@ def _load(model: Model, head: bool, files: Sequence[Path]) -> tuple[nn.Module, W
             others=catalogue_shapes,
             file=shown(file),
         )
-    return module, weights_of(model, files)
+    weights = weights_of(model, files)
+    if inflate:
+        licence, source = "that of the 2D weights", "2D weights inflated over time, not trained on video"
+        weights = dataclasses.replace(weights, licence=licence, source=source)
+    return module, weights
 
 
 def weights_of(model: Model, files: Sequence[Path]) -> Weights:

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from vfx_engines.errors import UsageError
-from vfx_engines.spec import Input, Output, Precision, Resize, Sampling, Transform
+from vfx_engines.spec import Activation, Input, Output, Pool, Precision, Resize, Sampling, Transform
 from vfx_export.pyslowfast_config import Config
 from vfx_export.trace import LowPrecision
 
@@ -111,6 +111,12 @@ class Model:
     """See `vfx_engines.spec.Input.smallest_side`."""
     zero_blanks: Callable[[nn.Module], None] | None = None
     """Makes a network take frames that are ``blank`` throughout for zeros after normalisation."""
+    pools: bool = False
+    """Whether the network is a `vfx_export.backbones.window_pool.Pooling`."""
+    inflates: bool = False
+    """Whether its weights can be made of a 2D ResNet's, see `vfx_export.inflating`."""
+    activation: Activation = "softmax"
+    """What makes probabilities of the head's logits."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
@@ -168,11 +174,42 @@ class Model:
             UsageError: there is none.
         """
         if self.labels is None and self.classes is not None:
-            return Output("logits", (self.classes,), kind="logits")
+            return Output("logits", (self.classes,), kind="logits", activation=self.activation)
         if self.labels is None:
             raise UsageError(f"--head: {self.name} has no classifier")
         labels = self.labels()
-        return Output("logits", (len(labels),), kind="logits", per=self.feature.per, labels=labels)
+        return Output(
+            "logits",
+            (len(labels),),
+            kind="logits",
+            per=self.feature.per,
+            labels=labels,
+            activation=self.activation,
+        )
+
+    def check_pool(self, pool: Pool) -> None:
+        """Refuse a pool that the network does not have.
+
+        Raises:
+            UsageError: it has its published one alone.
+        """
+        if pool != "head" and not self.pools:
+            raise UsageError(
+                f"--pool {pool}: {self.name} gives its published features alone; "
+                "PySlowFast's networks can be pooled in other ways"
+            )
+
+    def check_inflation(self) -> None:
+        """Refuse a network that no 2D weights are made for.
+
+        Raises:
+            UsageError: it is none of PySlowFast's ResNets of one pathway.
+        """
+        if not self.inflates:
+            raise UsageError(
+                f"--inflate: {self.name} cannot be made of a 2D ResNet's weights; PySlowFast's C2D, I3D and "
+                "Slow can"
+            )
 
     def postprocessed(self, module: nn.Module, parameters: Path) -> Output:
         """Add the published post-processing to ``module``; the output that it now gives too.

@@ -20,6 +20,18 @@ _LINE = re.compile(r"( *)([A-Za-z_][\w.]*):(?: (.*))?")
 _ITEM = re.compile(r" *- ([^-\[].*)")
 
 
+def trained_with(
+    frames: int, stride: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Collection[Value]]:
+    """What the config of every network of the zoo says: its windows, and how pixels are normalised."""
+    return {
+        "DATA.NUM_FRAMES": (frames,),
+        "DATA.SAMPLING_RATE": (stride,),
+        "DATA.MEAN": (mean,),
+        "DATA.STD": (std,),
+    }
+
+
 def check_config(text: str, wanted: Config, *, model: str, file: str) -> None:
     """Refuse a checkpoint that was trained as something else.
 
@@ -29,6 +41,9 @@ def check_config(text: str, wanted: Config, *, model: str, file: str) -> None:
         CheckpointError: an option has another value; the first few are named.
     """
     found = options(text)
+    # C2D without its pool is published as the arch of the one with it, under a class that is no longer there.
+    if found.get("MODEL.MODEL_NAME") == "ResNet_nopool":
+        found["MODEL.ARCH"] = "c2d_nopool"
     apart = [
         f"{name} {_shown(found[name])} and not {' or '.join(map(_shown, allowed))}"
         for name, allowed in wanted.items()

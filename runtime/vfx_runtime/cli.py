@@ -317,7 +317,7 @@ def _run(
         raise UsageError("--pred-texts goes with --show-pred")
     if text_engine is not None and pred_texts is None:
         raise UsageError("--text-engine goes with --pred-texts")
-    if show_pred and pred_texts is None and not any(item.labels for item in outputs):
+    if show_pred and pred_texts is None and not any(item.kind == "logits" for item in outputs):
         raise UsageError(
             f"--show-pred: {engines[0]} has no classifier: export it with --head, or give --pred-texts (CLIP)"
         )

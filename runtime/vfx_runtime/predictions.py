@@ -24,11 +24,21 @@ class Classes:
     labels: Sequence[str]
     logits: Callable[[Array], Array] = lambda rows: rows
     """Of rows of that output, ``[rows, labels]``."""
+    probabilities: Callable[[Array], Array] = softmax
+    """Of the logits of one row, ``[labels]``."""
 
 
 def heads(outputs: Sequence[Output]) -> list[Classes]:
     """The classifiers among an engine's outputs."""
-    return [Classes(item.name, item.labels) for item in outputs if item.labels is not None]
+    return [
+        Classes(
+            item.name,
+            item.labels or [f"class {i}" for i in range(int(item.shape[0]))],
+            probabilities=_sigmoid if item.activation == "sigmoid" else softmax,
+        )
+        for item in outputs
+        if item.kind == "logits"
+    ]
 
 
 def texts(output: str, judge: ZeroShot) -> Classes:
@@ -41,7 +51,11 @@ def prediction_lines(name: str, features: Features, classes: Sequence[Classes]) 
     for item in classes:
         logits = item.logits(features.arrays[item.output])
         for (start, end), row in zip(features.timestamps_ms / 1000, logits, strict=True):
-            chances = softmax(row)
+            chances = item.probabilities(row)
             best = np.argsort(-row, kind="stable")[:_SHOWN]
             top = ", ".join(f"{item.labels[i]} {chances[i]:.3f}" for i in best)
             yield f"{name} {start:.2f}-{end:.2f} s: {top}"
+
+
+def _sigmoid(logits: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-logits)))

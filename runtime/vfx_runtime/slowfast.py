@@ -36,7 +36,7 @@ class SlowFastWriter:
         frames: in a window.
 
     Raises:
-        UsageError: several outputs.
+        UsageError: several outputs, or one whose rows are maps.
     """
 
     def __init__(self, output: Path, outputs: Sequence[Output], claims: Claims, frames: int) -> None:
@@ -44,7 +44,12 @@ class SlowFastWriter:
             names = ", ".join(item.name for item in outputs)
             raise UsageError(
                 f"--format slowfast holds one array a video, and this run gives {names}: take one engine, "
-                "exported without --head, or --format npz"
+                "exported without --head and --pool none, or --format npz"
+            )
+        if len(outputs[0].shape) != 1:
+            raise UsageError(
+                f"--format slowfast holds a row of numbers a window, and {outputs[0].name} is "
+                f"{list(outputs[0].shape)}: export it without --pool none, or take --format npz"
             )
         self._output, self._claims, self._frames = output, claims, frames
         (self._column,) = outputs

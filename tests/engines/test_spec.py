@@ -33,7 +33,10 @@ SPEC = EngineSpec(
     input=Input("frames", "frames", "uint8", ("batch", 16, 224, 224, 3), blank=(128, 128, 128)),
     sampling=Sampling(frames=16, stride=1, step=16, fps=25.0, lead=1),
     transform=Transform(Resize("short_side", 256, 256), Crop(224, 224)),
-    outputs=(Output("rgb", (1024,)), Output("logits", (2,), kind="logits", labels=("run", "jump"))),
+    outputs=(
+        Output("rgb", (1024,)),
+        Output("logits", (2,), kind="logits", labels=("run", "jump"), activation="softmax"),
+    ),
     macs=27_000_000_000,
     proof=Proof("torch 2.13.0, float32, eager", 1e-2, 0.004, 2),
     vfx_version="0.1.0",
@@ -103,7 +106,9 @@ JSON = """{
    "dtype": "float32",
    "kind": "feature",
    "per": "window",
-   "labels": null
+   "labels": null,
+   "activation": null,
+   "pool": "head"
   },
   {
    "name": "logits",
@@ -116,7 +121,9 @@ JSON = """{
    "labels": [
     "run",
     "jump"
-   ]
+   ],
+   "activation": "softmax",
+   "pool": "head"
   }
  ],
  "macs": 27000000000,
@@ -207,6 +214,7 @@ outputs = st.one_of(
         st.lists(sizes, max_size=3).map(tuple),
         dtype=st.sampled_from(["float32", "float16"]),
         per=st.sampled_from(["window", "frame", "pair"]),
+        pool=st.sampled_from(["head", "global", "none"]),
     ),
     st.builds(
         lambda name, labels: Output(name, (len(labels),), kind="logits", labels=tuple(labels)),
@@ -397,6 +405,8 @@ RULES: list[tuple[str, str, Any]] = [
     (r"output 'a\nb': expected a name", "outputs.0.name", "a\nb"),
     ("output 'a/b': expected a name", "outputs.0.name", "a/b"),
     ("output ' rgb': expected a name", "outputs.0.name", " rgb"),
+    ("an activation is of logits", "outputs.0.activation", "softmax"),
+    ("'max' is none of 'head', 'global', 'none'", "outputs.0.pool", "max"),
     ("input '..': expected a name", "input.name", ".."),
     (r"axis '\x1f': expected a name", "input.shape.1", "\x1f"),
 ]

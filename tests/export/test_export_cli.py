@@ -173,6 +173,11 @@ def test_the_list_is_a_table_and_json() -> None:
         (["--module", "a.py:b", "--spec", "a.json", "--checkpoint", "a.pt"], "weights are its own business"),
         (["--module", "a.py:b", "--spec", "none.json"], "--spec none.json: No such file"),
         (["--module", "a.py:b", "--spec", "."], "--spec .: Is a directory"),
+        (["--model", "i3d", "--pool", "none"], "--pool none: i3d gives its published features alone"),
+        (["--model", "slow_8x8_r50", "--pool", "max"], "'max' is not one of"),
+        (["--model", "x3d_m", "--inflate", "--checkpoint", "a.pt"], "x3d_m cannot be made of a 2D ResNet's"),
+        (["--model", "slow_8x8_r50", "--inflate"], "give the 2D weights with --checkpoint"),
+        (["--module", "a.py:b", "--spec", "a.json", "--pool", "none"], "weights are its own business"),
         (["--what"], "No such option"),
     ],
 )
@@ -386,6 +391,15 @@ def test_an_output_folder_that_is_none(folder: Path, own: None, prepare: Callabl
     prepare(folder / "taken")
     message = refusal(folder, 1, "--model", "own", "--random-weights", "--output", "taken")
     assert "taken/own.onnx: cannot be written: " in message
+
+
+def test_the_list_says_which_addresses_are_dead() -> None:
+    rows = {row["model"]: row["dead"] for row in json.loads(run("--list", "--json").stdout)}
+    assert [name for name, dead in rows.items() if dead] == ["mvit_b_16x4"]
+    table = CliRunner(env={"COLUMNS": "400"}).invoke(main, ["--list"]).stdout
+    (line,) = (line for line in table.splitlines() if "drive.google.com" in line)
+    assert "(dead: reported gone in 2023" in line
+    assert table.count("dead:") == 1
 
 
 def test_a_dead_address_is_said_before_anything_is_fetched(tmp_path: Path) -> None:

@@ -6,17 +6,21 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import onnx
 import pytest
 
 from make_video import make_video
 from run_kit import expected_rows, failures, files_in, vfx_run
 from tiny import tiny_engine
 from tolerances import TINY
+from vfx_engines import read_spec
+from vfx_engines.onnx_file import embed_spec
 from vfx_runtime import read_features
 
 
@@ -137,6 +141,23 @@ def test_predictions(labelled: Path, engine: Path, clips: Path, tmp_path: Path) 
     refused = vfx_run("--engine", engine, clips, "--output", tmp_path / "out", "--show-pred")
     assert refused.exit_code == 2
     assert "export it with --head" in refused.stderr
+
+
+def test_predictions_of_several_classes_at_once_without_names(
+    labelled: Path, clips: Path, tmp_path: Path
+) -> None:
+    """As of Charades: sigmoids, which do not sum to one."""
+    model = onnx.load(labelled)
+    spec = read_spec(labelled)
+    logits = replace(spec.outputs[1], labels=None, activation="sigmoid")
+    embed_spec(model, replace(spec, outputs=(spec.outputs[0], logits)))
+    onnx.save(model, tmp_path / "several.onnx")
+    result = vfx_run(
+        "--engine", tmp_path / "several.onnx", clips / "a.mp4", "--output", tmp_path / "out", "--show-pred"
+    )
+    row = read_features(tmp_path / "out" / "a.npz").arrays["logits"][0]
+    best = int(np.argmax(row))
+    assert f"a 0.00-0.16 s: class {best} {1 / (1 + np.exp(-row[best])):.3f}, class " in result.stderr
 
 
 @pytest.mark.parametrize("format", ["npy", "pickle", "hdf5"])

@@ -351,6 +351,39 @@ def test_slowfast_holds_one_array(tmp_path, claims):
         open_writer("slowfast", tmp_path / "out", OUTPUTS, fingerprint="", claims=claims, frames=32)
 
 
+def test_slowfast_holds_rows_of_numbers(tmp_path, claims):
+    maps = (Output("map", (2048, 4, 8, 8), pool="none"),)
+    with pytest.raises(UsageError, match=r"and map is \[2048, 4, 8, 8\]: export it without --pool none"):
+        open_writer("slowfast", tmp_path / "out", maps, fingerprint="", claims=claims, frames=32)
+
+
+@pytest.mark.parametrize("format", ["npz", "npy", "pickle", "hdf5"])
+def test_maps_and_tokens_are_rows_too(tmp_path, claims, job, format):
+    """As of --pool none: several outputs, of several axes each."""
+    outputs = (Output("slow_map", (6, 2, 3, 3), pool="none"), Output("tokens", (5, 4), pool="none"))
+    writer = open_writer(format, tmp_path / "out", outputs, fingerprint="f", claims=claims)
+    with spool(3, outputs=outputs) as rows:
+        want = {name: column.array() for name, column in rows.outputs.items()}
+        writer.write(job, rows, FPS, META)
+    assert writer.is_done(job)
+    writer.finish()
+    for name, array in want.items():
+        np.testing.assert_array_equal(saved(tmp_path / "out", format, job, name), array)
+
+
+def saved(folder, format, job, name):
+    """An output of a job as others read it."""
+    if format == "npz":
+        with np.load(folder / f"{job.name}.npz") as file:
+            return file[name]
+    if format == "npy":
+        return np.load(folder / f"{job.name}_{name}.npy")
+    if format == "pickle":
+        return pickle.loads((folder / f"{job.name}_{name}.pkl").read_bytes())
+    with pytest.importorskip("h5py").File(folder / "features.h5") as file:
+        return file[job.name][name][...]
+
+
 def test_slowfast_names_that_would_be_one():
     jobs = [Job(Path(f"/v/{name}.mp4"), name) for name in ("a.1", "b", "x/a", "a.2")]
     check_names("npz", jobs)

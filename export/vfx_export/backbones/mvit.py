@@ -5,10 +5,13 @@ Cut before the classifier. Keys and arithmetic are PySlowFast's.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfx_engines.spec import Pool
 from vfx_export.backbones.clip_vit import LayerNorm
 from vfx_export.backbones.mvit_attention import EPS, PooledAttention
 from vfx_export.backbones.mvit_patches import Patches
@@ -109,6 +112,8 @@ class MViT(nn.Module):
         head: give the classifier's logits too.
     """
 
+    MAPS: ClassVar = ("tokens",)
+
     def __init__(
         self,
         blocks: tuple[Block, ...],
@@ -121,6 +126,7 @@ class MViT(nn.Module):
     ) -> None:
         super().__init__()
         self.with_logits, self.mean, self.std = head, mean, std
+        self.pool: Pool = "head"
         time, height, width = blocks[0].grid
         channels = blocks[0].width
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
@@ -148,7 +154,10 @@ class MViT(nn.Module):
             frames: uint8 ``[batch, time, height, width, 3]``, RGB, of the size that the blocks are for.
 
         Returns:
-            float32 ``[batch, channels]``, then float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, channels]``: the class token, or where the pool is global the norm of the mean
+            of all others (PySlowFast's USE_MEAN_POOLING); or unpooled ``[batch, tokens, channels]``, the
+            class token first and then the grid by time, height and width. Then float32 ``[batch, classes]``
+            before softmax.
         """
         grid = self.patch_embed(normalised(frames, self.mean, self.std))
         first: Tensor = self.cls_token
@@ -164,10 +173,16 @@ class MViT(nn.Module):
         for block in blocks:
             grid, first = block(grid, first)
         assert isinstance(last, _Block)
-        features = self.norm(last.last(grid, first)[:, 0].float())
-        if not self.with_logits:
-            return (features,)
-        return features, self.head(features)
+        if self.pool == "head":
+            out = features = self.norm(last.last(grid, first)[:, 0].float())
+        else:
+            grid, first = last(grid, first)
+            if self.pool == "global":
+                out = features = self.norm(grid.float().mean(1))
+            else:
+                out = self.norm(torch.cat([first, grid], 1).float())
+                features = out[:, 0]
+        return (out, self.head(features)) if self.with_logits else (out,)
 
 
 def positions(spatial: Tensor, temporal: Tensor) -> Tensor:

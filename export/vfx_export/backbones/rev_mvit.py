@@ -6,9 +6,12 @@ keeps two streams, each of which is added to what was computed from the other.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from vfx_engines.spec import Pool
 from vfx_export.backbones.clip_vit import LayerNorm
 from vfx_export.backbones.mvit import Head, Perceptron, positions
 from vfx_export.backbones.mvit_attention import EPS, PooledAttention
@@ -94,11 +97,14 @@ class RevMViT(nn.Module):
         head: give the classifier's logits too.
     """
 
+    MAPS: ClassVar = ("tokens",)
+
     def __init__(
         self, blocks: tuple[Block, ...], mean: Colour, std: Colour, classes: int = 400, head: bool = False
     ) -> None:
         super().__init__()
         self.with_logits, self.mean, self.std = head, mean, std
+        self.pool: Pool = "head"
         time, height, width = blocks[0].grid
         leaves = 2 * blocks[-1].leaves
         self.pos_embed_spatial = nn.Parameter(torch.zeros(1, height * width, blocks[0].width))
@@ -121,14 +127,15 @@ class RevMViT(nn.Module):
             frames: uint8 ``[batch, time, height, width, 3]``, RGB, of the size that the blocks are for.
 
         Returns:
-            float32 ``[batch, channels]``, then float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, channels]``, the mean of all tokens, or unpooled ``[batch, tokens, channels]``,
+            by time, height and width; then float32 ``[batch, classes]`` before softmax.
         """
         x = self.patch_embed(normalised(frames, self.mean, self.std))
         places = self.places
         if places is None:
             places = positions(self.pos_embed_spatial, self.pos_embed_temporal)
         x = self.rev_backbone(x + places)
-        features = self.norm(x.float()).mean(1)
-        if not self.with_logits:
-            return (features,)
-        return features, self.head(features)
+        tokens = self.norm(x.float())
+        features = tokens.mean(1)
+        out = tokens if self.pool == "none" else features
+        return (out, self.head(features)) if self.with_logits else (out,)

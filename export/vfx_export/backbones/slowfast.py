@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfx_engines.spec import Pool
 from vfx_export.backbones.video_resnet import Head, Pathway, Stage, Stem
 from vfx_export.backbones.window_pool import window_mean
 
@@ -64,6 +65,7 @@ class SlowFast(nn.Module):
     """
 
     STEMS: ClassVar = ("s1.pathway0_stem.conv", "s1.pathway1_stem.conv")
+    MAPS: ClassVar = ("slow_map", "fast_map")
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class SlowFast(nn.Module):
     ) -> None:
         super().__init__()
         self.alpha, self.window, self.with_logits = alpha, window, head
+        self.pool: Pool = "head"
         paths = (slow, fast)
         self.s1 = nn.ModuleDict({f"pathway{p}_stem": Stem(path) for p, path in enumerate(paths)})
         self.s1_fuse = _Fusion(fast.width, span, alpha)
@@ -99,8 +102,9 @@ class SlowFast(nn.Module):
                 ``time`` is a multiple of ``alpha``.
 
         Returns:
-            float32 ``[batch, 2304]``, slow then fast, then float32 ``[batch, classes]`` before softmax or
-            sigmoid.
+            float32 ``[batch, 2304]``, slow then fast, or unpooled, of each pathway, ``[batch, 2048, time /
+            alpha, height / 32, width / 32]`` and ``[batch, 256, time, height / 32, width / 32]``; then
+            float32 ``[batch, classes]`` before softmax or sigmoid.
         """
         # Chosen among the bytes, before they become four times as large.
         picked = frames.index_select(1, torch.tensor(slow_frames(frames.shape[1], self.alpha)))
@@ -109,5 +113,8 @@ class SlowFast(nn.Module):
         xs = self.s3(self.s2_fuse(xs))
         xs = self.s4(self.s3_fuse(xs))
         xs = self.s5(self.s4_fuse(xs))
-        features = torch.cat([window_mean(x, self.window) for x in xs], dim=1)
-        return (features, self.head(features)) if self.with_logits else (features,)
+        window = None if self.pool == "global" else self.window
+        features = torch.cat([window_mean(x, window) for x in xs], dim=1)
+        # Their lengths differ, so maps cannot be one output.
+        out = tuple(x.float() for x in xs) if self.pool == "none" else (features,)
+        return (*out, self.head(features)) if self.with_logits else out

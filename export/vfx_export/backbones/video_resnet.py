@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfx_engines.spec import Pool
 from vfx_export.backbones.non_local import NonLocal, NonLocalBlock
 from vfx_export.backbones.packing import for_stem
 from vfx_export.backbones.pixels import normalised, normalised_with_zeros
@@ -196,12 +197,14 @@ class VideoResNet(nn.Module):
     """
 
     STEMS: ClassVar = ("s1.pathway0_stem.conv",)
+    MAPS: ClassVar = ("map",)
 
     def __init__(
         self, path: Pathway, *, window: int | None = 7, classes: int = 400, head: bool = False
     ) -> None:
         super().__init__()
         self.path, self.window, self.with_logits = path, window, head
+        self.pool: Pool = "head"
         self.s1 = nn.ModuleDict({"pathway0_stem": Stem(path)})
         w = path.width
         self.s2, self.s3, self.s4, self.s5 = (
@@ -216,11 +219,13 @@ class VideoResNet(nn.Module):
             frames: uint8 ``[batch, time, height, width, 3]``, RGB, trained at 224x224, tested at 256x256.
 
         Returns:
-            float32 ``[batch, 2048]``, then float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, 2048]``, or unpooled ``[batch, 2048, time, height / 32, width / 32]``; then
+            float32 ``[batch, classes]`` before softmax.
         """
         (x,) = self.s2([self.s1["pathway0_stem"](frames)])
         if self.path.pool > 1:
             x = F.max_pool3d(x, (self.path.pool, 1, 1), (self.path.pool, 1, 1))
         (x,) = self.s5(self.s4(self.s3([x])))
-        features = window_mean(x, self.window)
-        return (features, self.head(features)) if self.with_logits else (features,)
+        features = window_mean(x, None if self.pool == "global" else self.window)
+        out = x.float() if self.pool == "none" else features
+        return (out, self.head(features)) if self.with_logits else (out,)

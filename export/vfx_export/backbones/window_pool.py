@@ -1,9 +1,24 @@
-"""The pool of PySlowFast's classifier heads: windows as large as the map of training, one position apart."""
+"""How PySlowFast's networks pool what enters their heads: as the heads do, by the global mean, or not at all.
+
+The pool of its ResNets' heads has windows as large as the map of training, one position apart.
+"""
 
 from __future__ import annotations
 
+from typing import ClassVar, Protocol
+
 import torch.nn.functional as F
 from torch import Tensor
+
+from vfx_engines.spec import Pool
+
+
+class Pooling(Protocol):
+    """A network whose pool can be chosen before it is run."""
+
+    MAPS: ClassVar[tuple[str, ...]]
+    """Names of what it gives instead of its feature where ``pool`` is ``none``."""
+    pool: Pool
 
 
 def window_mean(x: Tensor, window: int | None) -> Tensor:

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfx_engines.spec import Pool
 from vfx_export.backbones.pixels import normalised
 
 MEAN = (0.45, 0.45, 0.45)
@@ -126,11 +127,13 @@ class _Head(nn.Module):
         self.lin_5 = nn.Conv3d(INNER[-1], FEATURE, 1, bias=False)
         self.projection = nn.Linear(FEATURE, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pool: Pool) -> Tensor:
         x = F.relu(self.conv_5_bn(self.conv_5(x)))
         # A larger crop than that of training has several places for the window: their mean, but after the
         # ReLU, so it is not the mean of all positions.
-        x = F.avg_pool2d(x.float().mean(2), self.window, stride=1)
+        x = x.float().mean(2)
+        window = x.shape[2:] if pool == "global" else (self.window, self.window)
+        x = F.avg_pool2d(x, window, stride=1)
         x = F.linear(x.flatten(2).transpose(1, 2), self.lin_5.weight.float().flatten(1))
         return F.relu(x).mean(1)
 
@@ -148,11 +151,14 @@ class X3D(nn.Module):
         head: give the classifier's logits too.
     """
 
+    MAPS: ClassVar = ("map",)
+
     def __init__(
         self, depths: tuple[int, int, int, int], train_crop: int, classes: int = 400, head: bool = False
     ) -> None:
         super().__init__()
         self.with_logits = head
+        self.pool: Pool = "head"
         self.s1 = nn.ModuleDict({"pathway0_stem": _Stem()})
         channels = STEM
         stages = []
@@ -174,12 +180,15 @@ class X3D(nn.Module):
             frames: uint8 ``[batch, time, height, width, 3]``, RGB; sides of the training crop or more.
 
         Returns:
-            float32 ``[batch, 2048]``, then float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, 2048]``, or unpooled, as PySlowFast's head is given it, ``[batch, 192, time,
+            height / 32, width / 32]``; then float32 ``[batch, classes]`` before softmax.
         """
         # Before the permutation: engines that compute with channels last then drop it.
         x = normalised(frames, MEAN, STD).to(self.head.projection.weight.dtype).permute(0, 4, 1, 2, 3)
         x = self.s1["pathway0_stem"](x)
-        features: Tensor = self.head(self.s5(self.s4(self.s3(self.s2(x)))))
+        x = self.s5(self.s4(self.s3(self.s2(x))))
+        features: Tensor = self.head(x, self.pool)
+        out = x.float() if self.pool == "none" else features
         if not self.with_logits:
-            return (features,)
-        return features, self.head.logits(features)
+            return (out,)
+        return out, self.head.logits(features)

@@ -15,6 +15,7 @@ from vfx_export.backbones.rev_mvit import RevMViT
 from vfx_export.fitting import Shapes, unchanged
 from vfx_export.labels import kinetics400
 from vfx_export.model import Download, Model
+from vfx_export.pyslowfast_config import trained_with
 
 _GREY = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,6 +65,7 @@ def _row(
     blocks: tuple[Block, ...],
     stride: int,
     short_side: int,
+    bf16: float,
     colours: tuple[Colour, Colour] = _GREY,
 ) -> Model:
     frames, size = 2 * blocks[0].grid[0], 4 * blocks[0].grid[1]
@@ -84,16 +86,17 @@ def _row(
         blank=(red, green, blue),
         feature=Output("features", (blocks[-1].leaves,)),
         labels=kinetics400,
+        pools=True,
+        config=trained_with(frames, stride, *colours),
         fixed_frames=True,
-        # 16 to 48 blocks of attention on 8 bits of mantissa: version 2 S is at 1.5e-2 of its golden feature,
-        # where two clips are 1.2 apart.
-        tolerances={"bf16": 4e-2},
+        # 16 to 48 blocks of attention on 8 bits of mantissa.
+        tolerances={"bf16": bf16},
     )
 
 
 def _row_1(name: str, config: str, download: Download, blocks: tuple[Block, ...], stride: int) -> Model:
     return dataclasses.replace(
-        _row(name, config, download, blocks, stride, 256),
+        _row(name, config, download, blocks, stride, 256, 2e-2),
         network=partial(_version_1, blocks),
         network_of=partial(_as_in_file, blocks),
     )
@@ -103,13 +106,15 @@ def _row_reversible(
     name: str, config: str, download: Download, blocks: tuple[Block, ...], stride: int
 ) -> Model:
     return dataclasses.replace(
-        _row(name, config, download, blocks, stride, 256),
+        _row(name, config, download, blocks, stride, 256, 1.5e-2),
         network=partial(_reversible, blocks),
         # Two streams side by side.
         feature=Output("features", (2 * blocks[-1].leaves,)),
     )
 
 
+# Measured in bf16 with the kit's weights, the worst of the proof and the golden windows: version 1 1.0e-2,
+# version 2 S 1.4e-2, B 1.3e-2, L 1.2e-2, Rev 7.5e-3; about twice that is allowed. Clips are 0.7 to 1.2 apart.
 ROWS = (
     _row_1(
         "mvit_b_16x4",
@@ -135,6 +140,7 @@ ROWS = (
         _blocks_2(16, 16, 224, (1, 3, 14), 96),
         stride=4,
         short_side=256,
+        bf16=3e-2,
     ),
     _row(
         "mvitv2_b_32x3",
@@ -143,6 +149,7 @@ ROWS = (
         _blocks_2(24, 32, 224, (2, 5, 21), 96),
         stride=3,
         short_side=256,
+        bf16=3e-2,
     ),
     _row(
         "mvitv2_l_40x3",
@@ -151,6 +158,7 @@ ROWS = (
         _blocks_2(48, 40, 312, (2, 8, 44), 144),
         stride=3,
         short_side=312,
+        bf16=2.5e-2,
         colours=_IMAGENET,
     ),
     _row_reversible(
