@@ -36,6 +36,7 @@ from vfx_runtime.laying import windows
 from vfx_runtime.measuring import Others, measure_engine
 from vfx_runtime.opening import open_video
 from vfx_runtime.preprocess import preprocess_for
+from vfx_runtime.sampling import Windows
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 ROW = find("slowfast_8x8_r50").resized("squash")
@@ -144,7 +145,8 @@ def gathered(engine: Engine, video: Path) -> Any:
     """The windows of a video, one after the other, each uint8 [1, time, height, width, 3] of the engine."""
     preprocess = preprocess_for(engine)
     with open_video(video) as decoder:
-        for _, window, kept in windows(decoder, [sampling()], [preprocess.prepare]):
+        laid = [(sampling(), Windows(sampling(), decoder.info.fps))]
+        for _, window, kept in windows(decoder, laid, [preprocess.prepare]):
             pixels = [None if sample < 0 else kept[sample].prepared for sample in window.samples]
             preprocess.place(0, 0, pixels)
             yield engine.buffer(0)[:1]

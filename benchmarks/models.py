@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/models.py                    # all but the largest, about half an hour
     .venv/bin/python benchmarks/models.py s3d clip_vit_b_32  # some
     .venv/bin/python benchmarks/models.py --new s3d          # into the results that are there
+    .venv/bin/python benchmarks/models.py --table            # the table and chart of those, again
 
 Weights are random: what a network computes does not change how long it takes. The contenders take turns
 within each round, on the same input, all cores; ratios are medians over the rounds.
@@ -15,6 +16,7 @@ import json
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from graphs import profile
 from material import FOLDER, RESULTS, save
 from matplotlib.figure import Figure
 
@@ -49,33 +52,57 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of an engine, per round")
     parser.add_argument("--new", action="store_true", help="keep the results of other models")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
+    path = RESULTS / "models.json"
+    if arguments.table:
+        tabulate(json.loads(path.read_text()))
+        return
     names = arguments.models or [model.name for model in CATALOGUE if model.name not in LARGEST]
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
-    path = RESULTS / "models.json"
     found: dict[str, Any] = json.loads(path.read_text())["models"] if arguments.new and path.exists() else {}
     for name in names:
         found[name] = measured(find(name), cores, arguments.rounds, arguments.seconds)
+        for precision in PRECISIONS:
+            if not enough(found[name], precision):
+                found[name][precision]["operators"] = operators(find(name), precision)
         print(line(name, found[name]), flush=True)
-        print(save("models", {"rounds": arguments.rounds, "models": found}))
-    draw(RESULTS / "models.png", found)
+        save("models", {"rounds": arguments.rounds, "models": in_order(found)})
+    tabulate(json.loads(path.read_text()))
 
 
-def exported(model: Model) -> Path:
-    """In fp32: a bf16 engine is the same graph, computed in bf16."""
-    path = FOLDER / f"{model.name}.onnx"
+def in_order(found: dict[str, Any]) -> dict[str, Any]:
+    return {model.name: found[model.name] for model in CATALOGUE if model.name in found}
+
+
+def operators(model: Model, precision: Precision) -> dict[str, float]:
+    """Share of one core's time of the operator types that take most of it, of one window."""
+    times = profile(exported(model, precision), precision, batch=1, size=256, runs=3)
+    shares: Counter[str] = Counter()
+    for (kind, _, _), seconds in times.items():
+        shares[kind] += seconds / sum(times.values())
+    return dict(shares.most_common(4))
+
+
+def exported(model: Model, precision: Precision) -> Path:
+    """A file of its own for bf16 where the network is rewritten; else the fp32 graph is run in bf16."""
+    rewritten = precision == "bf16" and model.low_precision is not None
+    path = FOLDER / f"{model.name}{'_bf16' if rewritten else ''}.onnx"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        export_model(model, path, checkpoint=None, precision="fp32", frames=1 if model.overlap == 1 else None)
+        frames = 1 if model.overlap == 1 else None
+        export_model(model, path, checkpoint=None, precision="bf16" if rewritten else "fp32", frames=frames)
     return path
 
 
 def measured(model: Model, cores: int, rounds: int, seconds: float) -> dict[str, Any]:
     """Windows per second of each contender, ratios to torch, shares of the peak."""
     sizes = FLOW_SIZE if model.transform.crop is None and model.modality == "frames" else {}
-    file = exported(model)
-    engines = {precision: open_engine(file, sizes=sizes, precision=precision) for precision in PRECISIONS}
+    engines = {
+        precision: open_engine(exported(model, precision), sizes=sizes, precision=precision)
+        for precision in PRECISIONS
+    }
     engine = engines["fp32"]
     module = model.network(False)
     random_weights(module)
@@ -147,6 +174,35 @@ def line(name: str, found: dict[str, Any]) -> str:
         for precision in PRECISIONS
     ]
     return f"{name:34} eager {found['eager_windows_s']:9.2f}/s   {'   '.join(parts)}"
+
+
+def tabulate(results: dict[str, Any]) -> None:
+    """The results as a table in Markdown, and as a chart."""
+    found = in_order(results["models"])
+    machine = results["machine"]
+    fp32, bf16 = (f"{ENOUGH['ratio'][p]:g} times eager or {ENOUGH['peak'][p]:.0%}" for p in PRECISIONS)
+    lines = [
+        f"# Every network of the catalogue, {machine['cores']} cores",
+        "",
+        f"`benchmarks/models.py`, {machine['date']}, {machine['cpu']}, random weights. Times torch's eager",
+        "mode in fp32, on the same batch in the same run; and the share of the multiply-accumulates that",
+        f"OpenVINO's best matrix product reaches in the same precision. Enough is {fp32} in fp32,",
+        f"{bf16} in bf16; where it is less, the operators that take most of one core's time are named.",
+        "",
+        "| model | eager, windows/s | fp32 | bf16 | held back by |",
+        "|---|---|---|---|---|",
+    ]
+    for name, item in found.items():
+        cells = " | ".join(f"{item[p]['ratio']:.2f}x, {item[p]['share_of_peak']:.0%}" for p in PRECISIONS)
+        short = [p for p in PRECISIONS if not enough(item, p)]
+        why = "; ".join(f"{p}: {_shares(item[p].get('operators', {}))}" for p in short)
+        lines.append(f"| `{name}` | {item['eager_windows_s']:.2f} | {cells} | {why} |")
+    (RESULTS / "models.md").write_text("\n".join([*lines, ""]), "utf-8")
+    draw(RESULTS / "models.png", found)
+
+
+def _shares(operators: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in operators.items())
 
 
 def draw(path: Path, found: dict[str, Any]) -> None:

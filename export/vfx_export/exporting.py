@@ -7,7 +7,7 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -27,7 +27,7 @@ from vfx_export.checkpoints import read_with_config
 from vfx_export.fitting import key_shapes, load_into
 from vfx_export.inflating import inflated
 from vfx_export.model import Model
-from vfx_export.proof import example_inputs, prove, reference
+from vfx_export.proof import TOLERANCES, example_inputs, prove, reference
 from vfx_export.pyslowfast_config import check_config
 from vfx_export.trace import LowPrecision, lowered, trace
 
@@ -42,7 +42,7 @@ def export_module(
     *,
     low_precision: LowPrecision | None = None,
     quantised: Collection[str] = (),
-    tolerance: float | None = None,
+    tolerances: Mapping[Precision, float] = TOLERANCES,
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export any torch module as an engine: trace it, prove it, and write the file whole or not at all.
@@ -55,7 +55,7 @@ def export_module(
         path: the ``.onnx`` file to write; one that is there is replaced.
         low_precision: a rewriting of the module for matrix units, used unless the precision is fp32.
         quantised: names of outputs that the module rounds to whole numbers: the proof lets them be one apart.
-        tolerance: largest relative L2 error, if not the precision's usual one.
+        tolerances: largest relative L2 errors, where they are not those of `vfx_export.proof.TOLERANCES`.
         stage: progress.
 
     Returns:
@@ -77,7 +77,7 @@ def export_module(
         model = trace(low, torch.from_numpy(inputs), spec)
         onnx.save(model, part)
         stage("comparing the file with the module")
-        proof = prove(part, spec, inputs, expected, quantised=quantised, tolerance=tolerance)
+        proof = prove(part, spec, inputs, expected, quantised=quantised, tolerances=tolerances)
         spec = dataclasses.replace(spec, proof=proof)
         embed_spec(model, spec)
         onnx.save(model, part)
@@ -187,7 +187,7 @@ def export_model(
         spec,
         path,
         low_precision=model.low_precision,
-        tolerance=model.tolerances.get(precision),
+        tolerances=model.tolerances,
         quantised=quantised,
         stage=stage,
     )

@@ -5,7 +5,7 @@ Two inputs that differ are run through torch in float32 and through the engine t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,12 @@ def prove(
     expected: list[NDArray[np.float32]],
     *,
     quantised: Collection[str] = (),
-    tolerance: float | None = None,
+    tolerances: Mapping[Precision, float] = TOLERANCES,
 ) -> Proof:
     """Run the exported file and measure how far it is from the reference.
+
+    A bf16 file, whose tensors are float32, is run in fp32 first, within the tolerance of that: what bf16 may
+    lose on some weights would hide a wrong graph.
 
     Args:
         path: the file.
@@ -118,16 +121,32 @@ def prove(
         inputs: what the reference was given.
         expected: what it gave, an array for each output.
         quantised: names of outputs that are rounded to whole numbers: one level apart is no error.
-        tolerance: largest error allowed, if not the precision's own of `TOLERANCES`.
+        tolerances: largest errors allowed, where they are not those of `TOLERANCES`.
 
     Raises:
         ExportError: the file does not run, an output is not finite, or further away than its precision
             allows.
     """
-    if tolerance is None:
-        tolerance = TOLERANCES[spec.precision]
+    allowed = {**TOLERANCES, **tolerances}
+    if spec.precision == "bf16":
+        _compare(path, spec, "fp32", inputs, expected, quantised, allowed["fp32"])
+    tolerance = allowed[spec.precision]
+    worst, name = _compare(path, spec, spec.precision, inputs, expected, quantised, tolerance)
+    return Proof(f"torch {torch.__version__}, float32, eager; {name}", tolerance, worst, len(inputs))
+
+
+def _compare(
+    path: Path,
+    spec: EngineSpec,
+    precision: Precision,
+    inputs: NDArray[Any],
+    expected: list[NDArray[np.float32]],
+    quantised: Collection[str],
+    tolerance: float,
+) -> tuple[float, str]:
+    """Largest relative L2 error of an output's row, and the name of the engine that was run."""
     try:
-        with open_engine(path, sizes=example_sizes(spec)) as engine:
+        with open_engine(path, sizes=example_sizes(spec), precision=precision) as engine:
             outputs = engine.run(inputs)
             name = engine.name
     except EngineError as error:
@@ -137,7 +156,7 @@ def prove(
         got = outputs[output.name]
         if not np.isfinite(got).all():
             raise ExportError(
-                f"{spec.model}: {output.name} is not finite in {spec.precision}: "
+                f"{spec.model}: {output.name} is not finite in {precision}: "
                 "use --precision fp32, or check the weights"
             )
         for row, target in zip(got, want, strict=True):
@@ -150,11 +169,11 @@ def prove(
     if worst > tolerance:
         advice = (
             "the module must compute the same at every call, from its input alone"
-            if spec.precision == "fp32"
+            if precision == "fp32"
             else "use --precision fp32"
         )
         raise ExportError(
-            f"{spec.model}: {spec.precision} differs from torch by {worst:.1e}, at most {tolerance:.0e} is "
+            f"{spec.model}: {precision} differs from torch by {worst:.1e}, at most {tolerance:.0e} is "
             f"allowed, so no file was left: {advice}"
         )
-    return Proof(f"torch {torch.__version__}, float32, eager; {name}", tolerance, worst, len(inputs))
+    return worst, name

@@ -84,7 +84,7 @@ def export_text_encoder(
             images=model.name, scale=math.exp(module.get_parameter("logit_scale").item()), merges=merges
         ),
     )
-    return export_module(module, spec, path, tolerance=encoder.tolerances.get(precision), stage=stage)
+    return export_module(module, spec, path, tolerances=encoder.tolerances, stage=stage)
 
 
 def read_merges(path: Path) -> str:
