@@ -59,7 +59,8 @@ def open_engine(
         backend: for an ``.onnx`` file on a CPU ``openvino``, or ``onnxruntime`` (extra
             ``vfx[onnxruntime]``); None takes OpenVINO. On a GPU it is ONNX Runtime.
         batch: windows per call, 1 or more; None chooses by the size of a window, or takes the most that
-            a plan allows; of a served engine, at most what its server takes. Where a GPU has too little memory for it, it is halved, and the name says so.
+            a plan allows; a server takes so many and no more. Where a GPU has too little memory for it, it
+            is halved, and the name says so.
         threads: cores to use, 1 or more; None takes all that this process may run on.
         sizes: of the axes that the spec names beside ``batch``, for example ``{"height": 240, "width":
             320}``; an engine is open at one size.
@@ -130,7 +131,9 @@ def _served(
     address = server_address(path)
     for what, given in (("device", device), ("backend", backend), ("threads", threads)):
         if given is not None:
-            raise UsageError(f"{address}: {what} {given}: where the engine runs its server decides: leave it out")
+            raise UsageError(
+                f"{address}: {what} {given}: where the engine runs its server decides: leave it out"
+            )
     if batch is not None and batch < 1:
         raise UsageError(f"batch {batch}: expected 1 or more")
     server, patient = connect(address), Patience(address)

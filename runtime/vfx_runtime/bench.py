@@ -39,7 +39,13 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("videos", nargs=-1, metavar="[VIDEO]...")
-@click.option("--engine", required=True, type=click.Path(path_type=Path), help="File made by vfx-export.")
+@click.option(
+    "--engine",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE|URL",
+    help="File made by vfx-export, or a served engine, as vfx-run takes it.",
+)
 @click.option(
     "--batch",
     "batches",

@@ -41,8 +41,8 @@ class TritonBackend:
     ) -> None:
         if batch > model.most:
             raise UsageError(
-                f"{address}: batch {batch}: the server takes {model.most} windows in a request: give fewer, or "
-                "export with a larger --batch"
+                f"{address}: batch {batch}: the server takes {model.most} windows in a request: "
+                "give fewer, or export with a larger --batch"
             )
         self._address, self._spec, self._version = address, spec, model.version
         self._server, self._patient = server, patient

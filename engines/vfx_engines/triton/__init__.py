@@ -1,1 +1,1 @@
-"""An engine behind a port: Triton, or what speaks its protocol (KServe v2 with Triton's model configuration)."""
+"""An engine behind a port: Triton's protocol, which is KServe v2 with model configurations."""

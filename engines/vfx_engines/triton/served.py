@@ -68,12 +68,16 @@ def read_served(address: ServerAddress, server: Server, patient: Patience) -> Se
         )
     wanted = (
         {spec.input.name: (f"TYPE_{DATATYPES[spec.input.dtype]}", dimensions(spec.input.shape[1:]))},
-        {output.name: (f"TYPE_{DATATYPES[output.dtype]}", dimensions(output.shape)) for output in spec.outputs},
+        {
+            output.name: (f"TYPE_{DATATYPES[output.dtype]}", dimensions(output.shape))
+            for output in spec.outputs
+        },
     )
     if served != wanted:
+        (takes, gives), (reads, writes) = map(_listed, served), map(_listed, wanted)
         raise EngineError(
-            f"{address}: the server's model takes {_listed(served[0])} and gives {_listed(served[1])}, its spec "
-            f"says {_listed(wanted[0])} and {_listed(wanted[1])}: export it again with vfx-export --triton"
+            f"{address}: the server's model takes {takes} and gives {gives}, its spec says {reads} and "
+            f"{writes}: export it with vfx-export --triton again"
         )
     if most < 1:
         raise EngineError(f"{address}: max_batch_size is {most}, expected 1 or more: export the model again")
@@ -99,7 +103,8 @@ def _spec(config: dict[str, Any], version: str) -> EngineSpec | None:
 def _tensors(listed: list[dict[str, Any]]) -> _Tensors:
     return {
         # Sizes are text in gRPC's JSON, whose numbers have 53 bits.
-        item["name"]: (item["data_type"], tuple(int(size) for size in item.get("dims", ()))) for item in listed
+        item["name"]: (item["data_type"], tuple(int(size) for size in item.get("dims", ())))
+        for item in listed
     }
 
 

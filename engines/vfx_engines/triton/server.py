@@ -20,8 +20,8 @@ Question = Literal["ready", "server", "model", "config"]
 the model's configuration. Answers are the KServe v2 protocol's JSON, and Triton's extension for the last."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
-"""Seconds between two tries: doubled from the first one on, and each shortened by chance to a half at most, so
-that many clients do not come back at once."""
+"""Seconds between two tries: doubled from the first one on, and each shortened by chance, to a half at most:
+many clients must not come back at once."""
 
 
 class TransientError(Exception):
