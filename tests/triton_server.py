@@ -171,3 +171,15 @@ class Proxy:
         for item in (source, target):
             with suppress(OSError):
                 item.shutdown(socket.SHUT_RDWR)
+
+
+def publish(repository: Path, engine: Path, batch: tuple[int, int, int] = (1, 4, 8)) -> Path:
+    """Put a copy of an engine file into a repository, as ``vfx-export --triton`` puts its own."""
+    from vfx_engines import read_spec
+    from vfx_export.triton_config import Serving
+    from vfx_export.triton_repository import new_version
+
+    spec = read_spec(engine)
+    with new_version(repository, spec.model) as version:
+        shutil.copy(engine, version.file("onnx"))
+        return version.publish(spec, Serving(repository, (batch,)))
