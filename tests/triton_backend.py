@@ -7,7 +7,6 @@ backend, and has checked the configuration, batched requests and warmed up just 
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ class TritonPythonModel:
         self.input = config["input"][0]["name"]
         self.outputs = [output["name"] for output in config["output"]]
         self.slow = Path(__file__).with_name("slow")
+        self.calls = Path(__file__).with_name(f"calls-{config['name']}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
         if self.slow.exists():
@@ -34,6 +34,6 @@ class TritonPythonModel:
             arrays = self.session.run(self.outputs, {self.input: rows})
             tensors = [triton.Tensor(name, array) for name, array in zip(self.outputs, arrays, strict=True)]
             answers.append(triton.InferenceResponse(tensors))
-        with Path(__file__).with_name(f"calls-{os.getpid()}").open("a", encoding="ascii") as calls:
+        with self.calls.open("a", encoding="ascii") as calls:
             calls.write(f"{len(requests)}\n")
         return answers

@@ -43,9 +43,6 @@ class TritonServer:
         shutil.copytree(server / "backends" / "python", python)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", python)
-        # The stub looks for packages beside itself, whatever PYTHONPATH says.
-        for package in (INSTALLED / "python").iterdir():
-            (python / package.name).symlink_to(package.resolve())
         self._own = folder / "backends" / "onnxruntime"
         self._own.mkdir()
         shutil.copy(_BACKEND, self._own / "model.py")
@@ -62,7 +59,13 @@ class TritonServer:
                     *("--grpc-address", "127.0.0.1", "--grpc-port", str(self.grpc_port)),
                     *("--allow-metrics", "false", "--exit-on-error", "false", "--exit-timeout-secs", "1"),
                 ],
-                env={**os.environ, "LD_LIBRARY_PATH": ":".join(map(str, libraries))},
+                env={
+                    **os.environ,
+                    "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+                    # Its bridge to Python takes the packages of the first python3 there, whatever
+                    # PYTHONPATH says.
+                    "PATH": f"{INSTALLED / 'python' / 'bin'}:{os.environ['PATH']}",
+                },
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -89,10 +92,9 @@ class TritonServer:
         """Make each call of a model last so much longer."""
         (self._own / "slow").write_text(str(seconds), "ascii")
 
-    def calls(self) -> list[int]:
+    def calls(self, model: str) -> list[int]:
         """Requests in each call of a model so far, warm-up included."""
-        files = self._own.glob("calls-*")
-        return [int(line) for file in files for line in file.read_text("ascii").split()]
+        return [int(line) for line in (self._own / f"calls-{model}").read_text("ascii").split()]
 
     def log(self) -> str:
         return self._log.read_text("utf-8", "replace") if self._log.exists() else ""

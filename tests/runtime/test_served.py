@@ -121,14 +121,14 @@ def test_an_engine_of_any_size_is_open_at_one(server: TritonServer, protocol: st
 
 
 def test_requests_of_several_slots_share_a_call(server: TritonServer) -> None:
-    before = len(server.calls())
+    before = len(server.calls("tiny"))
     with open_engine(f"{server.address('grpc', 'tiny')}?requests=16", batch=1) as engine:
         for _ in range(4):
             for slot in range(engine.slots):
                 engine.submit(slot, 1)
             for slot in range(engine.slots):
                 engine.collect(slot)
-    calls = server.calls()[before:]
+    calls = server.calls("tiny")[before:]
     assert sum(calls) == 64
     assert max(calls) > 1
 
