@@ -181,6 +181,18 @@ def test_a_server_that_is_away_is_named_after_some_tries(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_without_tritons_client_it_is_named(protocol: str) -> None:
+    code = (
+        "import sys; sys.modules['tritonclient'] = None; from vfx_engines import open_engine\n"
+        f"open_engine('{protocol}://127.0.0.1/tiny')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("vfx_engines.errors.UsageError: "), last
+    assert last.endswith("pip install 'tritonclient[grpc,http]'")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_something_else_behind_the_port_is_named(protocol: str, server: TritonServer) -> None:
     port = server.http_port if protocol == "grpc" else server.grpc_port
     with pytest.raises(EngineError, match=f"{protocol}://127.0.0.1"):
