@@ -316,6 +316,8 @@ def _export_own(module: str, spec_file: Path, precision: Precision | None, targe
         raise SpecError(f"{shown(spec_file)}: {error}") from None
     if precision is not None:
         spec = dataclasses.replace(spec, precision=precision)
+    if target.serving is not None and spec.precision == "bf16":
+        raise UsageError("--precision bf16 is for OpenVINO on CPUs: Triton takes fp16 or fp32")
     built = build(module)
     with _progress() as progress:
         task = progress.add_task("", total=None)
