@@ -16,7 +16,6 @@ import json
 import os
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -79,10 +78,10 @@ def in_order(found: dict[str, Any]) -> dict[str, Any]:
 def operators(model: Model, precision: Precision) -> dict[str, float]:
     """Share of one core's time of the operator types that take most of it, of one window."""
     times = profile(exported(model, precision), precision, batch=1, size=256, runs=3)
-    shares: Counter[str] = Counter()
+    shares: dict[str, float] = {}
     for (kind, _, _), seconds in times.items():
-        shares[kind] += seconds / sum(times.values())
-    return dict(shares.most_common(4))
+        shares[kind] = shares.get(kind, 0) + seconds / sum(times.values())
+    return dict(sorted(shares.items(), key=lambda item: -item[1])[:4])
 
 
 def exported(model: Model, precision: Precision) -> Path:

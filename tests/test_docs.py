@@ -30,7 +30,10 @@ PAGES = sorted(
 )
 SPEC_PAGE = ROOT / "docs" / "spec.md"
 
-OTHERS_OPTIONS = {"--index-url", "--extra-index-url"}
+OTHERS_OPTIONS = {
+    *("--index-url", "--extra-index-url"),
+    *("--gpus", "--model-repository", "--model-control-mode"),
+}
 """Named in the documents, of other people's commands."""
 
 

@@ -51,6 +51,14 @@ class Backend(Protocol):
         """Give back all memory. Nothing is in flight."""
 
 
+@runtime_checkable
+class AbandoningBackend(Backend, Protocol):
+    """A backend whose slots may take long for reasons of others, and need not be waited for."""
+
+    def abandon(self) -> None:
+        """End what is in flight: `wait` then raises soon. Only `close` follows."""
+
+
 class DeviceInput(NamedTuple):
     """The input of a slot in device memory."""
 
@@ -227,7 +235,7 @@ class Engine:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def close(self) -> None:
-        """Wait for what is in flight, drop it, and give back the engine's memory; once is enough."""
+        """End or wait for what is in flight, drop it, and give back the engine's memory; once is enough."""
         if not self._buffers:
             return
         in_flight = [slot for slot, count in enumerate(self._in_flight) if count]
@@ -237,6 +245,8 @@ class Engine:
             stack.callback(self._backend.close)
             for slot in in_flight:
                 stack.callback(self._drop, slot)
+            if isinstance(self._backend, AbandoningBackend):
+                stack.callback(self._backend.abandon)
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ from vfx_engines.errors import EngineError, SpecError, UsageError, reason, shown
 from vfx_engines.onnx_file import read_onnx_spec
 from vfx_engines.plan_file import read_plan_spec
 from vfx_engines.spec import EngineSpec, Precision
+from vfx_engines.triton.address import is_address, server_address
 
 BackendName = Literal["openvino", "onnxruntime"]
 
@@ -23,12 +24,16 @@ _FRAMES_PER_CALL = {"cpu": 32, "cuda": 256}
 
 
 def read_spec(path: Path) -> EngineSpec:
-    """The spec of an engine file.
+    """The spec of an engine file, or of a served engine.
 
     Raises:
-        EngineError: no such file, damaged, made without a spec, or with one of another graph.
+        EngineError: no such file, damaged, made without a spec, or with one of another graph; or a server
+            that is away, or has no such model.
         SpecError: the spec is malformed or newer than this vfx.
+        UsageError: an address of another form, or Triton's client is missing.
     """
+    if is_address(path):
+        return _read_served_spec(path)
     return read_plan_spec(path) if path.suffix == ".plan" else read_onnx_spec(path)
 
 
@@ -45,13 +50,17 @@ def open_engine(
     """Load an engine file.
 
     Args:
-        path: an ``.onnx`` or ``.plan`` file made by vfx-export.
-        device: ``cpu``, ``cuda`` or ``cuda:1``; None takes a GPU for a plan and the CPU for ONNX.
+        path: an ``.onnx`` or ``.plan`` file made by vfx-export; or the address of a model that vfx-export
+            put into a Triton repository, ``grpc://host:8001/model`` or ``http://host:8000/model``
+            (extra ``vfx[triton]``), see `vfx_engines.triton.address`.
+        device: ``cpu``, ``cuda`` or ``cuda:1``; None takes a GPU for a plan and the CPU for ONNX. Where a
+            served engine runs its server decides: it takes no ``device``, ``backend`` or ``threads``.
         precision: to compute in; None takes the file's own. A file of fp16 tensors stays fp16.
         backend: for an ``.onnx`` file on a CPU ``openvino``, or ``onnxruntime`` (extra
             ``vfx[onnxruntime]``); None takes OpenVINO. On a GPU it is ONNX Runtime.
         batch: windows per call, 1 or more; None chooses by the size of a window, or takes the most that
-            a plan allows. Where a GPU has too little memory for it, it is halved, and the name says so.
+            a plan allows; a server takes so many and no more. Where a GPU has too little memory for it, it
+            is halved, and the name says so.
         threads: cores to use, 1 or more; None takes all that this process may run on.
         sizes: of the axes that the spec names beside ``batch``, for example ``{"height": 240, "width":
             320}``; an engine is open at one size.
@@ -59,8 +68,10 @@ def open_engine(
     Raises:
         UsageError: an argument that is none of these, or does not go with this file, or a library that
             is missing.
-        EngineError: the file is missing, damaged, without a spec, or cannot run here.
+        EngineError: the file is missing, damaged, without a spec, or cannot run here; or the server is away.
     """
+    if is_address(path):
+        return _served(path, device, precision, backend, batch, threads, sizes or {})
     file = Path(path)
     spec = read_spec(file)
     _check_choice("backend", backend, get_args(BackendName))
@@ -85,6 +96,60 @@ def open_engine(
         raise UsageError(f"backend 'openvino' runs on a CPU, not on {device!r}: leave --backend out")
     on_gpu = _plan_on_cuda if is_plan else _onnx_on_cuda
     return Engine(spec, on_gpu(file, spec, index, batch), f"cuda:{index}")
+
+
+def engine_label(path: str | os.PathLike[str]) -> str:
+    """An engine in a few words: the name of its file, or its address."""
+    return str(server_address(path)) if is_address(path) else shown(Path(path).name)
+
+
+def _read_served_spec(path: str | os.PathLike[str]) -> EngineSpec:
+    from vfx_engines.triton.served import read_served
+    from vfx_engines.triton.server import Patience, connect
+
+    address = server_address(path)
+    server = connect(address)
+    try:
+        return read_served(address, server, Patience(address)).spec
+    finally:
+        server.close()
+
+
+def _served(
+    path: str | os.PathLike[str],
+    device: str | None,
+    precision: Precision | None,
+    backend: BackendName | None,
+    batch: int | None,
+    threads: int | None,
+    sizes: Mapping[str, int],
+) -> Engine:
+    from vfx_engines.backends.triton import TritonBackend
+    from vfx_engines.triton.served import read_served
+    from vfx_engines.triton.server import Patience, connect
+
+    address = server_address(path)
+    for what, given in (("device", device), ("backend", backend), ("threads", threads)):
+        if given is not None:
+            raise UsageError(
+                f"{address}: {what} {given}: where the engine runs its server decides: leave it out"
+            )
+    if batch is not None and batch < 1:
+        raise UsageError(f"batch {batch}: expected 1 or more")
+    server, patient = connect(address), Patience(address)
+    try:
+        model = read_served(address, server, patient)
+        if precision not in (None, model.spec.precision):
+            raise UsageError(f"{address}: computes in {model.spec.precision}: export it with {precision}")
+        try:
+            spec = model.spec.sized(sizes)
+        except SpecError as error:
+            raise UsageError(f"{address}: {error}") from None
+        size = batch or min(model.most, _default_batch(spec, "cpu"))
+        return Engine(spec, TritonBackend(address, spec, model, server, patient, size))
+    except BaseException:
+        server.close()
+        raise
 
 
 def _on_cpu(

@@ -26,6 +26,7 @@ from vfx_engines.errors import SpecError, UsageError, VfxError, shown
 from vfx_engines.opening import cuda_index
 from vfx_engines.spec import EngineSpec, Input, Output, Pool, Precision
 from vfx_export.target import CONSOLE, Target, batch, missing_for_plan
+from vfx_export.triton_config import Serving, parse_instances
 
 if TYPE_CHECKING:
     pass
@@ -62,6 +63,20 @@ if TYPE_CHECKING:
     default=Path(),
     metavar="FILE|FOLDER",
     help="Where to write; a folder gets <model>.onnx or .plan.  [default: the current folder]",
+)
+@click.option(
+    "--triton",
+    "repository",
+    type=click.Path(path_type=Path),
+    metavar="REPO",
+    help="Write into a Triton model repository instead: REPO/<model>/config.pbtxt and the next "
+    "REPO/<model>/<version>.",
+)
+@click.option(
+    "--instances",
+    metavar="cpu|gpu[:N]",
+    help="Triton: where it runs the model, and how many copies of it there.  [default: gpu for a .plan, "
+    "cpu for an .onnx file]",
 )
 @click.option("--frames", type=int, metavar="N", help="Frames of a window, if not the model's own.")
 @click.option(
@@ -114,8 +129,8 @@ if TYPE_CHECKING:
     "batches",
     multiple=True,
     metavar="N|MIN,OPT,MAX",
-    help="Plan: windows per call, up to N and tuned for it; or the fewest, what is tuned for, the most. "
-    "Once for each optimisation profile.  [default: 1,8,8]",
+    help="Plan, Triton: windows per call, up to N and tuned for it; or the fewest, what is tuned for, the "
+    "most. Once for each optimisation profile.  [default: 1,8,8]",
 )
 @click.option(
     "--level", type=int, default=3, show_default=True, help="Plan: TensorRT's builder level, 0 to 5."
@@ -166,6 +181,7 @@ def main(debug: bool, **options: Any) -> None:
     vfx-export --model i3d
     vfx-export --model i3d --checkpoint i3d_rgb.pt --precision bf16 --head
     vfx-export --model i3d --frames 16 --output engines/i3d_16.onnx
+    vfx-export --model i3d --triton models --instances gpu --batch 8
     """  # noqa: D301  # click reads the backspace
     try:
         path = _run(**options)
@@ -185,6 +201,8 @@ def _run(
     precision: Precision | None,
     format_: str | None,
     output: Path,
+    repository: Path | None,
+    instances: str | None,
     frames: int | None,
     resize: str | None,
     exact_zeros: bool,
@@ -236,6 +254,14 @@ def _run(
         version_compatible,
         hardware,
     )
+    if instances is not None and repository is None:
+        raise UsageError(f"--instances {instances}: goes with --triton REPO")
+    if repository is not None and output != Path():
+        raise UsageError(f"--output {shown(output)}: --triton {shown(repository)} says where to write")
+    if repository is not None and precision == "bf16":
+        raise UsageError("--precision bf16 is for OpenVINO on CPUs: Triton takes fp16 or fp32")
+    if text and repository is not None:
+        raise UsageError("--text and --triton: texts are encoded beside the runtime, not on a server")
     missing = "" if text else missing_for_plan(format_, output)
     target = Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
     if target.settings and exact_zeros:
@@ -246,6 +272,7 @@ def _run(
         raise UsageError("--precision bf16 is for CPUs: a plan takes fp16 or fp32")
     if module is not None:
         assert spec is not None
+        target = _for_triton(target, repository, instances, settings)
         return _export_own(module, spec, precision, target)
     assert model is not None
     from vfx_export.catalogue import find
@@ -254,6 +281,7 @@ def _run(
         return _export_text(model, checkpoints, random_weights, precision or "fp32", target, vocabulary)
     if target.settings and not (format_ == "plan" or output.suffix == ".plan"):
         target = target.for_network(find(model))
+    target = _for_triton(target, repository, instances, settings)
     usual: Precision = "fp16" if target.settings else "fp32"
     return _export_catalogue(
         model,
@@ -269,6 +297,19 @@ def _run(
         inflate,
         pca,
     )
+
+
+def _for_triton(
+    target: Target, repository: Path | None, instances: str | None, settings: BuildSettings
+) -> Target:
+    if repository is None:
+        return target
+    for least, _, most in settings.batches:
+        if least > 1:
+            raise UsageError(f"--batch: Triton may send one window alone: expected 1 to {most}, not {least}")
+    kind, count = parse_instances(instances, target.settings is not None)
+    serving = Serving(repository, settings.batches, kind, count)
+    return dataclasses.replace(target, serving=serving)
 
 
 def _export_catalogue(
@@ -388,6 +429,8 @@ def _export_own(module: str, spec_file: Path, precision: Precision | None, targe
         raise SpecError(f"{shown(spec_file)}: {error}") from None
     if precision is not None:
         spec = dataclasses.replace(spec, precision=precision)
+    if target.serving is not None and spec.precision == "bf16":
+        raise UsageError("--precision bf16 is for OpenVINO on CPUs: Triton takes fp16 or fp32")
     built = build(module)
     with _progress() as progress:
         task = progress.add_task("", total=None)

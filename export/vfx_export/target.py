@@ -17,6 +17,8 @@ from vfx_engines.devices import missing_driver
 from vfx_engines.errors import OutputError, UsageError, reason, shown
 from vfx_engines.spec import EngineSpec
 from vfx_engines.tensorrt_api import INSTALL, is_installed
+from vfx_export.triton_config import Serving
+from vfx_export.triton_repository import new_version
 
 if TYPE_CHECKING:
     from vfx_export.model import Model
@@ -35,6 +37,8 @@ class Target:
     """Of the GPU that a plan is built on."""
     missing: str
     """Why ONNX is written where nothing was asked for; empty where it was."""
+    serving: Serving | None = None
+    """By Triton, from a repository that is written to instead of ``output``."""
 
     def for_network(self, model: Model) -> Target:
         """This target, or ONNX where the network takes frames of any size, which no plan can."""
@@ -54,8 +58,24 @@ class Target:
     def write(
         self, name: str, export: Callable[[Path], EngineSpec], progress: Progress, task: TaskID
     ) -> Path:
-        """Export to ONNX, and build a plan of it if one is wanted."""
-        path = self.path(name)
+        """Export to ONNX, and build a plan of it if one is wanted; into the repository if there is one."""
+        if self.serving is None:
+            path = self.path(name)
+            spec = self._build(path, export, progress, task)
+        else:
+            with new_version(self.serving.repository, name) as version:
+                path = version.file("onnx" if self.settings is None else "plan")
+                spec = self._build(path, export, progress, task)
+                path = version.publish(spec, self.serving) / path.name
+        progress.stop()
+        _report(path, spec)
+        if self.missing:
+            CONSOLE.print(f"no TensorRT plan: {self.missing}", soft_wrap=True, markup=False)
+        return path
+
+    def _build(
+        self, path: Path, export: Callable[[Path], EngineSpec], progress: Progress, task: TaskID
+    ) -> EngineSpec:
         if self.settings is None:
             spec = export(path)
         else:
@@ -74,11 +94,7 @@ class Target:
                     raise OutputError(
                         f"{shown(path)}: cannot be written: {error.strerror or reason(error)}"
                     ) from None
-        progress.stop()
-        _report(path, spec)
-        if self.missing:
-            CONSOLE.print(f"no TensorRT plan: {self.missing}", soft_wrap=True, markup=False)
-        return path
+        return spec
 
 
 def missing_for_plan(format_: str | None, output: Path) -> str | None:

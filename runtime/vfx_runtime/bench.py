@@ -14,8 +14,9 @@ import click
 from rich.console import Console
 
 from vfx_engines.errors import UsageError, VfxError, shown
-from vfx_engines.opening import BackendName, cuda_index, open_engine, read_spec
+from vfx_engines.opening import BackendName, cuda_index, engine_label, open_engine, read_spec
 from vfx_engines.spec import EngineSpec, Precision
+from vfx_engines.triton.address import is_address
 from vfx_runtime.chart import check_chart
 from vfx_runtime.extracting import Tail, run_sampling
 from vfx_runtime.inputs import Job, find_videos
@@ -39,7 +40,13 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("videos", nargs=-1, metavar="[VIDEO]...")
-@click.option("--engine", required=True, type=click.Path(path_type=Path), help="File made by vfx-export.")
+@click.option(
+    "--engine",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE|URL",
+    help="File made by vfx-export, or a served engine, as vfx-run takes it.",
+)
 @click.option(
     "--batch",
     "batches",
@@ -47,7 +54,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     multiple=True,
     metavar="N",
     help="Windows per call to measure the engine with; may be given several times.  "
-    "[default: what vfx-run takes, and twice and four times that]",
+    "[default: what vfx-run takes; of a file twice and four times that too]",
 )
 @click.option(
     "--device",
@@ -169,7 +176,7 @@ def measure(
         videos: decoded, resized, and run end to end.
         folder: an empty one for scratch files.
         batches: windows per call to measure the engine with, beside the usual one; empty takes twice and
-            four times that.
+            four times that, but of a served engine, whose server allows no more than it says.
         device: see `vfx_engines.open_engine`, like ``backend`` and ``precision``.
         backend: what executes the graph.
         precision: to compute in.
@@ -186,7 +193,7 @@ def measure(
     machine, others = machine_facts(), Others()
     workers = max(1, min(machine["cores"], 16))
 
-    sizes = _one_size(file, videos)
+    sizes, served = _one_size(file, videos), is_address(file)
 
     def opened(batch: int | None) -> Any:
         return open_engine(
@@ -205,7 +212,7 @@ def measure(
         sampling = run_sampling(spec.sampling, fps=fps, step=step, tail=tail)
         on_gpu = gpu_decoders(engine)
         decoders = [cuda_index(where)] * on_gpu + [None] * workers
-        say(f"engine: {file}, {name}")
+        say(f"engine: {engine_label(file) if served else file}, {name}")
         # One turn beforehand: it warms everything up, and says how long a turn takes.
         turn = measure_end_to_end(engine, sampling, videos, 1, _fresh(folder, "turn"))
     turns = max(1, math.ceil(seconds / turn.seconds))
@@ -214,13 +221,13 @@ def measure(
     peak = 0.0
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
-        if where == "cpu":
+        if where == "cpu" and not served:
             peak = max(peak, matrix_peak(computed, machine["cores"], min(seconds, 1.0)))
         measured = [
             measure_decode(videos, seconds, decoders, convert=where == "cpu"),
             measure_resize(frames, spec.transform, seconds, workers),
         ]
-        for batch in sorted({usual, *(batches or (usual * 2, usual * 4))}):
+        for batch in sorted({usual, *(batches or (() if served else (usual * 2, usual * 4)))}):
             with opened(batch) as engine:
                 measured.append(measure_engine(engine, seconds))
                 if batch == usual:
@@ -229,13 +236,13 @@ def measure(
         costs.append(measured)
     return Report(
         engine={
-            "file": file.name,
+            "file": engine_label(file),
             "model": spec.model,
             "frames": spec.sampling.frames,
             "step": sampling.step,
             "runs": name,
             "precision": computed,
-            "device": where,
+            "device": "server" if served else where,
             "macs": spec.macs,
         },
         machine=machine,

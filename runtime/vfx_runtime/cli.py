@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 
 from vfx_engines.devices import device_list
-from vfx_engines.errors import UsageError, VfxError, shown
+from vfx_engines.errors import EngineError, UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import EngineSpec, Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
@@ -57,8 +57,9 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Made by vfx-export. Several share one decode, and each gives a part of a row.",
+    metavar="FILE|URL",
+    help="Made by vfx-export, or grpc://host:8001/model or http://host:8000/model of a "
+    "server. Several share one decode, and each gives a part of a row.",
 )
 @click.option(
     "--output",
@@ -420,7 +421,7 @@ def _extract(
             else run_on_all(task, [item for item in devices if item], jobs, listener)
         )
         # Closed here, whatever ends the loop: its end is what ends threads and other processes.
-        with closing(results):
+        with closing(results), _noted(task.output, failures):
             for done in results:
                 if recording is not None:
                     recording.note(done)
@@ -451,6 +452,17 @@ def _write_report(path: Path, recording: Recording) -> None:
 
     with new_files([path], exclusive=False) as (part,):
         part.write_text(run_page(recording), "utf-8")
+
+
+@contextmanager
+def _noted(output: Path, failures: list[Extracted]) -> Iterator[None]:
+    """Where an engine's failure ends the run, the videos that it cost are in its list of failures."""
+    try:
+        yield
+    except EngineError:
+        if failures:
+            _write_failures(output, failures)
+        raise
 
 
 def _say(said: list[str], line: str) -> None:

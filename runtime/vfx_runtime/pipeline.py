@@ -15,7 +15,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -156,7 +156,8 @@ class Pipeline:
             total: their number, where known: fewer videos than cores are decoded by several threads each.
 
         Raises:
-            EngineError: an engine failed; no video can go on.
+            EngineError: an engine failed; no video can go on. Results of the videos that were under way
+                come first, with that error where they are not whole.
         """
         decoders = [cuda_index(self.engines[0].device)] * self._gpu_decoders + [None] * self._workers
         if total:
@@ -227,8 +228,10 @@ class _Run:
         self._engine_failure: Exception | None = None
         self._working = len(decoders)
         self._begun = 0
-        self._open: set[int] = set()
-        """Numbers of the videos begun and not yet finished."""
+        self._open: dict[int, _Video] = {}
+        """Videos begun and not yet finished, by number."""
+        self._late: list[Result] = []
+        """Of videos that were finished while the run was given up."""
 
         self._workers = [
             threading.Thread(
@@ -248,12 +251,34 @@ class _Run:
         for thread in (*self._workers, *self._collectors):
             thread.start()
         while (item := self._done.get()) is not None:
+            if isinstance(item, EngineError):
+                yield from self._under_way(item)
             if isinstance(item, BaseException):
                 raise item
             yield item
 
+    def _under_way(self, failure: EngineError) -> Iterator[Result]:
+        """What becomes of the videos that were begun when an engine failed: whole, or failed with it."""
+        self._end_threads()
+        while self._late:
+            yield self._late.pop(0)
+        for number in sorted(self._open):
+            video = self._open.pop(number)
+            for rows in video.rows:
+                rows.close()
+            error = video.error or EngineError(f"{shown(video.job.path)}: {failure}")
+            yield Result(video.job, None, 0.0, error)
+
     def stop(self) -> None:
         """End all threads, whatever they wait for, and leave the engines with every slot free."""
+        self._end_threads()
+        for result in self._late:
+            if result.rows is not None:
+                result.rows.close()
+        for lane in self._lanes:
+            lane.drain()
+
+    def _end_threads(self) -> None:
         self._stop.set()
         with self._slots:
             self._slots.notify_all()
@@ -263,10 +288,13 @@ class _Run:
                 item = self._done.get(timeout=0.05)
             except queue.Empty:
                 continue
-            if isinstance(item, Result) and item.rows is not None:
-                item.rows.close()
-        for lane in self._lanes:
-            lane.drain()
+            if isinstance(item, Result):
+                self._late.append(item)
+        with suppress(queue.Empty):
+            while True:
+                item = self._done.get_nowait()
+                if isinstance(item, Result):
+                    self._late.append(item)
 
     def _guard(self, body: Callable[[], None]) -> None:
         try:
@@ -283,8 +311,8 @@ class _Run:
                 return
             except queue.Full:
                 continue
-        if isinstance(item, Result) and item.rows is not None:
-            item.rows.close()
+        if isinstance(item, Result):
+            self._late.append(item)
 
     def _wait(self) -> None:
         if self._engine_failure is not None:
@@ -371,7 +399,7 @@ class _Run:
             with self._slots:
                 rows = [RowSpool(outputs, self._folder) for outputs in self._kept]
                 video = _Video(self._begun, job, rows)
-                self._open.add(video.number)
+                self._open[video.number] = video
                 self._begun += 1
                 return video
 
@@ -533,7 +561,7 @@ class _Run:
     def _finished(self, video: _Video) -> bool:
         """Whether this was the last that was missing; true once per video."""
         if video.ended and video.collected == video.gathered and video.number in self._open:
-            self._open.remove(video.number)
+            del self._open[video.number]
             self._slots.notify_all()
             return True
         return False

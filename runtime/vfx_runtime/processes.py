@@ -249,7 +249,9 @@ def _work(connection: Connection, task: Task, device: str, total: int) -> None:
     with suppress(BrokenPipeError, EOFError, KeyboardInterrupt):
         try:
             for done in run_here(task, device, asked(), total, listener):
-                send(_Done(done, stats.snapshot()))
+                # A failed engine is no failure of the videos that it had: they go to another process.
+                if not isinstance(done.error, EngineError):
+                    send(_Done(done, stats.snapshot()))
         except VfxError as error:
             send(_Failed(error))
 

@@ -73,11 +73,16 @@ class Report:
         """Windows per second that the stages allow, by the measurements of each round."""
         engines, decodes = self.costs("engine", self.batch), self.costs("decode")
         per_window, cores = self.frames_per_window, self.machine["cores"]
-        if self.engine["device"] != "cpu":
+        if self.engine["device"] not in ("cpu", "server"):
             pairs = zip(engines, decodes, strict=True)
             return [gpu_limit(engine, decode, per_window) for engine, decode in pairs]
         stages = zip(engines, decodes, self.costs("resize"), strict=True)
-        return [cpu_limit(*stage, frames_per_window=per_window, cores=cores) for stage in stages]
+        limits = [cpu_limit(*stage, frames_per_window=per_window, cores=cores) for stage in stages]
+        if self.engine["device"] == "server":
+            return [
+                min(*pair) for pair in zip(limits, (item.windows_per_second for item in engines), strict=True)
+            ]
+        return limits
 
     @property
     def shares(self) -> list[float]:
@@ -141,8 +146,10 @@ def table(report: Report) -> Table:
 def summary(report: Report) -> str:
     """How far from the limit, and what to think of the figures."""
     shares = report.shares
-    on_cpu = report.engine["device"] == "cpu"
-    set_by = "the stages' CPU-seconds set" if on_cpu else "the GPU, or decoding and resizing, set"
+    set_by = {
+        "cpu": "the stages' CPU-seconds set",
+        "server": "the server, decoding or resizing set",
+    }.get(report.engine["device"], "the GPU, or decoding and resizing, set")
     lines = [
         f"end to end is {statistics.median(shares):.2f} of the limit of "
         f"{statistics.median(report.limits):.2f} windows/s that {set_by} on "

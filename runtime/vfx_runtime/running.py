@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfx_engines.opening import BackendName, open_engine, read_spec
+from vfx_engines.opening import BackendName, engine_label, open_engine, read_spec
 from vfx_engines.spec import Precision, Sampling
 from vfx_runtime.claims import Claims
 from vfx_runtime.extracting import Extracted, to_disk, writer_for
@@ -108,7 +108,7 @@ def run_here(
                         sizes=sizes,
                     )
                     engines.append(stack.enter_context(engine))
-                    say_once(f"engine: {path.name}, {engine.name}")
+                    say_once(f"engine: {engine_label(path)}, {engine.name}")
                 on_gpu = gpu_decoders(engines[0], task.decoder)
                 if on_gpu:
                     beside = "" if task.decoder == "nvdec" else ", and on the CPU"

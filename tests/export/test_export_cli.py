@@ -19,9 +19,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from conftest import lacking
 from own_modules import FRAMES, SIZE, Own, own_row, own_spec
 from tolerances import PARITY
-from vfx_engines import open_engine, read_spec
+from triton_server import INSTALLED, TritonServer
+from vfx_engines import EngineError, open_engine, read_spec
 from vfx_engines.tensorrt_api import is_installed
 from vfx_export import catalogue
 from vfx_export.cli import main
@@ -77,6 +79,57 @@ def computes_own(path: Path) -> bool:
     with open_engine(path) as engine:
         got = engine.run(pixels)["features"]
     return bool(np.linalg.norm(got - want) < PARITY[engine.precision] * np.linalg.norm(want))
+
+
+def test_triton_gets_a_repository_and_serves_it(
+    folder: Path, own: None, checkpoint: Path, tmp_path: Path
+) -> None:
+    command = (
+        "--model",
+        "own",
+        "--checkpoint",
+        checkpoint,
+        "--triton",
+        "models",
+        "--batch",
+        "1,2,4",
+        "--head",
+    )
+    for version in (1, 2):
+        result = run(*command, "--precision", "fp16" if version == 1 else "fp32")
+        assert result.exit_code == 0, result.output
+        assert result.stdout == f"models/own/{version}/model.onnx\n"
+        assert computes_own(folder / "models" / "own" / str(version) / "model.onnx")
+    left = {
+        path.relative_to(folder / "models" / "own").as_posix() for path in folder.rglob("*") if path.is_file()
+    }
+    assert left == {"config.pbtxt", "logits_labels.txt", "1/model.onnx", "2/model.onnx"}
+    pytest.importorskip("tritonclient.grpc")
+    if not INSTALLED.exists():
+        lacking("triton", "no Triton server is here: scripts/triton installs one")
+    (tmp_path / "server").mkdir()
+    with TritonServer(tmp_path / "server", folder / "models") as server:
+        for protocol in ("grpc", "http"):
+            assert computes_own(Path(server.address(protocol, "own")))
+        with pytest.raises(EngineError, match="version 1"):
+            read_spec(Path(f"{server.address('grpc', 'own')}?version=1&tries=1"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--triton", "models", "--output", "here"), "--triton models says where to write"),
+        (("--triton", "models", "--precision", "bf16"), "Triton takes fp16 or fp32"),
+        (("--triton", "models", "--instances", "tpu"), "expected cpu, gpu"),
+        (("--triton", "models", "--batch", "2,4,8"), "Triton may send one window alone"),
+        (("--instances", "gpu"), "goes with --triton"),
+        (("--triton", OWN_FILE), "this is a file"),
+    ],
+)
+def test_what_triton_cannot_have_is_refused(
+    folder: Path, own: None, checkpoint: Path, arguments: tuple[object, ...], said: str
+) -> None:
+    assert said in refusal(folder, 2, "--model", "own", "--checkpoint", checkpoint, *arguments)
 
 
 def test_help_needs_no_torch() -> None:

@@ -235,6 +235,38 @@ def test_an_engine_that_fails_ends_the_run_with_its_reason(
     engine.close()
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+def test_videos_under_way_when_an_engine_fails_are_named_and_whole_ones_kept(
+    videos: list[Job], expected: dict[str, tuple[NDArray[Any], NDArray[Any]]], workers: int
+) -> None:
+    begun: list[str] = []
+
+    def jobs() -> Iterator[Job]:
+        for job in videos:
+            begun.append(job.name)
+            yield job
+
+    results: dict[str, Result] = {}
+    engine = Engine(tiny_spec(), Device(2, 2, fail_at=("wait", 12)))
+
+    def run() -> None:
+        for result in Pipeline(engine, workers=workers).run(jobs()):
+            results[result.job.name] = result
+
+    with pytest.raises(EngineError, match=r"^simulated: wait failed$"):
+        run()
+    assert set(results) == set(begun)
+    whole = {name for name, result in results.items() if result.rows is not None}
+    assert 0 < len(whole) < len(results)
+    for name, result in results.items():
+        if result.rows is None:
+            assert str(result.error) == f"{result.job.path}: simulated: wait failed"
+            continue
+        with result.rows as rows:
+            features = rows.features(result.fps, {})
+        np.testing.assert_allclose(features.arrays["features"], expected[name][1], rtol=TINY)
+
+
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_run_can_be_given_up(videos: list[Job], after: int) -> None:
     device = Device(2, 1)

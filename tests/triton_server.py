@@ -1,0 +1,187 @@
+"""A real Triton server on the loopback, from ``scripts/triton``, and a proxy that loses connections."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import urllib.request
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Self
+
+INSTALLED = Path(__file__).parents[1] / ".triton"
+_BACKEND = Path(__file__).with_name("triton_backend.py")
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        return int(listening.getsockname()[1])
+
+
+class TritonServer:
+    """tritonserver over a repository.
+
+    Args:
+        folder: an empty one, for the backends.
+        repository: of models.
+        ports: of HTTP and gRPC; None takes two that are free.
+    """
+
+    def __init__(self, folder: Path, repository: Path, ports: tuple[int, int] | None = None) -> None:
+        self.folder, self.repository = folder, repository
+        self.http_port, self.grpc_port = ports or (free_port(), free_port())
+        self._log = folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        server = INSTALLED / "server" / "pytriton" / "tritonserver"
+        python = folder / "backends" / "python"
+        shutil.copytree(server / "backends" / "python", python)
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", python)
+        self._own = folder / "backends" / "onnxruntime"
+        self._own.mkdir()
+        shutil.copy(_BACKEND, self._own / "model.py")
+        self._binary = server / "bin" / "tritonserver"
+
+    def start(self) -> None:
+        libraries = [INSTALLED / "server" / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(self._binary, "--model-repository", self.repository),
+                    *("--backend-directory", self.folder / "backends"),
+                    *("--http-address", "127.0.0.1", "--http-port", str(self.http_port)),
+                    *("--grpc-address", "127.0.0.1", "--grpc-port", str(self.grpc_port)),
+                    *("--allow-metrics", "false", "--exit-on-error", "false", "--exit-timeout-secs", "1"),
+                ],
+                env={
+                    **os.environ,
+                    "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+                    # Its bridge to Python takes the packages of the first python3 there, whatever
+                    # PYTHONPATH says.
+                    "PATH": f"{INSTALLED / 'python' / 'bin'}:{os.environ['PATH']}",
+                },
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        for _ in range(600):
+            with suppress(OSError):
+                url = f"http://127.0.0.1:{self.http_port}/v2/health/live"
+                with urllib.request.urlopen(url, timeout=5):
+                    return
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.1)
+        raise RuntimeError(f"tritonserver does not start: {self.log()[-2000:]}")
+
+    def kill(self) -> None:
+        """As when its machine fails: no goodbye, and its processes with it."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, 9)
+            self._process.wait()
+            self._process = None
+
+    def slow(self, seconds: float) -> None:
+        """Make each call of a model last so much longer."""
+        (self._own / "slow").write_text(str(seconds), "ascii")
+
+    def calls(self, model: str) -> list[int]:
+        """Requests in each call of a model so far, warm-up included."""
+        return [int(line) for line in (self._own / f"calls-{model}").read_text("ascii").split()]
+
+    def log(self) -> str:
+        return self._log.read_text("utf-8", "replace") if self._log.exists() else ""
+
+    def address(self, protocol: str, model: str) -> str:
+        port = self.grpc_port if protocol == "grpc" else self.http_port
+        return f"{protocol}://127.0.0.1:{port}/{model}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+
+class Proxy:
+    """Forwards connections to a port of this machine, but for those that it drops or holds.
+
+    Args:
+        port: to forward to.
+        drop: so many connections are closed as soon as they are made.
+    """
+
+    def __init__(self, port: int, drop: int = 0) -> None:
+        self._target, self._drop = port, drop
+        self.dropped = 0
+        self._held = threading.Event()
+        self._sockets: list[socket.socket] = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listening.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def hold(self) -> None:
+        """Forward nothing any more, and close nothing: a server that hangs."""
+        self._held.set()
+
+    def cut(self, more: int) -> None:
+        """Lose the connections that are open, and as many of the next."""
+        self._drop = self.dropped + more
+        for item in self._sockets:
+            with suppress(OSError):
+                item.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listening.close()
+        self.cut(0)
+        for item in self._sockets:
+            item.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listening.accept()
+                if self.dropped < self._drop:
+                    self.dropped += 1
+                    near.close()
+                    continue
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._forward, args=(source, target), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                while self._held.is_set():
+                    time.sleep(0.05)
+                target.sendall(data)
+        for item in (source, target):
+            with suppress(OSError):
+                item.shutdown(socket.SHUT_RDWR)
+
+
+def publish(repository: Path, engine: Path, batch: tuple[int, int, int] = (1, 4, 8)) -> Path:
+    """Put a copy of an engine file into a repository, as ``vfx-export --triton`` puts its own."""
+    from vfx_engines import read_spec
+    from vfx_export.triton_config import Serving
+    from vfx_export.triton_repository import new_version
+
+    spec = read_spec(engine)
+    with new_version(repository, spec.model) as version:
+        shutil.copy(engine, version.file("onnx"))
+        return version.publish(spec, Serving(repository, (batch,)))
