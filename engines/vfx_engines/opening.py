@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -34,7 +35,20 @@ def read_spec(path: Path) -> EngineSpec:
     """
     if is_address(path):
         return _read_served_spec(path)
-    return read_plan_spec(path) if path.suffix == ".plan" else read_onnx_spec(path)
+    if path.suffix == ".plan":
+        return read_plan_spec(path)
+    try:
+        stat = path.stat()
+        stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    except (OSError, ValueError):  # to be said where it is read
+        stamp = None
+    return _read_onnx_spec(path, stamp)
+
+
+@lru_cache(maxsize=16)
+def _read_onnx_spec(path: Path, stamp: tuple[int, ...] | None) -> EngineSpec:
+    """As the file was when it had this stamp: a run asks three times, and all of the file is hashed."""
+    return read_onnx_spec(path)
 
 
 def open_engine(

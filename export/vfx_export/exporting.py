@@ -255,7 +255,7 @@ def weights_of(model: Model, files: Sequence[Path]) -> Weights:
 def random_weights(module: nn.Module, seed: int = 0) -> None:
     """Fill a module so that activations neither fade nor grow with depth (He et al., 2015), for trials.
 
-    A block that adds to what it is given names its ``LAST_LAYER`` before the sum: that one is made small, or
+    A block that adds to what it is given says which of its layers are to be smaller, ``random_gains``:
     50 blocks would multiply activations by 1e7, and 20 updates of a flow would make it a matter of chance.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -267,12 +267,12 @@ def random_weights(module: nn.Module, seed: int = 0) -> None:
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.05, generator=generator)
     for part in module.modules():
-        path = getattr(part, "LAST_LAYER", None)
-        if path is not None:
+        gains: Mapping[str, float] = getattr(part, "random_gains", {})
+        for path, gain in gains.items():
             weight = part.get_submodule(path).weight
             assert isinstance(weight, Tensor)
             with torch.no_grad():
-                weight.mul_(0.25)
+                weight.mul_(gain)
 
 
 def _sha256(path: Path) -> str:

@@ -159,7 +159,7 @@ def _compare(
                 f"{spec.model}: {output.name} is not finite in {precision}: "
                 "use --precision fp32, or check the weights"
             )
-        for row, target in zip(got, want, strict=True):
+        for row, target in zip(got.astype(np.float64), want.astype(np.float64), strict=True):
             size = max(float(np.linalg.norm(target)), 1e-30)
             apart = np.abs(row - target)
             if output.name in quantised:

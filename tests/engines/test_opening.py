@@ -380,3 +380,12 @@ def test_no_damaged_byte_goes_unseen(tiny: Path, tmp_path: Path) -> None:
         with pytest.raises(EngineError) as caught:
             read_spec(path)
         assert str(caught.value).isprintable(), place
+
+
+def test_a_spec_is_read_once_until_the_file_changes(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(tiny.read_bytes())
+    assert read_spec(path) is read_spec(path)
+    path.write_bytes(tiny.read_bytes()[:-1])
+    with pytest.raises(EngineError, match="damaged"):
+        read_spec(path)

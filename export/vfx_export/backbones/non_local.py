@@ -32,7 +32,6 @@ class NonLocalBlock(nn.Module):
     """
 
     BATCH_NORMS: ClassVar = {"conv_out": "bn"}
-    LAST_LAYER: ClassVar = "bn"
 
     def __init__(self, channels: int, weighing: Literal["softmax", "dot_product"], pool: Triple) -> None:
         super().__init__()
@@ -40,6 +39,8 @@ class NonLocalBlock(nn.Module):
         self.weighing, self.pool = weighing, pool
         self.scale = inner**-0.5
         self.folded = False
+        # A product of three maps: what goes in ten times larger comes out a thousand times larger.
+        self.random_gains = {"bn": 0.25, "conv_theta": 1.0 if weighing == "softmax" else 1e-6}
         self.conv_theta = nn.Conv3d(channels, inner, 1)
         self.conv_phi = nn.Conv3d(channels, inner, 1)
         self.conv_g = nn.Conv3d(channels, inner, 1)

@@ -54,7 +54,7 @@ class _Shortcut(nn.Sequential):
 class _Block(nn.Module):
     """Two factored convolutions around which a shortcut leads."""
 
-    LAST_LAYER: ClassVar = "conv2.1"
+    random_gains: ClassVar = {"conv2.1": 0.25}
 
     def __init__(self, c_in: int, c_out: int, stride: int, eps: float, caffe2: bool) -> None:
         super().__init__()

@@ -183,7 +183,7 @@ class _FlowHead(nn.Module):
 
 
 class _Update(nn.Module):
-    LAST_LAYER: ClassVar = "flow_head.conv2"
+    random_gains: ClassVar = {"flow_head.conv2": 0.25}
 
     def __init__(self) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ class _Basic(nn.Module):
 
     EXPANSION: ClassVar = 1
     BATCH_NORMS: ClassVar = {"conv1": "bn1", "conv2": "bn2"}
-    LAST_LAYER: ClassVar = "bn2"
+    random_gains: ClassVar = {"bn2": 0.25}
 
     def __init__(self, c_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Bottleneck(nn.Module):
 
     EXPANSION: ClassVar = 4
     BATCH_NORMS: ClassVar = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
-    LAST_LAYER: ClassVar = "bn3"
+    random_gains: ClassVar = {"bn3": 0.25}
 
     def __init__(self, c_in: int, width: int, stride: int) -> None:
         super().__init__()

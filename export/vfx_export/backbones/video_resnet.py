@@ -91,7 +91,7 @@ class _Branch(nn.Module):
     """1x1, 3x3 and 1x1 convolutions; the first may span time, the second has the stride."""
 
     BATCH_NORMS: ClassVar = {"a": "a_bn", "b": "b_bn", "c": "c_bn"}
-    LAST_LAYER: ClassVar = "c_bn"
+    random_gains: ClassVar = {"c_bn": 0.25}
 
     def __init__(self, c_in: int, c_out: int, span: int, stride: int, dilation: int) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ class _Branch(nn.Module):
 
 
 class _Block(nn.Module):
-    LAST_LAYER: ClassVar = "branch2.c_bn"
+    random_gains: ClassVar = {"branch2.c_bn": 0.25}
 
     def __init__(self, c_in: int, inner: int, c_out: int, stride: int, squeezed: int | None) -> None:
         super().__init__()
