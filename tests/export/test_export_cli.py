@@ -205,7 +205,10 @@ def test_the_list_is_a_table_and_json() -> None:
         (["--model", "i3d", "--spec", "a.json"], "go together"),
         (["--model", "i3d", "--json"], "--json goes with --list"),
         (["--model", "i3d", "--text"], "--text: i3d has no text encoder"),
-        (["--model", "clip_rn50", "--text", "--head"], "--text takes none of --frames, --resize, --head and"),
+        (
+            ["--model", "clip_rn50", "--text", "--head"],
+            "--text takes --checkpoint, --precision and --output only",
+        ),
         (["--model", "clip_rn50", "--text", "--format", "plan"], "and writes ONNX"),
         (
             ["--model", "clip_rn50", "--text", "--checkpoint", "a.pt", "--random-weights"],

@@ -266,7 +266,9 @@ def test_the_graph_of_i3d(i3d_engines: Any, i3d_checkpoint: Path) -> None:
     assert spec.weights.sha256 == hashlib.sha256(i3d_checkpoint.read_bytes()).hexdigest()
     assert spec.sampling == Sampling(frames=16, stride=1, step=16, lead=1)
     assert spec.outputs[0] == Output("rgb", (1024,))
-    assert spec.outputs[1] == Output("logits", (400,), kind="logits", labels=kinetics400())
+    assert spec.outputs[1] == Output(
+        "logits", (400,), kind="logits", labels=kinetics400(), activation="softmax"
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -40,7 +40,7 @@ class NonLocalBlock(nn.Module):
         self.scale = inner**-0.5
         self.folded = False
         # A product of three maps: what goes in ten times larger comes out a thousand times larger.
-        self.random_gains = {"bn": 0.25, "conv_theta": 1.0 if weighing == "softmax" else 1e-6}
+        self.random_gains = {"bn": 0.25} if weighing == "softmax" else {"bn": 2.5e-3, "conv_theta": 1e-4}
         self.conv_theta = nn.Conv3d(channels, inner, 1)
         self.conv_phi = nn.Conv3d(channels, inner, 1)
         self.conv_g = nn.Conv3d(channels, inner, 1)
