@@ -239,7 +239,7 @@ def _run(
         rows = f"windows of {samplings[0].span} {'samples' if sound else 'frames'} every {samplings[0].step}"
         click.echo(f"{len(jobs)} videos, {rows}, {specs[0].model}; nothing is run", err=True)
         for job in jobs:
-            click.echo(f"{shown(job.path)} -> {shown(output / job.name)}")
+            click.echo(f"{shown(job.where)} -> {shown(output / job.name)}")
         return 0
     prepare_output(output)
     task = Task(
@@ -376,7 +376,7 @@ def _write_failures(output: Path, failures: list[Extracted]) -> None:
         path.unlink(missing_ok=True)
         return
     lines = [
-        json.dumps({"video": os.fspath(item.path), "name": item.name, "error": str(item.error)})
+        json.dumps({"video": item.url or os.fspath(item.path), "name": item.name, "error": str(item.error)})
         for item in failures
     ]
     with new_files([path], exclusive=False) as (part,):

@@ -35,6 +35,7 @@ from vfx_runtime.lane import Lane
 from vfx_runtime.laying import Sample, check_alike, windows
 from vfx_runtime.opening import open_video
 from vfx_runtime.preprocess import Preprocess, preprocess_for, shared
+from vfx_runtime.remote import at_hand
 from vfx_runtime.sampling import Window
 
 _AHEAD = 64
@@ -309,7 +310,7 @@ class _Run:
             except Exception as error:  # a defect of ours or a library's: it costs one video, not the run
                 frame = traceback.extract_tb(error.__traceback__)[-1]
                 video.error = VideoError(
-                    f"{shown(video.job.path)}: internal error, please report it: "
+                    f"{shown(video.job.where)}: internal error, please report it: "
                     f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
                 )
             with self._slots:
@@ -342,7 +343,7 @@ class _Run:
 
     def _process(self, video: _Video, preprocess: Sequence[Preprocess[Any]], gpu: int | None) -> None:
         job = video.job
-        with closing(open_video(job.path, self._threads, gpu, job.images)) as decoder:
+        with at_hand(job) as path, closing(open_video(path, self._threads, gpu, job.images)) as decoder:
             video.fps = self._samplings[0].fps or decoder.info.fps
             frames = _Counted(decoder, self._stats, video, self._stop)
             if self._samplings[0].fps:
@@ -370,13 +371,14 @@ class _Run:
         (engine,), (sampling,), (lane,) = self._engines, self._samplings, self._lanes
         video.fps = sampling.fps or 0.0
         try:
-            for window in sound_windows(video.job.path, engine.spec, sampling, progress):
-                place = _Place(video, [window.frame_range], [window.timestamps_ms])
-                slot, row = lane.reserve(place, partial(_count, video))
-                try:
-                    engine.buffer(slot)[row] = window.samples
-                finally:
-                    lane.commit(slot)
+            with at_hand(video.job) as path:
+                for window in sound_windows(path, engine.spec, sampling, progress):
+                    place = _Place(video, [window.frame_range], [window.timestamps_ms])
+                    slot, row = lane.reserve(place, partial(_count, video))
+                    try:
+                        engine.buffer(slot)[row] = window.samples
+                    finally:
+                        lane.commit(slot)
         finally:
             with self._slots:
                 self._stats._fractions.pop(video.number, None)
@@ -508,7 +510,7 @@ class _Counted:
                 self._stats._fractions[self._video.number] = min(1.0, frame.index / self._expected)
             if self.longest_shown and frame.end - frame.start > self.longest_shown:
                 raise VideoError(
-                    f"{shown(self._video.job.path)}: frame {frame.index} is shown for "
+                    f"{shown(self._video.job.where)}: frame {frame.index} is shown for "
                     f"{float(frame.end - frame.start):.0f} s, and --fps would repeat it all that time: its "
                     "time stamps are damaged, or leave --fps out"
                 )
@@ -516,7 +518,7 @@ class _Counted:
 
 
 def _too_short(job: Job, spec: EngineSpec, sampling: Sampling, frames: int) -> VideoError:
-    found = f"{shown(job.path)}: {frames} frame{'s' * (frames != 1)}"
+    found = f"{shown(job.where)}: {frames} frame{'s' * (frames != 1)}"
     if spec.outputs[0].per == "pair":
         return VideoError(f"{found}, a pair of {spec.model} needs 2: use a longer video")
     needed = f"{sampling.span + sampling.lead} frames"
