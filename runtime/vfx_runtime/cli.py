@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -33,12 +33,14 @@ from vfx_engines.spec import Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
 from vfx_runtime.extracting import Anchor, Extracted, Tail, run_sampling
 from vfx_runtime.image_names import DEFAULT_FPS, Images
-from vfx_runtime.inputs import Job, find_videos
+from vfx_runtime.inputs import find_videos
 from vfx_runtime.laying import check_alike
 from vfx_runtime.nvdec import DECODERS, DecoderName
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.processes import run_on_all
+from vfx_runtime.ray_run import LOCAL, check_address, run_on_ray
 from vfx_runtime.running import Listener, Task, run_here
+from vfx_runtime.shares import Share
 from vfx_runtime.writers import FORMATS, Format, check_names
 
 FAILURES_FILE = "failures.jsonl"
@@ -142,6 +144,25 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     show_default=True,
     help="nvdec: on the engine's GPU alone; auto: there and on the CPU, each video by who is free first.",
 )
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Do share I of N, counted from 0: by the names of the videos, however the list is sorted.",
+)
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value=LOCAL,
+    metavar="[ADDRESS]",
+    help="Run on a Ray cluster: HOST:PORT, ray://HOST:PORT or auto; without an address on a Ray of its own.",
+)
+@click.option(
+    "--actors",
+    type=int,
+    metavar="N",
+    help="With --ray: processes.  [default: one for each GPU, or for each 4 cores]",
+)
 @click.option("--show-pred", is_flag=True, help="Print the five likeliest classes of each window.")
 @click.option(
     "--show-flow",
@@ -208,6 +229,9 @@ def _run(
     threads: int | None,
     workers: int | None,
     decoder: DecoderName,
+    shard: str | None,
+    address: str | None,
+    actors: int | None,
     show_pred: bool,
     show_flow: Path | None,
     dry_run: bool,
@@ -221,6 +245,12 @@ def _run(
         inputs, root, sound=sound, images=None if images is None else Images(images, images_fps)
     )
     check_names(format_, jobs)
+    share = None if shard is None else Share.from_text(shard)
+    if share is not None:
+        listed, jobs = len(jobs), share.of(jobs)
+        click.echo(f"share {shard}: {len(jobs)} of {listed} videos", err=True)
+        if not jobs:
+            return 0
     change = partial(run_sampling, fps=fps, step=step, tail=tail, anchor=anchor, stride=stride)
     samplings = tuple(change(spec.sampling) for spec in specs)
     check_alike(specs, samplings)
@@ -232,6 +262,16 @@ def _run(
     if show_flow is not None and not any(item.per == "pair" for item in outputs):
         raise UsageError(f"--show-flow: {engines[0]} gives no optical flow: export raft_sintel, say")
     devices: list[str | None] = [*device_list(device)] if device else [None]
+    if address is not None:
+        check_address(address)
+        if device not in (None, "cpu", "cuda"):
+            raise UsageError(
+                f"--device {shown(device)}: with --ray expected cpu or cuda; Ray shares the GPUs out"
+            )
+        if format_ == "hdf5":
+            raise UsageError("--format hdf5 is the file of one machine: with --ray take webdataset or npz")
+    if actors is not None and (address is None or actors < 1):
+        raise UsageError(f"--actors {actors}: expected 1 or more, beside --ray")
     for spec in specs:
         if "random" in spec.weights.file.split(" + "):
             click.echo(f"vfx-run: RANDOM WEIGHTS: the features of {spec.model} mean nothing", err=True)
@@ -255,27 +295,30 @@ def _run(
         decoder=decoder,
         keep=show_pred or show_flow is not None,
     )
-    return _extract(task, outputs, devices, jobs, show_pred, show_flow)
+    run: Callable[[Listener], Generator[Extracted, None, None]]
+    if address is not None:
+        run = partial(run_on_ray, task, device, jobs, address=address, actors=actors)
+    elif len(devices) == 1:
+        run = partial(run_here, task, devices[0], jobs, len(jobs))
+    else:
+        run = partial(run_on_all, task, [item for item in devices if item], jobs)
+    failures_file = FAILURES_FILE if share is None else f"failures-{share.number}-of-{share.count}.jsonl"
+    return _extract(run, output / failures_file, outputs, len(jobs), show_pred, show_flow)
 
 
 def _extract(
-    task: Task,
+    run: Callable[[Listener], Generator[Extracted, None, None]],
+    failures_file: Path,
     outputs: list[Output],
-    devices: list[str | None],
-    jobs: list[Job],
+    videos: int,
     show_pred: bool,
     show_flow: Path | None,
 ) -> int:
-    skipped = written = 0
+    skipped = others = written = 0
     failures: list[Extracted] = []
     started = time.perf_counter()
-    with _RunProgress(len(jobs)) as progress:
-        listener = Listener(_say, progress.watch, progress.waiting)
-        results = (
-            run_here(task, devices[0], jobs, len(jobs), listener)
-            if len(devices) == 1
-            else run_on_all(task, [item for item in devices if item], jobs, listener)
-        )
+    with _RunProgress(videos) as progress:
+        results = run(Listener(_say, progress.watch, progress.waiting))
         # Closed here, whatever ends the loop: its end is what ends threads and other processes.
         with closing(results):
             for done in results:
@@ -283,7 +326,8 @@ def _extract(
                     failures.append(done)
                     _console.print(f"failed: {done.error}", markup=False)
                 elif done.skipped:
-                    skipped += 1
+                    skipped += not done.by_others
+                    others += done.by_others
                     progress.skipped += 1
                 else:
                     written += 1
@@ -293,9 +337,12 @@ def _extract(
                     _print_predictions(done, outputs)
                 if done.features is not None and show_flow is not None:
                     _write_pictures(done, outputs, show_flow)
-    _write_failures(task.output, failures)
+    _write_failures(failures_file, failures)
     seconds = time.perf_counter() - started
-    _print_summary(written, skipped, failures, progress.stats, seconds)
+    counts = f"{written} done, {skipped} were done before, {len(failures)} failed"
+    if others:
+        counts += f", {others} were done by other processes meanwhile"
+    _print_summary(counts, failures_file.name, failures, progress.stats, seconds)
     return len(failures)
 
 
@@ -369,9 +416,8 @@ def _write_pictures(done: Extracted, outputs: list[Output], folder: Path) -> Non
             write_flow_pictures(done.features.arrays[item.name], folder / done.name)
 
 
-def _write_failures(output: Path, failures: list[Extracted]) -> None:
+def _write_failures(path: Path, failures: list[Extracted]) -> None:
     """One JSON object a line, of this run's failures; no file where there are none."""
-    path = output / FAILURES_FILE
     if not failures:
         path.unlink(missing_ok=True)
         return
@@ -384,17 +430,17 @@ def _write_failures(output: Path, failures: list[Extracted]) -> None:
 
 
 def _print_summary(
-    written: int, skipped: int, failures: list[Extracted], stats: Stats, seconds: float
+    counts: str, failures_file: str, failures: list[Extracted], stats: Stats, seconds: float
 ) -> None:
     table = Table(box=None, show_header=False)
-    table.add_row("videos", f"{written} done, {skipped} were done before, {len(failures)} failed")
+    table.add_row("videos", counts)
     table.add_row("windows", f"{stats.windows}, {stats.windows / seconds:.2f} per second")
     on_gpu = f", {stats.frames_on_gpu} of them decoded on the GPU" if stats.frames_on_gpu else ""
     table.add_row("frames", f"{stats.frames}, {stats.frames / seconds:.0f} per second{on_gpu}")
     table.add_row("time", f"{seconds:.1f} s")
     _console.print(table)
     if failures:
-        _console.print(f"{len(failures)} failed, see {FAILURES_FILE} in the output folder:")
+        _console.print(f"{len(failures)} failed, see {failures_file} in the output folder:")
         for item in failures[:20]:
             _console.print(f"  {item.error}", markup=False)
         if len(failures) > 20:
