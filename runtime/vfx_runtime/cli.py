@@ -81,7 +81,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     default="npz",
     show_default=True,
     help="npz: one file a video; npy, pickle: video_features' files; slowfast: slowfast_feature_extractor's; "
-    "hdf5: one file a run.",
+    "hdf5: one file a run; webdataset: tar shards of many videos.",
 )
 @click.option(
     "--images",

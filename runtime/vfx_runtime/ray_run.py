@@ -30,6 +30,7 @@ from vfx_runtime.inputs import Job
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.ray_actor import Actor, Answer
 from vfx_runtime.running import Listener, Task
+from vfx_runtime.webdataset import pack
 
 LOCAL = "local"
 """The address that stands for a Ray of this run's own."""
@@ -141,8 +142,10 @@ def run_on_ray(
         for job in left.values():
             stats.videos += 1
             yield Extracted.of(job, error=_given_up(job))
-    # The actors are gone; whoever closes last removes the file of the claims.
-    Claims(task.output).close()
+    # Whoever closes last removes the file of the claims, and the actors were ended without a word.
+    with Claims(task.output) as claims:
+        if task.format == "webdataset":
+            pack(task.output, claims)
 
 
 def _given_up(job: Job) -> VideoError:
