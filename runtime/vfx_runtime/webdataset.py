@@ -100,8 +100,8 @@ class WebDatasetWriter:
 def pack(output: Path, claims: Claims, *, whole: bool = False) -> list[Path]:
     """Put staged videos into shards, one process at a time; the new shards.
 
-    A video that was done again, with other settings, leaves its old shard: what else that held goes into a new
-    one.
+    A video that was done again, with other settings, leaves its old shard: what else that held goes into
+    a new one.
 
     Args:
         output: the output folder.
@@ -157,7 +157,8 @@ def _pack(output: Path, claims: Claims, names: list[str]) -> list[Path]:
                     if shards.is_intact(shard):
                         _copy(shard, archive, {*sound})
                 for name in sound:
-                    _add(archive, name, (staging / f"{name}.npz").read_bytes())
+                    with (staging / f"{name}.npz").open("rb") as data:
+                        _add(archive, name, data)
             file.flush()
             # The staged files go next: a power cut must not find this one in memory only.
             os.fsync(file.fileno())
@@ -236,26 +237,29 @@ def _index(shard: Path) -> dict[str, tuple[int, int]]:
 
 def _copy(shard: Path, archive: tarfile.TarFile, but: set[str]) -> None:
     with shard.open("rb") as file, _tar(file, "r") as old:
+        features = None
         for member in old:
-            if not member.name.endswith(".npz"):
+            if member.name.endswith(".npz"):
+                features = member
                 continue
-            data, said = old.extractfile(member), old.next()
-            meta = None if said is None else old.extractfile(said)
-            assert data is not None
-            assert meta is not None
-            name = json.load(meta)["name"]
+            said, data = old.extractfile(member), features and old.extractfile(features)
+            assert said is not None, "a shard that is intact has a JSON file after each of features"
+            assert data is not None, "and these are files"
+            name = json.load(said)["name"]
             if name not in but:
-                _add(archive, name, data.read())
+                _add(archive, name, data)
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    with zipfile.ZipFile(io.BytesIO(data)) as npz:
-        meta = read_meta(npz)
-    said = json.dumps({"name": name, "meta": meta}).encode()
-    for suffix, content in ((".npz", data), (".json", said)):
+def _add(archive: tarfile.TarFile, name: str, data: IO[bytes]) -> None:
+    """Add a video whose ``.npz`` file is open."""
+    with zipfile.ZipFile(data) as npz:
+        said = json.dumps({"name": name, "meta": read_meta(npz)}).encode()
+    size = data.seek(0, os.SEEK_END)
+    data.seek(0)
+    for suffix, length, content in ((".npz", size, data), (".json", len(said), io.BytesIO(said))):
         member = tarfile.TarInfo(_key(name) + suffix)
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
+        member.size = length
+        archive.addfile(member, content)
 
 
 def _key(name: str) -> str:
