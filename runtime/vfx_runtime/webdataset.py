@@ -153,9 +153,10 @@ def _pack(output: Path, claims: Claims, names: list[str]) -> list[Path]:
     try:
         with part.open("w+b") as file:
             with _tar(file, "w") as archive:
+                taken = {*sound}
                 for shard in replaced:
                     if shards.is_intact(shard):
-                        _copy(shard, archive, {*sound})
+                        _copy(shard, archive, taken)
                 for name in sound:
                     with (staging / f"{name}.npz").open("rb") as data:
                         _add(archive, name, data)
@@ -235,7 +236,8 @@ def _index(shard: Path) -> dict[str, tuple[int, int]]:
     return places
 
 
-def _copy(shard: Path, archive: tarfile.TarFile, but: set[str]) -> None:
+def _copy(shard: Path, archive: tarfile.TarFile, taken: set[str]) -> None:
+    """Add the videos of a shard that are not ``taken``, and note them there."""
     with shard.open("rb") as file, _tar(file, "r") as old:
         features = None
         for member in old:
@@ -246,7 +248,8 @@ def _copy(shard: Path, archive: tarfile.TarFile, but: set[str]) -> None:
             assert said is not None, "a shard that is intact has a JSON file after each of features"
             assert data is not None, "and these are files"
             name = json.load(said)["name"]
-            if name not in but:
+            if name not in taken:
+                taken.add(name)
                 _add(archive, name, data)
 
 
