@@ -30,7 +30,19 @@ PAGES = sorted(
 )
 SPEC_PAGE = ROOT / "docs" / "spec.md"
 
-OTHERS_OPTIONS = {"--index-url", "--extra-index-url"}
+OTHERS_OPTIONS = {
+    *("--index-url", "--extra-index-url"),
+    *(
+        "--job-name",
+        "--array",
+        "--cpus-per-task",
+        "--gpus-per-task",
+        "--mem",
+        "--time",
+        "--requeue",
+        "--signal",
+    ),
+}
 """Named in the documents, of other people's commands."""
 
 

@@ -45,8 +45,14 @@ def test_runs_of_an_array_keep_their_failures_apart(tmp_path: Path) -> None:
     names = set()
     for number in range(2):
         done = vfx_run(
-            "--engine", tmp_path / "tiny.onnx", tmp_path / "videos", "--output", tmp_path / "out", "--shard", f"{number}/2"
-        )  # fmt: skip
+            "--engine",
+            tmp_path / "tiny.onnx",
+            tmp_path / "videos",
+            "--output",
+            tmp_path / "out",
+            "--shard",
+            f"{number}/2",
+        )
         assert f"share {number}/2: " in done.stderr
     assert failures(tmp_path / "out") == {}
     for path in (tmp_path / "out").glob("failures-*-of-2.jsonl"):
@@ -59,8 +65,16 @@ def test_an_empty_share_is_done(tmp_path: Path) -> None:
     tiny_engine(tmp_path / "tiny.onnx")
     make_video(tmp_path / "a.mp4", frames=8)
     codes = [
-        vfx_run("--engine", tmp_path / "tiny.onnx", tmp_path / "a.mp4", "--output", tmp_path / "out", "--shard", f"{n}/3")
+        vfx_run(
+            "--engine",
+            tmp_path / "tiny.onnx",
+            tmp_path / "a.mp4",
+            "--output",
+            tmp_path / "out",
+            "--shard",
+            f"{n}/3",
+        )
         for n in range(3)
-    ]  # fmt: skip
+    ]
     assert [code.exit_code for code in codes] == [0, 0, 0]
     assert (tmp_path / "out" / "a.npz").exists()
