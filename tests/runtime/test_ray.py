@@ -204,6 +204,28 @@ def test_an_actor_dies_and_nothing_is_lost(
     assert ray_processes() == []
 
 
+def test_a_polite_end_leaves_no_ray(ray: None, work: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run = subprocess.Popen(
+        command(work, output, "--ray", "--actors", "2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    first = run.stdout.readline()
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+
+    assert first
+    assert run.returncode == 130, said
+    assert said.splitlines()[-1].startswith("vfx-run: interrupted")
+    assert "Traceback" not in said
+    assert ray_processes() == []
+    subprocess.run(command(work, output), check=True, capture_output=True)
+    assert contents(output) == alone
+
+
 # Without Ray: what an actor does, and what is asked of a cluster
 
 
