@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from vfx_runtime.inputs import Job
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\0]")
-_BLOCK_BYTES = 1 << 20
 
 
 def is_url(text: str) -> bool:
@@ -52,11 +50,11 @@ def search(url: str) -> list[str] | None:
         if not files.isdir(path):
             return None
         top = path.rstrip("/") + "/"
-        names = [str(name) for name in files.find(path)]
+        below = [str(name).removeprefix(top) for name in files.find(path)]
         return sorted(
-            str(files.unstrip_protocol(name))
-            for name in names
-            if not any(part.startswith(".") for part in name.removeprefix(top).split("/"))
+            f"{url.rstrip('/')}/{name}"
+            for name in below
+            if not any(part.startswith(".") for part in name.split("/"))
         )
     except Exception as error:
         raise UsageError(f"{shown(url)}: cannot search this folder: {_said(error)}") from None
@@ -108,18 +106,16 @@ def fetched(url: str) -> Iterator[Path]:
         VideoError: it cannot be fetched, or ended early.
     """
     with tempfile.TemporaryFile(prefix="vfx-") as copy:
+        local = f"/proc/self/fd/{copy.fileno()}"
         try:
             files, path = _open(url)
             expected = files.size(path)
-            with files.open(path, "rb", cache_type="none", block_size=_BLOCK_BYTES) as source:
-                shutil.copyfileobj(source, copy, _BLOCK_BYTES)
-            copy.flush()
+            files.get_file(path, local)
         except Exception as error:
             raise VideoError(f"{shown(url)}: cannot be fetched: {_said(error)}") from None
         found = os.fstat(copy.fileno()).st_size
         if expected is not None and found != expected:
             raise VideoError(f"{shown(url)}: {found} bytes came, expected {expected}: run it again")
-        local = f"/proc/self/fd/{copy.fileno()}"
         try:
             yield Path(local)
         except VideoError as error:
