@@ -164,12 +164,12 @@ def _pack(output: Path, claims: Claims, names: list[str]) -> list[Path]:
             # The staged files go next: a power cut must not find this one in memory only.
             os.fsync(file.fileno())
             final = output / f"features-{_digest(file)}.tar"
+        damaged = [shard for shard in replaced if not shards.is_intact(shard)]
+        # Before the new one takes its name, which is that of a damaged one whose videos came out as before.
+        for shard in damaged:
+            shard.replace(shard.with_name(f"{shard.name}.old"))
         part.replace(final)
-        for shard in replaced:
-            if shards.is_intact(shard):
-                remove([shard] if shard != final else [])
-            else:
-                shard.replace(shard.with_name(f"{shard.name}.old"))
+        remove([shard for shard in replaced if shard not in damaged and shard != final])
     except BaseException as error:
         remove([part])
         if isinstance(error, OSError):
@@ -186,15 +186,19 @@ class Shards:
         self._output = output
         self._places: dict[Path, dict[str, tuple[int, int]]] = {}
         """Of each shard: offset and length of the JSON of each video."""
+        self._states: dict[Path, tuple[int, int, int] | None] = {}
         self._intact: dict[Path, bool] = {}
 
     def refresh(self) -> None:
-        """Note shards that have come and gone."""
-        found = set(self._output.glob("features-*.tar"))
-        for gone in self._places.keys() - found:
-            del self._places[gone]
-        for shard in sorted(found - self._places.keys()):
-            self._places[shard] = _index(shard)
+        """Note shards that have come, gone, or are another file than before."""
+        found = {shard: _state(shard) for shard in sorted(self._output.glob("features-*.tar"))}
+        for shard in self._places.keys() - found.keys():
+            del self._places[shard]
+        for shard, state in found.items():
+            if shard not in self._places or state != self._states[shard]:
+                self._states[shard] = state
+                self._intact.pop(shard, None)
+                self._places[shard] = _index(shard)
 
     def holding(self, name: str) -> list[Path]:
         """The shards that hold a video of this name: one, but after a crash while shards were made anew."""
@@ -219,6 +223,14 @@ class Shards:
             except OSError:
                 return False
         return self._intact[shard]
+
+
+def _state(shard: Path) -> tuple[int, int, int] | None:
+    try:
+        status = shard.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _index(shard: Path) -> dict[str, tuple[int, int]]:
