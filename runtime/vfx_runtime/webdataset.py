@@ -59,14 +59,20 @@ class WebDatasetWriter:
         # In this order: packing removes a staged file only once its shard is in place.
         if self._staged.is_done(job):
             return True
-        self._shards.refresh()
-        holding = self._shards.holding(job.name)
-        source = source_of(job)
-        return bool(holding) and all(
+        source, holding = source_of(job), self._holding(job)
+        sound = [
             same_run(self._shards.meta(shard, job.name), self._fingerprint, source)
             and self._shards.is_intact(shard)
             for shard in holding
-        )
+        ]
+        if not all(sound) and not all(shard.exists() for shard in holding):
+            # Another process has just put what is left of that shard into a new one.
+            return self.is_done(job)
+        return bool(sound) and all(sound)
+
+    def _holding(self, job: Job) -> list[Path]:
+        self._shards.refresh()
+        return self._shards.holding(job.name)
 
     def prepare(self, job: Job) -> None:
         """Remove what a killed process left of this job, whose claim the caller holds."""
