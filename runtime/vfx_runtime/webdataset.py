@@ -257,14 +257,15 @@ def _index(shard: Path) -> dict[str, tuple[int, int]]:
 def _copy(shard: Path, archive: tarfile.TarFile, taken: set[str]) -> None:
     """Add the videos of a shard that are not ``taken``, and note them there."""
     with shard.open("rb") as file, _tar(file, "r") as old:
-        features = None
+        features: tarfile.TarInfo | None = None
         for member in old:
             if member.name.endswith(".npz"):
                 features = member
                 continue
-            said, data = old.extractfile(member), features and old.extractfile(features)
-            assert said is not None, "a shard that is intact has a JSON file after each of features"
-            assert data is not None, "and these are files"
+            assert features is not None, "in a shard that is intact features come before their JSON"
+            said, data = old.extractfile(member), old.extractfile(features)
+            assert said is not None, "both are files"
+            assert data is not None, "both are files"
             name = json.load(said)["name"]
             if name not in taken:
                 taken.add(name)
@@ -290,8 +291,9 @@ def _key(name: str) -> str:
 
 
 def _tar(file: IO[bytes], mode: Literal["r", "w"]) -> tarfile.TarFile:
-    options: dict[str, Any] = {"format": tarfile.GNU_FORMAT, "encoding": "utf-8"}
-    return tarfile.open(fileobj=file, mode=f"{mode}:", errors="surrogateescape", **options)
+    return tarfile.TarFile(
+        mode=mode, fileobj=file, format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
+    )
 
 
 def _digest(file: IO[bytes]) -> str:
