@@ -17,6 +17,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +41,9 @@ _CHUNKS_PER_ACTOR = 8
 _CORES_PER_ACTOR = 4
 _STORE_BYTES = 128 << 20
 """Jobs and results are all that passes through Ray's object store."""
+
+_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
+"""Ray's C++ part warns on stderr of what is meant: actors that are restarted with arguments by reference."""
 
 _ALONE = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -166,22 +170,25 @@ def _answers(
     """What the actors say to each chunk; chunks of actors that ended are left out."""
     rows = [{"jobs": pickle.dumps(chunk)} for chunk in chunks]
     actors = min(pool.actors, len(rows))
-    found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        Actor,
-        batch_size=None,
-        batch_format="numpy",
-        fn_constructor_args=(task, device, total),
-        compute=ray.data.ActorPoolStrategy(
-            size=actors,
-            max_tasks_in_flight_per_actor=calls,
-            max_concurrent_calls_per_actor=calls,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus or None,
-        # A chunk whose actor died is ours to try again: Ray would do so for ever.
-        ray_remote_args_fn=_restarted,
-    )
+    with warnings.catch_warnings():
+        # Deprecated from 2.60 on without a successor; the extra's upper bound is where it ends.
+        warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
+        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Actor,
+            batch_size=None,
+            batch_format="numpy",
+            fn_constructor_args=(task, device, total),
+            compute=ray.data.ActorPoolStrategy(
+                size=actors,
+                max_tasks_in_flight_per_actor=calls,
+                max_concurrent_calls_per_actor=calls,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            # A chunk whose actor died is ours to try again: Ray would do so for ever.
+            ray_remote_args_fn=_restarted,
+        )
     for batch in found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
         for answer in batch["answer"]:
             yield pickle.loads(bytes(answer))
@@ -225,6 +232,7 @@ def _ray(address: str) -> Iterator[Any]:
         UsageError: Ray is not installed, or nothing answers at the address.
     """
     with ExitStack() as stack:
+        stack.enter_context(_environment(_QUIET))
         if address == LOCAL:
             stack.enter_context(_environment({**_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}))
         try:
