@@ -42,9 +42,6 @@ _CORES_PER_ACTOR = 4
 _STORE_BYTES = 128 << 20
 """Jobs and results are all that passes through Ray's object store."""
 
-_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
-"""Ray's C++ part warns on stderr of what is meant: actors that are restarted with arguments by reference."""
-
 _ALONE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray takes this for "no cluster on this system", and binds its ports to the loopback address.
@@ -232,7 +229,6 @@ def _ray(address: str) -> Iterator[Any]:
         UsageError: Ray is not installed, or nothing answers at the address.
     """
     with ExitStack() as stack:
-        stack.enter_context(_environment(_QUIET))
         if address == LOCAL:
             stack.enter_context(_environment({**_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}))
         try:
