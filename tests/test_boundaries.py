@@ -16,10 +16,12 @@ from tiny import tiny_engine
 EXPORT = ("torch", "onnxscript", "safetensors")
 OPTIONAL = (
     "onnxruntime",
+    "fsspec",
     "h5py",
     "matplotlib",
     "cuda",
     "pycuda",
+    "ray",
     "tensorrt",
     "tensorrt_lean",
     "tensorrt_lean_bindings",
@@ -90,6 +92,8 @@ def test_a_run_reaches_for_nothing_else(tmp_path: Path) -> None:
     [
         (("--backend", "onnxruntime"), "pip install onnxruntime"),
         (("--format", "hdf5"), "pip install h5py"),
+        (("--ray",), "pip install 'ray[data]'"),
+        (("s3://bucket/clips",), "pip install fsspec"),
     ],
 )
 def test_what_is_missing_is_named_with_its_extra(

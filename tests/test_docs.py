@@ -33,6 +33,16 @@ SPEC_PAGE = ROOT / "docs" / "spec.md"
 OTHERS_OPTIONS = {
     *("--index-url", "--extra-index-url"),
     *("--gpus", "--model-repository", "--model-control-mode"),
+    *(
+        "--job-name",
+        "--array",
+        "--cpus-per-task",
+        "--gpus-per-task",
+        "--mem",
+        "--time",
+        "--requeue",
+        "--signal",
+    ),
 }
 """Named in the documents, of other people's commands."""
 

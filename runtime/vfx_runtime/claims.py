@@ -53,6 +53,9 @@ class Claims:
         self._file = -1
         self.reason: str | None = None
         """Why there are no claims between processes, in one line; None where they work."""
+        self.began: int | None = None
+        """When these claims were opened, in nanoseconds by the clock that stamps files of that folder; None
+        where that is not known. Only what is counted depends on it."""
         with _open_guard:
             if self._key in _open_here:
                 raise UsageError(
@@ -66,6 +69,10 @@ class Claims:
         found = self._path.exists()
         try:
             self._open()
+            with contextlib.suppress(OSError):
+                # By the file server's own clock: its stamps of other files are compared with this one.
+                os.utime(self._file)
+                self.began = os.fstat(self._file).st_mtime_ns
         except OSError as error:
             self._give_up(error)
             if self._file >= 0:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,14 +32,16 @@ from vfx_engines.spec import EngineSpec, Output, Precision
 from vfx_runtime.atomic import new_files, prepare_output
 from vfx_runtime.extracting import Anchor, Extracted, Fps, Tail, check_total, run_sampling
 from vfx_runtime.image_names import DEFAULT_FPS, Images
-from vfx_runtime.inputs import Job, find_videos
+from vfx_runtime.inputs import find_videos
 from vfx_runtime.laying import check_alike
 from vfx_runtime.nvdec import DECODERS, DecoderName
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.predictions import Classes, heads, prediction_lines, texts
 from vfx_runtime.processes import run_on_all
+from vfx_runtime.ray_run import LOCAL, check_address, run_on_ray
 from vfx_runtime.recording import Recorder, Recording
 from vfx_runtime.running import Listener, Task, run_here
+from vfx_runtime.shares import Share
 from vfx_runtime.views import Views
 from vfx_runtime.writers import FORMATS, Format, check_names
 from vfx_runtime.zero_shot import zero_shot_of
@@ -83,7 +85,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     default="npz",
     show_default=True,
     help="npz: one file a video; npy, pickle: video_features' files; slowfast: slowfast_feature_extractor's; "
-    "hdf5: one file a run.",
+    "hdf5: one file a run; webdataset: tar shards of many videos.",
 )
 @click.option("--float16", is_flag=True, help="Save features in half precision: optical flow is large.")
 @click.option(
@@ -188,6 +190,25 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     show_default=True,
     help="nvdec: on the engine's GPU alone; auto: there and on the CPU, each video by who is free first.",
 )
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Do share I of N, counted from 0: by the names of the videos, however the list is sorted.",
+)
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value=LOCAL,
+    metavar="[ADDRESS]",
+    help="Run on a Ray cluster: HOST:PORT, ray://HOST:PORT or auto; without an address on a Ray of its own.",
+)
+@click.option(
+    "--actors",
+    type=int,
+    metavar="N",
+    help="With --ray: processes.  [default: one for each GPU, or for each 4 cores]",
+)
 @click.option("--show-pred", is_flag=True, help="Print the five likeliest classes of each window.")
 @click.option(
     "--pred-texts",
@@ -280,6 +301,9 @@ def _run(
     threads: int | None,
     workers: int | None,
     decoder: DecoderName,
+    shard: str | None,
+    address: str | None,
+    actors: int | None,
     show_pred: bool,
     pred_texts: Path | None,
     text_engine: Path | None,
@@ -296,6 +320,12 @@ def _run(
         inputs, root, sound=sound, images=None if images is None else Images(images, images_fps)
     )
     check_names(format_, jobs)
+    share = None if shard is None else Share.from_text(shard)
+    if share is not None:
+        listed, jobs = len(jobs), share.of(jobs)
+        click.echo(f"share {shard}: {len(jobs)} of {listed} videos", err=True)
+        if not jobs:
+            return 0
     views = _views(view_count, crops, keep_views, offset_sampling)
     change = partial(
         run_sampling,
@@ -332,6 +362,16 @@ def _run(
         classes.append(texts(output_name, judge))
         click.echo(f"texts: {len(judge.texts)}, {judge.spec.model}, {judge.name}", err=True)
     devices: list[str | None] = [*device_list(device)] if device else [None]
+    if address is not None:
+        check_address(address)
+        if device not in (None, "cpu", "cuda"):
+            raise UsageError(
+                f"--device {shown(device)}: with --ray expected cpu or cuda; Ray shares the GPUs out"
+            )
+        if format_ == "hdf5":
+            raise UsageError("--format hdf5 is the file of one machine: with --ray take webdataset or npz")
+    if actors is not None and (address is None or actors < 1):
+        raise UsageError(f"--actors {actors}: expected 1 or more, beside --ray")
     for spec in specs:
         if "random" in spec.weights.file.split(" + "):
             click.echo(f"vfx-run: RANDOM WEIGHTS: the features of {spec.model} mean nothing", err=True)
@@ -341,7 +381,7 @@ def _run(
             rows = f"{views.count} views of {samplings[0].frames} frames, {views.crops} crops of each"
         click.echo(f"{len(jobs)} videos, {rows}, {specs[0].model}; nothing is run", err=True)
         for job in jobs:
-            click.echo(f"{shown(job.path)} -> {shown(output / job.name)}")
+            click.echo(f"{shown(job.where)} -> {shown(output / job.name)}")
         return 0
     prepare_output(output)
     task = Task(
@@ -359,10 +399,18 @@ def _run(
         total=total,
         float16=float16,
         keep=show_pred or show_flow is not None,
-        measure=report is not None and len(devices) == 1,
+        measure=report is not None and len(devices) == 1 and address is None,
     )
     recording = None if report is None else _recording(specs, task, len(jobs))
-    return _extract(task, outputs, devices, jobs, classes, show_flow, report, recording)
+    run: Callable[[Listener], Generator[Extracted, None, None]]
+    if address is not None:
+        run = partial(run_on_ray, task, device, jobs, address=address, actors=actors)
+    elif len(devices) == 1:
+        run = partial(run_here, task, devices[0], jobs, len(jobs))
+    else:
+        run = partial(run_on_all, task, [item for item in devices if item], jobs)
+    failures_file = FAILURES_FILE if share is None else f"failures-{share.number}-of-{share.count}.jsonl"
+    return _extract(run, output / failures_file, outputs, len(jobs), classes, show_flow, report, recording)
 
 
 def _recording(specs: list[EngineSpec], task: Task, videos: int) -> Recording:
@@ -395,33 +443,28 @@ def _views(count: int | None, crops: str | None, keep: bool, offset: bool) -> Vi
 
 
 def _extract(
-    task: Task,
+    run: Callable[[Listener], Generator[Extracted, None, None]],
+    failures_file: Path,
     outputs: list[Output],
-    devices: list[str | None],
-    jobs: list[Job],
+    videos: int,
     classes: list[Classes],
     show_flow: Path | None,
     report: Path | None,
     recording: Recording | None,
 ) -> int:
-    skipped = written = 0
+    skipped = others = written = 0
     failures: list[Extracted] = []
     started = time.perf_counter()
     with ExitStack() as stack:
-        progress = stack.enter_context(_RunProgress(len(jobs)))
+        progress = stack.enter_context(_RunProgress(videos))
         said: list[str] = []
         if recording is not None and report is not None:
             stack.callback(_write_report, report, recording)
             stack.enter_context(Recorder(recording, lambda: progress.stats))
             said = recording.said
-        listener = Listener(partial(_say, said), progress.watch, progress.waiting)
-        results = (
-            run_here(task, devices[0], jobs, len(jobs), listener)
-            if len(devices) == 1
-            else run_on_all(task, [item for item in devices if item], jobs, listener)
-        )
+        results = run(Listener(partial(_say, said), progress.watch, progress.waiting))
         # Closed here, whatever ends the loop: its end is what ends threads and other processes.
-        with closing(results), _noted(task.output, failures):
+        with closing(results), _noted(failures_file, failures):
             for done in results:
                 if recording is not None:
                     recording.note(done)
@@ -429,7 +472,8 @@ def _extract(
                     failures.append(done)
                     _console.print(f"failed: {done.error}", markup=False)
                 elif done.skipped:
-                    skipped += 1
+                    skipped += not done.by_others
+                    others += done.by_others
                     progress.skipped += 1
                 else:
                     written += 1
@@ -440,9 +484,12 @@ def _extract(
                         _console.print(line, markup=False)
                 if done.features is not None and show_flow is not None:
                     _write_pictures(done, outputs, show_flow)
-    _write_failures(task.output, failures)
+    _write_failures(failures_file, failures)
     seconds = time.perf_counter() - started
-    _print_summary(written, skipped, failures, progress.stats, seconds)
+    counts = f"{written} done, {skipped} were done before, {len(failures)} failed"
+    if others:
+        counts += f", {others} were done by other processes meanwhile"
+    _print_summary(counts, failures_file.name, failures, progress.stats, seconds)
     return len(failures)
 
 
@@ -455,13 +502,13 @@ def _write_report(path: Path, recording: Recording) -> None:
 
 
 @contextmanager
-def _noted(output: Path, failures: list[Extracted]) -> Iterator[None]:
+def _noted(file: Path, failures: list[Extracted]) -> Iterator[None]:
     """Where an engine's failure ends the run, the videos that it cost are in its list of failures."""
     try:
         yield
     except EngineError:
         if failures:
-            _write_failures(output, failures)
+            _write_failures(file, failures)
         raise
 
 
@@ -522,14 +569,13 @@ def _write_pictures(done: Extracted, outputs: list[Output], folder: Path) -> Non
             write_flow_pictures(done.features.arrays[item.name], folder / done.name)
 
 
-def _write_failures(output: Path, failures: list[Extracted]) -> None:
+def _write_failures(path: Path, failures: list[Extracted]) -> None:
     """One JSON object a line, of this run's failures; no file where there are none."""
-    path = output / FAILURES_FILE
     if not failures:
         path.unlink(missing_ok=True)
         return
     lines = [
-        json.dumps({"video": os.fspath(item.path), "name": item.name, "error": str(item.error)})
+        json.dumps({"video": item.url or os.fspath(item.path), "name": item.name, "error": str(item.error)})
         for item in failures
     ]
     with new_files([path], exclusive=False) as (part,):
@@ -537,17 +583,17 @@ def _write_failures(output: Path, failures: list[Extracted]) -> None:
 
 
 def _print_summary(
-    written: int, skipped: int, failures: list[Extracted], stats: Stats, seconds: float
+    counts: str, failures_file: str, failures: list[Extracted], stats: Stats, seconds: float
 ) -> None:
     table = Table(box=None, show_header=False)
-    table.add_row("videos", f"{written} done, {skipped} were done before, {len(failures)} failed")
+    table.add_row("videos", counts)
     table.add_row("windows", f"{stats.windows}, {stats.windows / seconds:.2f} per second")
     on_gpu = f", {stats.frames_on_gpu} of them decoded on the GPU" if stats.frames_on_gpu else ""
     table.add_row("frames", f"{stats.frames}, {stats.frames / seconds:.0f} per second{on_gpu}")
     table.add_row("time", f"{seconds:.1f} s")
     _console.print(table)
     if failures:
-        _console.print(f"{len(failures)} failed, see {FAILURES_FILE} in the output folder:")
+        _console.print(f"{len(failures)} failed, see {failures_file} in the output folder:")
         for item in failures[:20]:
             _console.print(f"  {item.error}", markup=False)
         if len(failures) > 20:

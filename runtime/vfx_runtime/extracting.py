@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError, VfxError
@@ -55,6 +55,15 @@ class Extracted:
     skipped: bool = False
     """Whether a finished output was there already."""
     error: VfxError | None = None
+    by_others: bool = False
+    """Of a skipped one: whether another process finished it while this run went on."""
+    url: str | None = None
+    """Of a video that is not on this machine; `path` only looks like it then."""
+
+    @classmethod
+    def of(cls, job: Job, features: Features | None = None, **rest: Any) -> Self:
+        """The result of a job; further fields by name."""
+        return cls(job.path, job.name, features, url=job.url, **rest)
 
 
 def run_sampling(
@@ -364,7 +373,7 @@ def _extract(
             prepare_output(output)
             claims = stack.enter_context(Claims(output))
         for group in grouped(jobs, [] if any(isinstance(item, Engine) for item in engines) else specs):
-            yield from (Extracted(job.path, job.name, None, error=error) for job, error in group.failed)
+            yield from (Extracted.of(job, error=error) for job, error in group.failed)
             if group.failed:
                 continue
             with ExitStack() as group_stack:
@@ -401,7 +410,7 @@ def in_memory(jobs: Sequence[Job], pipeline: Pipeline) -> Iterator[Extracted]:
         if result.rows is not None:
             with result.rows as rows:
                 features = rows.features(result.fps, meta)
-        yield Extracted(result.job.path, result.job.name, features, error=result.error)
+        yield Extracted.of(result.job, features, error=result.error)
 
 
 def to_disk(
@@ -414,6 +423,7 @@ def to_disk(
     ended: Callable[[], None] = lambda: None,
     *,
     keep: bool = False,
+    pack: bool = True,
 ) -> Iterator[Extracted]:
     """Run jobs and write what they give, beside other processes that do the same.
 
@@ -429,6 +439,7 @@ def to_disk(
         waiting: told how many videos are left that other processes work on.
         ended: called when all are done, before a pack is made of them.
         keep: give the features of what was written too.
+        pack: make the pack that some formats have at the end.
 
     Raises:
         EngineError: the engine failed.
@@ -436,8 +447,9 @@ def to_disk(
     """
     meta = run_meta(pipeline)
     left: Iterable[Job] | None = jobs
+    others: set[str] = set()
     while left is not None:
-        desk = _Desk(writer, claims)
+        desk = _Desk(writer, claims, others)
         try:
             for result in pipeline.run(desk.give_out(left), total):
                 files: tuple[Path, ...] = ()
@@ -451,7 +463,7 @@ def to_disk(
                         except VfxError as failure:
                             error = failure
                 desk.take_back(result.job)
-                yield Extracted(result.job.path, result.job.name, features, files, error=error)
+                yield Extracted.of(result.job, features, files=files, error=error)
                 yield from desk.settled()
             yield from desk.settled()
         finally:
@@ -460,15 +472,19 @@ def to_disk(
             waiting(desk.seen)
             time.sleep(_POLL_SECONDS)
         left, total = desk.elsewhere or None, len(desk.elsewhere)
+        others.update(job.name for job in desk.elsewhere)
     ended()
-    writer.finish()
+    if pack:
+        writer.finish()
 
 
 class _Desk:
     """Hands jobs out to the pipeline's workers, each claimed before and released after."""
 
-    def __init__(self, writer: Writer, claims: Claims) -> None:
+    def __init__(self, writer: Writer, claims: Claims, others: set[str]) -> None:
         self._writer, self._claims = writer, claims
+        self._others = others
+        """Names that other processes had claimed when this one came to them."""
         self._held: set[str] = set()
         self._settled: list[Extracted] = []
         self.elsewhere: list[Job] = []
@@ -487,11 +503,12 @@ class _Desk:
             try:
                 if self._writer.is_done(job):
                     files = tuple(self._writer.paths(job))
-                    settled = Extracted(job.path, job.name, None, files, skipped=True)
+                    by_others = job.name in self._others or _newer(files, self._claims.began)
+                    settled = Extracted.of(job, files=files, skipped=True, by_others=by_others)
                 else:
                     self._writer.prepare(job)
             except VfxError as error:
-                settled = Extracted(job.path, job.name, None, error=error)
+                settled = Extracted.of(job, error=error)
             if settled is None:
                 yield job
             else:
@@ -511,6 +528,13 @@ class _Desk:
         for name in self._held:
             self._claims.release(name)
         self._held.clear()
+
+
+def _newer(files: Sequence[Path], since: int | None) -> bool:
+    try:
+        return since is not None and any(file.stat().st_mtime_ns > since for file in files)
+    except OSError:  # packed meanwhile
+        return True
 
 
 __all__ = ["Extracted", "Stats", "extract", "fingerprint", "in_memory", "run_meta", "run_sampling", "to_disk"]

@@ -9,6 +9,9 @@ the folder's own name if it was given itself.
 A listed path outside the list's folder has no folder in its name, like a file given directly: what
 it writes stays inside the output folder. Two such files of one name are refused with a hint at
 ``--root``.
+
+All of them may be URLs that fsspec can read, ``s3://bucket/clips``: a video, a folder, a list, a line of a
+list. The same rules hold for their names.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from __future__ import annotations
 import csv
 import io
 import os
+import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +28,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from vfx_engines.errors import UsageError, shown
+from vfx_runtime import remote
 from vfx_runtime.image_names import Images
 
 MEDIA_SUFFIXES = frozenset(
@@ -59,6 +65,13 @@ class Job:
     """The output's path below the output folder, without suffix, with forward slashes."""
     images: Images | None = None
     """How the folder of images at `path` is read; None for a file."""
+    url: str | None = None
+    """Where a video that is not on this machine is; `path` only looks like it then."""
+
+    @property
+    def where(self) -> str:
+        """The video's path or URL, for messages."""
+        return self.url or os.fspath(self.path)
 
 
 def find_videos(
@@ -81,6 +94,8 @@ def find_videos(
       ``video``, ``path`` or ``video_path``.
     * Anything else is a video, whatever its suffix: the decoder judges it. A listed file, or a
       file with a media suffix, may be missing: it is a job of its own that fails later.
+    * A URL is a list or a video if its suffix says so, else a folder, searched in the same way. A path in a
+      list behind a URL is relative to that list, unless it is a URL itself.
 
     Args:
         arguments: what the user gave.
@@ -101,7 +116,7 @@ def find_videos(
     _by_stem.cache_clear()
     for argument in arguments:
         own_root, paths = _expand(os.fspath(argument), suffixes, images)
-        prefixes = _prefixes(own_root if root is None else os.path.abspath(root))
+        prefixes = _prefixes(own_root if root is None else _root(root))
         for path, is_folder in paths:
             if path in seen:
                 continue
@@ -110,7 +125,8 @@ def find_videos(
             other = by_name.setdefault(name, path)
             if other is not path:
                 raise UsageError(_collision(other, path, name))
-            jobs.append(Job(Path(path), name, images if is_folder else None))
+            url = path if remote.is_url(path) else None
+            jobs.append(Job(Path(path), name, images if is_folder else None, url))
     if not jobs:
         raise UsageError("no videos given: name video files, folders, .txt or .csv lists")
     return jobs
@@ -122,6 +138,10 @@ def _expand(
     """The root of what one argument stands for; the absolute paths of its videos, and which are folders."""
     if not argument:
         raise UsageError("an input is the empty text; expected a video, a folder or a list")
+    if remote.is_url(argument):
+        if images is not None:
+            raise UsageError(f"{shown(argument)}: folders of images are read from local disks only")
+        return _expand_url(argument, suffixes)
     path = _absolute(argument, os.getcwd())
     suffix = os.path.splitext(path)[1].lower()
     if os.path.isdir(path):
@@ -135,7 +155,42 @@ def _expand(
     raise UsageError(f"{shown(argument)}: no such file or folder")
 
 
+def _expand_url(url: str, suffixes: frozenset[str]) -> tuple[str, Iterable[tuple[str, bool]]]:
+    suffix = _url_suffix(url)
+    if suffix in LIST_SUFFIXES:
+        return posixpath.dirname(_checked_url(url)), _listed(url, url, suffix, suffixes, None)
+    if suffix in suffixes:
+        return posixpath.dirname(_checked_url(url)), [(url, False)]
+    files = remote.search(_checked_url(url))
+    if files is None:
+        raise UsageError(f"{shown(url)}: no such folder; a video or a list is known by its suffix here")
+    found = [(file, False) for file in files if _url_suffix(file) in suffixes]
+    if not found:
+        raise UsageError(
+            f"{shown(url)}: no video in this folder; files are known by their suffix (.mp4, ...)"
+        )
+    return url.rstrip("/"), found
+
+
+def _checked_url(url: str) -> str:
+    """A URL without what a web address may have after its path.
+
+    Raises:
+        UsageError: it leads through ``..``, or chains file systems.
+    """
+    bare = re.split(r"[?#]", url, maxsplit=1)[0] if url.startswith(("http://", "https://")) else url
+    if ".." in bare.split("/") or "::" in bare:
+        raise UsageError(f"{shown(url)}: expected a plain URL, without '..' and '::'")
+    return bare
+
+
+def _url_suffix(url: str) -> str:
+    return posixpath.splitext(_checked_url(url))[1].lower()
+
+
 def _absolute(path: str, folder: str) -> str:
+    if remote.is_url(path) or remote.is_url(folder):
+        return remote.joined(folder, path)
     joined = os.path.join(folder, path)
     if ".." in path:
         # Textually, link/../x is x; for the kernel it lies beside what the link points to.
@@ -150,8 +205,17 @@ def _absolute(path: str, folder: str) -> str:
 _real = lru_cache(maxsize=4096)(os.path.realpath)
 
 
+def _root(root: Path) -> str:
+    text = os.fspath(root)
+    # A Path has one slash where a URL has two.
+    url = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?=[^/])", r"\1://", text)
+    return url if remote.is_url(url) else os.path.abspath(root)
+
+
 def _prefixes(root: str) -> tuple[str, ...]:
     """What a path below ``root`` begins with: as given, and with links resolved."""
+    if remote.is_url(root):
+        return (root.rstrip("/") + "/",)
     return tuple(os.path.join(folder, "") for folder in dict.fromkeys((root, _real(root))))
 
 
@@ -160,6 +224,8 @@ def _name(path: str, prefixes: tuple[str, ...], *, strict: bool, whole: bool) ->
 
     Outside of the root the last part alone, or an error if ``strict``.
     """
+    if remote.is_url(path):
+        path = _checked_url(path)
     for prefix in prefixes:
         if path.startswith(prefix):
             below = path[len(prefix) :]
@@ -172,11 +238,15 @@ def _name(path: str, prefixes: tuple[str, ...], *, strict: bool, whole: bool) ->
         below = os.path.basename(path)
     if not below:
         raise UsageError(f"{shown(path)}: a folder without a name cannot name its output: move the images")
+    if remote.is_url(path):
+        below = posixpath.normpath(below).lstrip("/")
     return (below if whole else os.path.splitext(below)[0]).replace(os.sep, "/")
 
 
 def _collision(first: str, second: str, name: str) -> str:
     text = f"{shown(first)} and {shown(second)} would both write {shown(name)}: "
+    if remote.is_url(first) or remote.is_url(second):
+        return text + "rename one, set --root, or run them with different --output folders"
     common = os.path.commonpath([first, second])
     if common in (first, second):
         common = os.path.dirname(common)
@@ -251,6 +321,8 @@ def _listed(
     number = 0
 
     def is_video(cell: str) -> bool:
+        if remote.is_url(cell) or remote.is_url(folder):
+            return _url_suffix(_absolute(cell, folder)) in suffixes
         path = _absolute(cell, folder)
         return os.path.isfile(path) or os.path.basename(path) in _by_stem(os.path.dirname(path), suffixes)
 
@@ -269,7 +341,8 @@ def _listed(
                 "file, give folders on the command line, and folders of frames with --images PATTERN"
             )
         # Among folders of images, what is missing is a folder: no file beside it stands in for it.
-        yield (video if images is not None else _with_suffix(video, suffixes, where)), False
+        whole = images is not None or remote.is_url(video)
+        yield (video if whole else _with_suffix(video, suffixes, where)), False
     if not number:
         raise UsageError(f"{shown(argument)}: the list is empty; expected one path a line")
 
@@ -302,7 +375,7 @@ def _by_stem(folder: str, suffixes: frozenset[str]) -> dict[str, list[str]]:
 
 def _read_text(argument: str) -> str:
     try:
-        data = Path(argument).read_bytes()
+        data = remote.read_bytes(argument) if remote.is_url(argument) else Path(argument).read_bytes()
     except FileNotFoundError:
         raise UsageError(f"{shown(argument)}: no such list") from None
     except OSError as error:

@@ -30,6 +30,7 @@ from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool, column_dtype
 from vfx_runtime.image_names import folder_bytes
 from vfx_runtime.inputs import Job
+from vfx_runtime.remote import size_of
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -124,6 +125,9 @@ def source_of(job: Job) -> dict[str, Any] | None:
     if job.images is not None:
         size = folder_bytes(os.fspath(job.path), job.images)
         return None if size is None else {"size": size, **dataclasses.asdict(job.images)}
+    if job.url is not None:
+        size = size_of(job.url)
+        return None if size is None else {"size": size}
     try:
         status = job.path.stat()
     except (OSError, ValueError):

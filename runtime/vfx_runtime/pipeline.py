@@ -36,6 +36,7 @@ from vfx_runtime.lane import Lane
 from vfx_runtime.laying import Sample, check_alike, spread, windows
 from vfx_runtime.opening import count_frames, open_video
 from vfx_runtime.preprocess import Preprocess, check_crops, preprocess_for, shared
+from vfx_runtime.remote import at_hand
 from vfx_runtime.resize import FrameError
 from vfx_runtime.sampling import Window, Windows
 from vfx_runtime.stages import DECODE, GATHER, RESIZE, WAIT_SLOT, WAIT_WINDOWS, Stages, timed_alike
@@ -266,7 +267,7 @@ class _Run:
             video = self._open.pop(number)
             for rows in video.rows:
                 rows.close()
-            error = video.error or EngineError(f"{shown(video.job.path)}: {failure}")
+            error = video.error or EngineError(f"{shown(video.job.where)}: {failure}")
             yield Result(video.job, None, 0.0, error)
 
     def stop(self) -> None:
@@ -367,7 +368,7 @@ class _Run:
             except EngineError as error:
                 raise self._fail(error) from error
             except FrameError as error:
-                video.error = VideoError(f"{shown(video.job.path)}: {error}")
+                video.error = VideoError(f"{shown(video.job.where)}: {error}")
             except VfxError as error:
                 video.error = error
             except _Stopped:
@@ -375,7 +376,7 @@ class _Run:
             except Exception as error:  # a defect of ours or a library's: it costs one video, not the run
                 frame = traceback.extract_tb(error.__traceback__)[-1]
                 video.error = VideoError(
-                    f"{shown(video.job.path)}: internal error, please report it: "
+                    f"{shown(video.job.where)}: internal error, please report it: "
                     f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
                 )
             with self._slots:
@@ -409,10 +410,10 @@ class _Run:
     def _process(self, video: _Video, preprocess: Sequence[Preprocess[Any]], gpu: int | None) -> None:
         job, stages = video.job, self._stats.stages
         opened = open_video if stages is None else stages.timed(DECODE, open_video)
-        with closing(opened(job.path, self._threads, gpu, job.images)) as decoder:
+        with at_hand(job) as path, closing(opened(path, self._threads, gpu, job.images)) as decoder:
             samplings: Sequence[Sampling] = self._samplings
             if self._total is not None:
-                samplings = spread(samplings, self._total, decoder.info, shown(job.path))
+                samplings = spread(samplings, self._total, decoder.info, shown(job.where))
             video.fps = samplings[0].fps or decoder.info.fps
             read = decoder if stages is None else stages.decoder(decoder)
             frames = _Counted(read, self._stats, video, self._stop)
@@ -422,7 +423,7 @@ class _Run:
                 prepares: list[Callable[[Frame], Any]] = [item.prepare for item in shared(preprocess)]
                 if stages is not None:
                     prepares = timed_alike(stages, RESIZE, prepares)
-                planners = self._planners(job, samplings, decoder.info.fps)
+                planners = self._planners(job, path, samplings, decoder.info.fps)
                 laid = windows(frames, planners, prepares)
                 for number, window, samples in laid:
                     for crop in range(self._crops):
@@ -435,7 +436,7 @@ class _Run:
             planner = planners[0][1]
             if isinstance(planner, ViewWindows) and not planner.done:
                 raise VideoError(
-                    f"{shown(job.path)}: its packets announce {planner.total} frames, and it ends before: "
+                    f"{shown(job.where)}: its packets announce {planner.total} frames, and it ends before: "
                     "re-encode it, or leave --views out"
                 )
         if not video.gathered:
@@ -443,17 +444,17 @@ class _Run:
             raise _too_short(video.job, self._engines[0].spec, samplings[0], frames.count, span)
 
     def _planners(
-        self, job: Job, samplings: Sequence[Sampling], fps: float
+        self, job: Job, path: Path, samplings: Sequence[Sampling], fps: float
     ) -> list[tuple[Sampling, Windows | ViewWindows]]:
         timed = self._views or any(item.target_fps for item in samplings)
         if timed and not (fps or samplings[0].fps):
             raise VideoError(
-                f"{shown(job.path)}: does not say its frame rate, which --target-fps and --views count with: "
-                "re-encode it"
+                f"{shown(job.where)}: does not say its frame rate, which --target-fps and --views count "
+                "with: re-encode it"
             )
         if self._views is None:
             return [(item, Windows(item, item.fps or fps)) for item in samplings]
-        total = count_frames(job.path, job.images)
+        total = count_frames(path, job.images)
         return [(item, ViewWindows(item, self._views, total, fps)) for item in samplings]
 
     def _process_sound(self, video: _Video) -> None:
@@ -467,13 +468,14 @@ class _Run:
         (engine,), (sampling,), (lane,) = self._engines, self._samplings, self._lanes
         video.fps = sampling.fps or 0.0
         try:
-            for window in sound_windows(video.job.path, engine.spec, sampling, progress):
-                place = _Place(video, [window.frame_range], [window.timestamps_ms])
-                slot, row = lane.reserve(place, partial(_count, video))
-                try:
-                    engine.buffer(slot)[row] = window.samples
-                finally:
-                    lane.commit(slot)
+            with at_hand(video.job) as path:
+                for window in sound_windows(path, engine.spec, sampling, progress):
+                    place = _Place(video, [window.frame_range], [window.timestamps_ms])
+                    slot, row = lane.reserve(place, partial(_count, video))
+                    try:
+                        engine.buffer(slot)[row] = window.samples
+                    finally:
+                        lane.commit(slot)
         finally:
             with self._slots:
                 self._stats._fractions.pop(video.number, None)
@@ -611,7 +613,7 @@ class _Counted:
                 self._stats._fractions[self._video.number] = min(1.0, frame.index / self._expected)
             if self.longest_shown and frame.end - frame.start > self.longest_shown:
                 raise VideoError(
-                    f"{shown(self._video.job.path)}: frame {frame.index} is shown for "
+                    f"{shown(self._video.job.where)}: frame {frame.index} is shown for "
                     f"{float(frame.end - frame.start):.0f} s, and --fps would repeat it all that time: its "
                     "time stamps are damaged, or leave --fps out"
                 )
@@ -619,7 +621,7 @@ class _Counted:
 
 
 def _too_short(job: Job, spec: EngineSpec, sampling: Sampling, frames: int, span: int) -> VideoError:
-    found = f"{shown(job.path)}: {frames} frame{'s' * (frames != 1)}"
+    found = f"{shown(job.where)}: {frames} frame{'s' * (frames != 1)}"
     if spec.outputs[0].per == "pair":
         return VideoError(f"{found}, a pair of {spec.model} needs 2: use a longer video")
     lead = sampling.lead if sampling.seed is None else 1

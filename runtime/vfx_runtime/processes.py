@@ -101,7 +101,7 @@ def run_on_all(
                 if tries[job.name] < _TRIES:
                     left.append(job)
                 else:
-                    yield Extracted(job.path, job.name, None, error=_given_up(job, child))
+                    yield Extracted.of(job, error=_given_up(job, child))
         left += round_.queue
         if left and not devices:
             assert round_.lost, "a round ends with jobs left only where its processes were lost"
@@ -110,7 +110,7 @@ def run_on_all(
 
 def _given_up(job: Job, child: _Child) -> VideoError:
     return VideoError(
-        f"{shown(job.path)}: given up: {_TRIES} processes ended while they had it, the last one with: "
+        f"{shown(job.where)}: given up: {_TRIES} processes ended while they had it, the last one with: "
         f"{child.error}; run it alone to see why"
     )
 

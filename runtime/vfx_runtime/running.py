@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from vfx_engines.opening import BackendName, engine_label, open_engine, read_spec
 from vfx_engines.spec import Precision, Sampling
@@ -14,10 +16,10 @@ from vfx_runtime.extracting import Extracted, to_disk, writer_for
 from vfx_runtime.inputs import Job
 from vfx_runtime.nvdec import DecoderName, gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
-from vfx_runtime.sizing import grouped, is_sized
+from vfx_runtime.sizing import Sizes, grouped, is_sized
 from vfx_runtime.stages import Stages
 from vfx_runtime.views import Views
-from vfx_runtime.writers import Format
+from vfx_runtime.writers import Format, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Task:
     """Give the features of what was written too."""
     measure: bool = False
     """Time the stages, see `vfx_runtime.pipeline.Stats.stages`."""
+    pack: bool = True
+    """Make the pack that some formats have at the end; if not, the caller does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,66 +79,134 @@ def run_here(
     Raises:
         VfxError: see `vfx_engines.open_engine` and `vfx_runtime.extracting.to_disk`.
     """
-    specs = [read_spec(engine) for engine in task.engines]
-    sized = any(map(is_sized, specs))
-    seen: set[str] = set()
+    with Runner(task, device, listener) as runner:
+        yield from runner.run(jobs, total)
 
-    def say_once(line: str) -> None:
-        if line not in seen:
-            seen.add(line)
-            listener.said(line)
 
-    stats = Stats(stages=Stages() if task.measure else None)
-    listener.stats(stats)
-    with Claims(task.output) as claims:
-        if not claims.active:
-            listener.said(f"other processes may do the same videos: {claims.reason}")
-        for group in grouped(jobs, specs):
+class Runner:
+    """A task on one device, for one list after the other: engines and claims stay open in between.
+
+    A context manager.
+
+    Args:
+        task: what to do.
+        device: see `vfx_engines.open_engine`.
+        listener: told how it goes.
+
+    Raises:
+        VfxError: a file is no engine; this process already writes to that folder.
+    """
+
+    def __init__(self, task: Task, device: str | None, listener: Listener) -> None:
+        self._task, self._device, self._listener = task, device, listener
+        self._specs = [read_spec(engine) for engine in task.engines]
+        self._sized = any(map(is_sized, self._specs))
+        self._seen: set[str] = set()
+        self._engines = ExitStack()
+        self._open: tuple[list[Sizes], Pipeline, Writer] | None = None
+        self._stats = Stats(stages=Stages() if task.measure else None)
+        listener.stats(self._stats)
+        self._claims = Claims(task.output)
+        if not self._claims.active:
+            self._say_once(f"other processes may do the same videos: {self._claims.reason}")
+
+    def run(self, jobs: Iterable[Job], total: int) -> Generator[Extracted, None, None]:
+        """Run a list; results come as videos finish.
+
+        Args:
+            jobs: taken one at a time.
+            total: their number, or more.
+
+        Raises:
+            VfxError: see `vfx_engines.open_engine` and `vfx_runtime.extracting.to_disk`.
+        """
+        for group in grouped(jobs, self._specs):
             for job, error in group.failed:
-                stats.videos += 1
-                yield Extracted(job.path, job.name, None, error=error)
+                self._stats.videos += 1
+                yield Extracted.of(job, error=error)
             if group.failed:
                 continue
-            with ExitStack() as stack:
-                engines = []
-                for path, sizes in zip(task.engines, group.sizes, strict=True):
-                    engine = open_engine(
-                        path,
-                        device=device,
-                        precision=task.precision,
-                        backend=task.backend,
-                        batch=task.batch,
-                        threads=task.threads,
-                        sizes=sizes,
-                    )
-                    engines.append(stack.enter_context(engine))
-                    say_once(f"engine: {engine_label(path)}, {engine.name}")
-                on_gpu = gpu_decoders(engines[0], task.decoder)
-                if on_gpu:
-                    beside = "" if task.decoder == "nvdec" else ", and on the CPU"
-                    say_once(f"decoding: {on_gpu} videos at once on NVDEC{beside}")
-                pipeline = Pipeline(
-                    engines,
-                    task.samplings,
-                    views=task.views,
-                    workers=0 if task.decoder == "nvdec" else task.workers,
-                    gpu_decoders=on_gpu,
-                    spool_folder=task.output,
-                    stats=stats,
-                    total=task.total,
-                    float16=task.float16,
-                )
-                writer = writer_for(pipeline, task.format, task.output, claims)
-                if stats.stages is not None:
-                    writer = stats.stages.writer(writer)
-                yield from to_disk(
-                    group.jobs,
-                    total,
-                    pipeline,
-                    writer,
-                    claims,
-                    listener.waiting,
-                    # Processes that run other sizes must not wait for each other.
-                    (lambda: None) if sized else listener.ended,
-                    keep=task.keep,
-                )
+            pipeline, writer = self._at(group.sizes)
+            yield from to_disk(
+                group.jobs,
+                total,
+                pipeline,
+                writer,
+                self._claims,
+                self._listener.waiting,
+                # Processes that run other sizes must not wait for each other.
+                (lambda: None) if self._sized else self._listener.ended,
+                keep=self._task.keep,
+                pack=self._task.pack,
+            )
+
+    def open(self) -> None:
+        """Open the engines now rather than with the first video, where no video must be known for it.
+
+        Raises:
+            VfxError: see `vfx_engines.open_engine`.
+        """
+        if not self._sized:
+            self._at([{} for _ in self._specs])
+
+    def close(self) -> None:
+        """Close the engines and give up the claims."""
+        self._engines.close()
+        self._open = None
+        self._claims.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _at(self, sizes: list[Sizes]) -> tuple[Pipeline, Writer]:
+        """Pipeline and writer for videos of a size; those of the last size are kept."""
+        if self._open is not None and self._open[0] == sizes:
+            return self._open[1:]
+        self._open = None
+        self._engines.close()
+        task, engines = self._task, []
+        for path, axes in zip(task.engines, sizes, strict=True):
+            engine = open_engine(
+                path,
+                device=self._device,
+                precision=task.precision,
+                backend=task.backend,
+                batch=task.batch,
+                threads=task.threads,
+                sizes=axes,
+            )
+            engines.append(self._engines.enter_context(engine))
+            self._say_once(f"engine: {engine_label(path)}, {engine.name}")
+        on_gpu = gpu_decoders(engines[0], task.decoder)
+        if on_gpu:
+            beside = "" if task.decoder == "nvdec" else ", and on the CPU"
+            self._say_once(f"decoding: {on_gpu} videos at once on NVDEC{beside}")
+        pipeline = Pipeline(
+            engines,
+            task.samplings,
+            views=task.views,
+            workers=0 if task.decoder == "nvdec" else task.workers,
+            gpu_decoders=on_gpu,
+            spool_folder=task.output,
+            stats=self._stats,
+            total=task.total,
+            float16=task.float16,
+        )
+        writer = writer_for(pipeline, task.format, task.output, self._claims)
+        if self._stats.stages is not None:
+            writer = self._stats.stages.writer(writer)
+        self._open = (sizes, pipeline, writer)
+        return self._open[1:]
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._seen:
+            self._seen.add(line)
+            self._listener.said(line)

@@ -14,6 +14,7 @@ from vfx_engines.errors import VfxError, VideoError, shown
 from vfx_engines.spec import EngineSpec
 from vfx_runtime.inputs import Job
 from vfx_runtime.opening import open_video
+from vfx_runtime.remote import at_hand
 from vfx_runtime.resize import FrameError, plan
 
 _AT_ONCE = 64
@@ -56,7 +57,7 @@ def grouped(jobs: Iterable[Job], specs: Sequence[EngineSpec]) -> Iterator[Group]
             try:
                 sizes = _sizes(job, specs)
             except FrameError as error:
-                failed.append((job, VideoError(f"{shown(job.path)}: {error}")))
+                failed.append((job, VideoError(f"{shown(job.where)}: {error}")))
             except VfxError as error:
                 failed.append((job, error))
             else:
@@ -68,7 +69,8 @@ def grouped(jobs: Iterable[Job], specs: Sequence[EngineSpec]) -> Iterator[Group]
 
 
 def _sizes(job: Job, specs: Sequence[EngineSpec]) -> list[Sizes]:
-    with open_video(job.path, images=job.images) as decoder:
+    # A remote video is fetched for this and again for its run: keeping 64 of them could fill a disk.
+    with at_hand(job) as path, open_video(path, images=job.images) as decoder:
         height, width = decoder.info.height, decoder.info.width
     found = []
     for spec in specs:

@@ -98,7 +98,7 @@ def refuse_same_stem(jobs: Iterable[Job]) -> None:
         other = first.setdefault(_stem(job), job)
         if other is not job:
             raise UsageError(
-                f"{shown(other.path)} and {shown(job.path)} would both write {shown(_stem(job))}: --format "
+                f"{shown(other.where)} and {shown(job.where)} would both write {shown(_stem(job))}: --format "
                 "slowfast cuts names at their first dot; rename one, or use --format npz"
             )
 

@@ -19,8 +19,9 @@ from vfx_runtime.inputs import Job
 from vfx_runtime.npy import NpyWriter
 from vfx_runtime.npz import NpzWriter
 from vfx_runtime.slowfast import SlowFastWriter, refuse_same_stem
+from vfx_runtime.webdataset import WebDatasetWriter
 
-Format = Literal["npz", "npy", "pickle", "slowfast", "hdf5"]
+Format = Literal["npz", "npy", "pickle", "slowfast", "hdf5", "webdataset"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 RESERVED = ("frame_range", "timestamps_ms", "fps", "meta")
@@ -122,4 +123,6 @@ def open_writer(
             return SlowFastWriter(output, outputs, claims, frames)
         case "hdf5":
             return Hdf5Writer(output, outputs, fingerprint, claims)
+        case "webdataset":
+            return WebDatasetWriter(output, outputs, fingerprint, claims)
     raise UsageError(f"format {format!r} is none of {', '.join(FORMATS)}")

@@ -1,0 +1,288 @@
+"""One list of videos on a Ray cluster: Ray Data hands chunks of it to a pool of actors.
+
+Every actor is the run of one process, so its files are those of a run without Ray. A chunk whose actor died,
+and a video that failed, are tried once more, each video by itself; what an actor had finished by then is
+found finished. A video that fails again, or ends a second actor, is a failure of the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import re
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vfx_engines.devices import available_cores
+from vfx_engines.errors import UsageError, VideoError, reason, shown
+from vfx_runtime.claims import Claims
+from vfx_runtime.extracting import Extracted
+from vfx_runtime.inputs import Job
+from vfx_runtime.pipeline import Stats
+from vfx_runtime.ray_actor import Actor, Answer
+from vfx_runtime.running import Listener, Task
+from vfx_runtime.webdataset import pack
+
+LOCAL = "local"
+"""The address that stands for a Ray of this run's own."""
+
+_CHUNK = 64
+_CHUNKS_PER_ACTOR = 8
+_CORES_PER_ACTOR = 4
+_STORE_BYTES = 128 << 20
+"""Jobs and results are all that passes through Ray's object store."""
+
+_ALONE = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray takes this for "no cluster on this system", and binds its ports to the loopback address.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The actors of a run, and what each takes."""
+
+    actors: int
+    cpus: float
+    gpus: int
+
+
+def check_address(address: str) -> None:
+    """Refuse what is no address of a Ray cluster.
+
+    Raises:
+        UsageError: it looks like a file: the option takes the word after it.
+    """
+    if address not in (LOCAL, "auto") and not re.fullmatch(r"(ray://)?[\w.\[\]:-]+:[0-9]{1,5}", address):
+        raise UsageError(
+            f"--ray {shown(address)}: expected HOST:PORT, ray://HOST:PORT, auto, or nothing; for a Ray of "
+            "its own write --ray=local, or --ray before another option"
+        )
+
+
+def run_on_ray(
+    task: Task,
+    device: str | None,
+    jobs: Sequence[Job],
+    listener: Listener,
+    *,
+    address: str = LOCAL,
+    actors: int | None = None,
+) -> Generator[Extracted, None, None]:
+    """Run jobs on a cluster; results come as chunks finish.
+
+    Args:
+        task: what to do. Its paths, and those of the videos, must be the same on every machine.
+        device: ``cpu``, ``cuda``, or None for what suits the engine.
+        jobs: all of them.
+        listener: told how it goes.
+        address: of a running cluster; `LOCAL` starts a Ray for this run and ends it.
+        actors: how many; None for one on each GPU, or on each four cores.
+
+    Raises:
+        UsageError: Ray is not installed, there is no cluster at the address, or it has too few GPUs.
+        EngineError: no actor can open the engine.
+    """
+    on_gpu = (device or "").startswith("cuda") or (device is None and task.engines[0].suffix == ".plan")
+    task = replace(
+        task,
+        engines=tuple(engine.absolute() for engine in task.engines),
+        output=task.output.absolute(),
+        pack=False,
+    )
+    stats = Stats()
+    listener.stats(stats)
+    with _ray(address) as ray:
+        pool = _pool(ray.cluster_resources(), task.threads, actors, len(jobs), on_gpu)
+        each = f"{pool.cpus:g} CPUs" + (" and a GPU" if pool.gpus else "")
+        listener.said(f"Ray {ray.__version__}: {pool.actors} actors, each with {each}")
+        cores = max(1, math.floor(pool.cpus))
+        task = replace(task, threads=task.threads or cores, workers=task.workers or cores)
+        size = max(1, min(_CHUNK, math.ceil(len(jobs) / (pool.actors * _CHUNKS_PER_ACTOR))))
+        chunks = [list(jobs[start : start + size]) for start in range(0, len(jobs), size)]
+        left = {job.name: job for job in jobs}
+        again: dict[str, Extracted] = {}
+        said: set[str] = set()
+        for calls in (2, 1):
+            for answer in _answers(ray, task, device, chunks, len(jobs), pool, calls):
+                if answer.fatal is not None:
+                    raise answer.fatal
+                for line in answer.lines:
+                    if line not in said:
+                        said.add(line)
+                        listener.said(line)
+                stats.windows += answer.stats.windows
+                stats.frames += answer.stats.frames
+                stats.frames_on_gpu += answer.stats.frames_on_gpu
+                for result in answer.results:
+                    if result.error is not None and calls > 1:
+                        again[result.name] = result
+                    elif left.pop(result.name, None) is not None:
+                        stats.videos += not result.skipped
+                        yield result
+            if not left:
+                break
+            if calls > 1:
+                lost = len(left) - len(again)
+                why = f"{len(again)} failed" + (f", {lost} were with an actor that ended" if lost else "")
+                listener.said(f"tried once more: {len(left)} videos ({why})")
+                # One at a time: whatever ends its actor takes no other video with it.
+                chunks = [[job] for job in left.values()]
+        for job in left.values():
+            stats.videos += 1
+            yield Extracted.of(job, error=_given_up(job))
+    # Whoever closes last removes the file of the claims, and the actors were ended without a word.
+    with Claims(task.output) as claims:
+        if task.format == "webdataset":
+            pack(task.output, claims)
+
+
+def _given_up(job: Job) -> VideoError:
+    return VideoError(
+        f"{shown(job.where)}: given up: two actors ended while they had it; run it alone to see why"
+    )
+
+
+def _answers(
+    ray: Any,
+    task: Task,
+    device: str | None,
+    chunks: Sequence[list[Job]],
+    total: int,
+    pool: Pool,
+    calls: int,
+) -> Iterator[Answer]:
+    """What the actors say to each chunk; chunks of actors that ended are left out."""
+    rows = [{"jobs": pickle.dumps(chunk)} for chunk in chunks]
+    actors = min(pool.actors, len(rows))
+    with warnings.catch_warnings():
+        # Deprecated from 2.60 on without a successor; the extra's upper bound is where it ends.
+        warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
+        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Actor,
+            batch_size=None,
+            batch_format="numpy",
+            fn_constructor_args=(task, device, total),
+            compute=ray.data.ActorPoolStrategy(
+                size=actors,
+                max_tasks_in_flight_per_actor=calls,
+                max_concurrent_calls_per_actor=calls,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            # A chunk whose actor died is ours to try again: Ray would do so for ever.
+            ray_remote_args_fn=_restarted,
+        )
+    for batch in found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        for answer in batch["answer"]:
+            yield pickle.loads(bytes(answer))
+
+
+def _restarted() -> dict[str, Any]:
+    return {"max_restarts": -1, "max_task_retries": 0}
+
+
+def _pool(
+    cluster: dict[str, float], threads: int | None, actors: int | None, videos: int, on_gpu: bool
+) -> Pool:
+    """How many actors, and the share of each.
+
+    Raises:
+        UsageError: more actors than GPUs, or none.
+    """
+    cpus, gpus = cluster.get("CPU", 0.0), int(cluster.get("GPU", 0))
+    if on_gpu and not 1 <= (actors or 1) <= gpus:
+        raise UsageError(
+            f"--ray: {actors or 1} actors on GPUs, and the cluster has {gpus}: --device cpu, or fewer"
+        )
+    if on_gpu:
+        number = actors or gpus
+    else:
+        number = actors or max(1, int(cpus // min(threads or _CORES_PER_ACTOR, max(1, int(cpus)))))
+    number = max(1, min(number, videos))
+    share = cpus / number
+    if threads is not None:
+        share = min(share, float(threads))
+    # Ray counts in ten-thousandths; a sum that is a little over all would wait for ever.
+    share = float(math.floor(share)) if share >= 1 else math.floor(share * 1000) / 1000
+    return Pool(number, share, int(on_gpu))
+
+
+@contextmanager
+def _ray(address: str) -> Iterator[Any]:
+    """Ray, connected; a Ray of our own is gone afterwards, with its files.
+
+    Raises:
+        UsageError: Ray is not installed, or nothing answers at the address.
+    """
+    with ExitStack() as stack:
+        if address == LOCAL:
+            stack.enter_context(_environment({**_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}))
+        try:
+            import ray
+            import ray.data
+        except ImportError:
+            raise UsageError("--ray needs Ray, which is not installed: pip install 'ray[data]'") from None
+        quiet: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": logging.CRITICAL,
+            "configure_logging": True,
+        }
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            if address == LOCAL:
+                # Short: the paths of its sockets may have 107 characters.
+                folder = tempfile.mkdtemp(prefix="vfx-ray-", dir="/tmp")
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                stack.callback(ray.shutdown)
+                ray.init(
+                    address="local",
+                    num_cpus=available_cores(),
+                    include_dashboard=False,
+                    object_store_memory=_STORE_BYTES,
+                    _temp_dir=folder,
+                    **quiet,
+                )
+            else:
+                stack.callback(ray.shutdown)
+                ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise UsageError(f"--ray {shown(address)}: no Ray cluster there: {reason(error)}") from None
+        finally:
+            # Ray takes SIGTERM for itself.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.max_errored_blocks = -1
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield ray
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

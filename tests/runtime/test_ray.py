@@ -1,0 +1,314 @@
+"""A list on a Ray of its own: files of a run without Ray, whatever becomes of the actors."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import lacking
+from make_video import make_video
+from run_kit import failures, files_in, vfx_run
+from tiny import tiny_engine, tiny_spec
+from vfx_engines.errors import UsageError
+from vfx_runtime.inputs import Job
+from vfx_runtime.ray_actor import Actor, Answer
+from vfx_runtime.ray_run import _pool, check_address
+from vfx_runtime.running import Task
+
+VFX_RUN = Path(sys.executable).with_name("vfx-run")
+VIDEOS = 40
+
+
+@pytest.fixture(scope="session")
+def ray() -> None:
+    """Skips where Ray is not installed; another process looks, so that this one does not import it."""
+    found = subprocess.run([sys.executable, "-c", "import ray.data"], capture_output=True, check=False)
+    if found.returncode:
+        lacking("ray", "Ray Data is not installed")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    tiny_engine(folder / "tiny.onnx")
+    (folder / "videos").mkdir()
+    for number in range(VIDEOS):
+        make_video(folder / "videos" / f"v{number:02}.mp4", frames=8 + number)
+    return folder
+
+
+def command(work: Path, output: Path, *more: str) -> list[str]:
+    return [*map(str, (VFX_RUN, "--engine", work / "tiny.onnx", work / "videos", "--output", output)), *more]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files_in(folder)}
+
+
+@pytest.fixture(scope="module")
+def alone(work: Path) -> dict[str, bytes]:
+    """What one process writes."""
+    subprocess.run(command(work, work / "alone"), check=True, capture_output=True)
+    found = contents(work / "alone")
+    assert len(found) == VIDEOS
+    return found
+
+
+def actors_below(pid: int) -> list[int]:
+    """Processes of Ray's actors among the descendants of a process."""
+    parents: dict[int, int] = {}
+    names: dict[int, bytes] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+            names[int(folder.name)] = (folder / "cmdline").read_bytes()
+            parents[int(folder.name)] = int(status[1])
+        except OSError:
+            continue
+    found = []
+    for child, name in names.items():
+        above = child
+        while above in parents and above != pid:
+            above = parents[above]
+        if above == pid and b"MapWorker" in name:
+            found.append(child)
+    return found
+
+
+def ray_processes() -> list[str]:
+    """Command lines of what Ray leaves behind, if it does."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if "vfx-ray-" in line:
+            found.append(line)
+    return found
+
+
+def test_four_processes_write_what_one_does(work: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+    """Three at once, and a fourth that is started when they are in the middle."""
+    output = tmp_path / "out"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen(command(work, output, "--threads", "1"), **pipes) for _ in range(3)]
+    try:
+        assert runs[0].stdout is not None
+        first = runs[0].stdout.readline()
+        runs.append(subprocess.Popen(command(work, output, "--threads", "1"), **pipes))
+        results = [run.communicate(timeout=120) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
+
+    assert [run.returncode for run in runs] == [0] * 4, results
+    assert contents(output) == alone
+    written = [line for stdout, _ in results for line in stdout.splitlines()] + [first.strip()]
+    assert len(written) == len(set(written)) == VIDEOS, "a video was done twice, or by nobody"
+    for stdout, said in results[1:]:
+        own, others = len(stdout.splitlines()), VIDEOS - len(stdout.splitlines())
+        summary = next(line for line in said.splitlines() if line.lstrip().startswith("videos"))
+        assert f" {own} done, " in summary
+        before = int(summary.partition(" were done before")[0].rpartition(" ")[2])
+        meanwhile = summary.partition(" failed, ")[2].partition(" were done by other")[0] or "0"
+        assert before + int(meanwhile) == others
+
+
+def test_shares_of_a_slurm_array(work: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+    written: list[str] = []
+    for number in range(4):
+        done = vfx_run(
+            "--engine", work / "tiny.onnx", work / "videos", "--output", tmp_path, "--shard", f"{number}/4"
+        )
+        assert done.exit_code == 0, done.output
+        written += done.stdout.split()
+    assert len(written) == len(set(written)) == VIDEOS
+    assert contents(tmp_path) == alone
+
+
+def test_two_actors_write_what_one_process_does(
+    ray: None, work: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    done = subprocess.run(
+        command(work, output, "--ray", "--actors", "2"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(output) == alone
+    written = done.stdout.splitlines()
+    assert len(written) == len(set(written)) == VIDEOS
+    lines = done.stderr.splitlines()
+    assert any(": 2 actors, each with" in line for line in lines)
+    assert any(line.startswith("engine: tiny.onnx, ") for line in lines)
+    assert f"{VIDEOS} done, 0 were done before, 0 failed" in done.stderr
+    own = ("Ray ", "engine: ", " videos ", " windows ", " frames ", " time ")
+    # Ray warns that actors are restarted with arguments by reference; silencing it prints a line too.
+    others = [line for line in lines if not line.startswith(own) and "core_worker.cc" not in line]
+    assert others == [], "Ray's own words"
+    assert ray_processes() == []
+
+
+def test_an_actor_dies_and_nothing_is_lost(
+    ray: None, work: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    """An actor is killed half-way; besides, one video is damaged, and one ends every actor that opens it."""
+    output, videos, code = tmp_path / "out", tmp_path / "videos", tmp_path / "code"
+    code.mkdir()
+    videos.mkdir()
+    for video in (work / "videos").iterdir():
+        (videos / video.name).symlink_to(video)
+    (videos / "deadly.mp4").symlink_to(work / "videos" / "v00.mp4")
+    (videos / "damaged.mp4").write_bytes(b"no video")
+    # As a decoder that crashes would.
+    (code / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "import vfx_runtime.pipeline as pipeline\n"
+        "original = pipeline.open_video\n"
+        "def open_video(path, *rest):\n"
+        "    if 'deadly' in str(path): os._exit(1)\n"
+        "    time.sleep(0.2)\n"
+        "    return original(path, *rest)\n"
+        "pipeline.open_video = open_video\n"
+    )
+    path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
+    run = subprocess.Popen(
+        [*map(str, (VFX_RUN, "--engine", work / "tiny.onnx", videos, "--output", output)),
+         "--ray", "--actors", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    # Two of forty are written: it is in the middle of its work.
+    deadline = time.monotonic() + 120
+    while len(list(output.glob("*.npz"))) < 2 and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed = actors_below(run.pid)
+    for pid in killed[:1]:
+        os.kill(pid, signal.SIGKILL)
+    _, said = run.communicate(timeout=180)
+
+    assert killed, said
+    assert run.returncode == 1, said
+    assert failures(output).keys() == {"deadly", "damaged"}
+    assert "two actors ended while they had it" in failures(output)["deadly"]
+    assert "tried once more: " in said
+    found = contents(output)
+    del found["failures.jsonl"]
+    assert found == alone
+    assert ray_processes() == []
+
+
+def test_a_polite_end_leaves_no_ray(ray: None, work: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run = subprocess.Popen(
+        command(work, output, "--ray", "--actors", "2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    first = run.stdout.readline()
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+
+    assert first
+    assert run.returncode == 130, said
+    assert said.splitlines()[-1].startswith("vfx-run: interrupted")
+    assert "Traceback" not in said
+    assert ray_processes() == []
+    subprocess.run(command(work, output), check=True, capture_output=True)
+    assert contents(output) == alone
+
+
+# Without Ray: what an actor does, and what is asked of a cluster
+
+
+@pytest.fixture
+def task(tmp_path: Path, work: Path) -> Task:
+    (tmp_path / "out").mkdir()
+    return Task(
+        (work / "tiny.onnx",),
+        tmp_path / "out",
+        "npz",
+        (tiny_spec().sampling,),
+        threads=1,
+        workers=1,
+        pack=False,
+    )
+
+
+def call(actor: Actor, *jobs: Job) -> Answer:
+    chunk = np.empty(1, object)
+    chunk[0] = pickle.dumps(list(jobs))
+    answer: Answer = pickle.loads(actor({"jobs": chunk})["answer"][0])
+    return answer
+
+
+def test_an_actor_answers_for_each_call(task: Task, work: Path) -> None:
+    videos = [Job(work / "videos" / f"v{i:02}.mp4", f"v{i:02}") for i in range(6)]
+    actor = Actor(task, "cpu", len(videos))
+    first, second = call(actor, *videos[:4]), call(actor, *videos[4:], Job(work / "none.mp4", "none"))
+    assert sorted(item.name for item in first.results) == ["v00", "v01", "v02", "v03"]
+    assert [item.error is None for item in second.results] == [True, True, False]
+    assert (first.stats.videos, second.stats.videos) == (4, 3)
+    assert first.stats.frames == 8 + 9 + 10 + 11
+    assert len(first.lines) == 1
+    assert second.lines == []
+
+
+def test_an_actor_without_an_engine_says_why(task: Task, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no engine")
+    actor = Actor(replace(task, engines=(tmp_path / "bad.onnx",)), "cpu", 1)
+    answer = call(actor, Job(tmp_path / "a.mp4", "a"))
+    assert answer.results == []
+    assert "bad.onnx" in str(answer.fatal)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "threads", "actors", "on_gpu", "expected"),
+    [
+        ({"CPU": 2.0}, None, None, False, (1, 2.0, 0)),
+        ({"CPU": 2.0}, None, 4, False, (4, 0.5, 0)),
+        ({"CPU": 64.0}, None, None, False, (16, 4.0, 0)),
+        ({"CPU": 64.0}, 2, None, False, (32, 2.0, 0)),
+        ({"CPU": 64.0, "GPU": 4.0}, None, None, True, (4, 16.0, 1)),
+        ({"CPU": 2.0}, None, 3, False, (3, 0.666, 0)),
+    ],
+)
+def test_the_cluster_is_shared_out(
+    cluster: dict[str, float],
+    threads: int | None,
+    actors: int | None,
+    on_gpu: bool,
+    expected: tuple[int, float, int],
+) -> None:
+    pool = _pool(cluster, threads, actors, 1000, on_gpu)
+    assert (pool.actors, pool.cpus, pool.gpus) == expected
+
+
+def test_more_actors_than_gpus_are_refused() -> None:
+    with pytest.raises(UsageError, match="the cluster has 2"):
+        _pool({"CPU": 8.0, "GPU": 2.0}, None, 3, 10, True)
+
+
+@pytest.mark.parametrize("address", ["videos.txt", "a.mp4", "clips/", ""])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match="--ray=local"):
+        check_address(address)
+
+
+@pytest.mark.parametrize("address", ["local", "auto", "10.0.0.1:6379", "ray://head-1.cluster:10001"])
+def test_addresses(address: str) -> None:
+    check_address(address)
