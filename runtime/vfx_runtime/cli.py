@@ -30,7 +30,7 @@ from vfx_engines.devices import device_list
 from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import Output, Precision
-from vfx_runtime.atomic import new_files, prepare_output
+from vfx_runtime.atomic import check_folder, new_files, output_error, prepare_output
 from vfx_runtime.extracting import Anchor, Extracted, Tail, run_sampling
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import Job, find_videos
@@ -356,8 +356,9 @@ def _print_predictions(done: Extracted, outputs: list[Output]) -> None:
             shifted = np.exp(logits - logits.max())
             chances = shifted / shifted.sum()
             best = np.argsort(-logits, kind="stable")[:5]
-            top = ", ".join(f"{item.labels[i]} {chances[i]:.3f}" for i in best)
-            _console.print(f"{done.name} {start:.2f}-{end:.2f} s: {top}", markup=False)
+            # Names come from the engine's file and might hold what a terminal obeys.
+            top = ", ".join(f"{shown(item.labels[i])} {chances[i]:.3f}" for i in best)
+            _console.print(f"{shown(done.name)} {start:.2f}-{end:.2f} s: {top}", markup=False)
 
 
 def _write_pictures(done: Extracted, outputs: list[Output], folder: Path) -> None:
@@ -373,13 +374,17 @@ def _write_failures(output: Path, failures: list[Extracted]) -> None:
     """One JSON object a line, of this run's failures; no file where there are none."""
     path = output / FAILURES_FILE
     if not failures:
-        path.unlink(missing_ok=True)
+        check_folder(output)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error(error, path) from None
         return
     lines = [
         json.dumps({"video": os.fspath(item.path), "name": item.name, "error": str(item.error)})
         for item in failures
     ]
-    with new_files([path], exclusive=False) as (part,):
+    with new_files([path], exclusive=False, inside=output) as (part,):
         part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 

@@ -45,6 +45,9 @@ SOUND_SUFFIXES = frozenset(
 """The same, of files of sound alone: searched for where an engine takes audio."""
 
 LIST_SUFFIXES = frozenset({".txt", ".csv"})
+_LONGEST_PATH = 4096
+"""PATH_MAX of Linux. Following the links of one without end would have no end either."""
+
 CSV_COLUMNS = ("video", "path", "video_path")
 """Header cells that name the column of paths, best first."""
 
@@ -259,6 +262,10 @@ def _listed(
         where = f"{shown(argument)}, line {number}"
         if "\0" in line:
             raise UsageError(f"{where}: not text; expected one path a line")
+        if len(line) > _LONGEST_PATH:
+            raise UsageError(
+                f"{where}: {len(line)} characters, more than a path can have; expected one a line"
+            )
         video = _absolute(line, folder)
         if images is not None and os.path.isdir(video):
             yield video, True
