@@ -131,6 +131,15 @@ def may_mount() -> bool:
     return os.geteuid() == 0 and shutil.which("mount") is not None
 
 
+def disk_stand_in() -> str:
+    """How `full_disk` does it here."""
+    return (
+        "a tmpfs of 8 to 60 KiB"
+        if may_mount()
+        else "a limit of 2,000 bytes for a file: no tmpfs may be mounted"
+    )
+
+
 def vanishing_output(trial: Trial) -> Ended:
     stage = trial.chance.choice(["decode", "collect", "write .part", "rename"])
     return at(stage, partial(remove_folder, trial.output), trial)
