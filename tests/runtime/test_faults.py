@@ -1,4 +1,4 @@
-"""Every fault once: what is left is right or named, and the run that follows completes (docs/reliability.md)."""
+"""Every fault once: what is left is right or named, and the next run completes (docs/reliability.md)."""
 
 from __future__ import annotations
 
