@@ -161,10 +161,11 @@ def decoder_hangs(trial: Trial) -> Ended:
 
 
 def silent_pipe(trial: Trial) -> Ended:
-    """Named pipes among the videos, to which nobody ever writes."""
+    """Links to named pipes to which nobody ever writes: a pipe itself is no video of a folder."""
     for path in trial.chance.sample(sorted(trial.videos.iterdir()), 3):
         path.unlink()
-        os.mkfifo(path)
+        path.symlink_to(path.with_suffix(".pipe"))
+        os.mkfifo(path.with_suffix(".pipe"))
     trial.undo.append(trial.restore)
     return trial.run()
 

@@ -123,7 +123,7 @@ def _shaped(data: object, shape: object, kind: object, order: Any) -> Numbers:
         raise ValueError(f"{len(data)} bytes for an array of {list(shape)} numbers of {numbers}")
     made = np.frombuffer(data, numbers).astype(numbers.newbyteorder("=")).reshape(shape, order=order)
     # Here and not where names are given to arrays, of which one may have many.
-    return np.ascontiguousarray(made)
+    return made if made.flags.c_contiguous else made.copy()
 
 
 _PurePython: Any = pickle._Unpickler  # what Python runs where it has no C

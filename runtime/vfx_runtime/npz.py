@@ -220,7 +220,10 @@ def read_meta(archive: zipfile.ZipFile) -> Any:
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
     """Refuse what vfx never writes, and what would be more in memory than it is in the file."""
     members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+    if any(
+        member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size
+        for member in members
+    ):
         raise ValueError("compressed")
     if sum(member.file_size for member in members) > size:
         raise ValueError("its arrays are longer than the file")
