@@ -167,8 +167,8 @@ BOMBS = {
     "a key of tuples in tuples": b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s.",
     "a key of twice itself, sixty times": b"\x80\x02})q\x00" + b"0h\x00h\x00\x86q\x00" * 60 + b"K\x01s.",
     "a set of the same": b"\x80\x04\x8f()q\x00" + b"0h\x00h\x00\x86q\x00" * 60 + b"\x90.",
-    "bytes by their number": b"\x80\x02cnumpy.core.numeric\n_frombuffer\n(J\x00\x00\x00\x40cnumpy\ndtype\nX\x02\x00"
-    b"\x00\x00u1\x85RJ\x00\x00\x00\x40\x85X\x01\x00\x00\x00CtR.",
+    "bytes by their number": b"\x80\x02cnumpy.core.numeric\n_frombuffer\n(J\x00\x00\x00\x40cnumpy\ndtype\n"
+    b"X\x02\x00\x00\x00u1\x85RJ\x00\x00\x00\x40\x85X\x01\x00\x00\x00CtR.",
     "a shape of the same": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R(K\x01)q\x00"
     + b"0h\x00h\x00\x86q\x00" * 60
     + b"NNNtb.",
