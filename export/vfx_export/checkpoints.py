@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import stat
 import warnings
 import zipfile
 import zlib
@@ -74,7 +75,11 @@ def read_with_config(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """
     where = shown(path)
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            # Of a pipe or a device, reading may have no end.
+            raise CheckpointError(f"{where}: no regular file, expected a checkpoint: save it to a file first")
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:

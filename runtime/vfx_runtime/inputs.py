@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -309,6 +310,9 @@ def _by_stem(folder: str, suffixes: frozenset[str]) -> dict[str, list[str]]:
 
 def _read_text(argument: str) -> str:
     try:
+        if not stat.S_ISREG(os.stat(argument).st_mode):
+            # Of a pipe or a device, reading may have no end.
+            raise UsageError(f"{shown(argument)}: no regular file, expected a list: save it to a file first")
         data = Path(argument).read_bytes()
     except FileNotFoundError:
         raise UsageError(f"{shown(argument)}: no such list") from None

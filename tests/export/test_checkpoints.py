@@ -141,6 +141,19 @@ def test_missing_file_folder_and_odd_names(tmp_path):
     assert r"\n" in refusal(tmp_path / "line\nbreak.pt")
 
 
+def test_what_has_no_end(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "zero.pt").symlink_to("/dev/zero")
+    for name in ("pipe.pt", "zero.pt"):
+        assert "no regular file" in refusal(tmp_path / name)
+
+
+def test_a_zip_that_is_far_larger_inside(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(200_000_000))
+    assert "its records are far larger than the file" in refusal(tmp_path / "a.pt")
+
+
 def test_other_zip_archives(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros(3))
     assert ".npz" in refusal(tmp_path / "a.npz")

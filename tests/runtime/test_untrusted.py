@@ -79,6 +79,19 @@ def test_a_line_without_end(engine: Path, tmp_path: Path) -> None:
     assert len(result.stderr) < 1000
 
 
+@pytest.mark.parametrize("what", ["a pipe", "a device"])
+def test_a_list_that_does_not_end(engine: Path, tmp_path: Path, what: str) -> None:
+    listed = tmp_path / "list.txt"
+    if what == "a pipe":
+        os.mkfifo(listed)
+    else:
+        listed.symlink_to("/dev/zero")
+    result = vfx_run("--engine", engine, listed, "--output", tmp_path / "out")
+
+    assert result.exit_code == 2
+    assert "no regular file, expected a list" in result.stderr
+
+
 # Links and other things in the output folder
 
 
