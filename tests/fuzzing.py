@@ -18,6 +18,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -254,6 +255,13 @@ def _read_caffe2(data: bytes) -> None:
     assert total <= len(data) * 40, "names may share an array, and arrays may not outgrow the file"
 
 
+def _scan_tuples(data: bytes) -> None:
+    from vfx_export.unpickling import refuse_deep_tuples
+
+    with suppress(ValueError):
+        refuse_deep_tuples(io.BytesIO(data))
+
+
 # Feature files
 
 _OUTPUTS = tiny_spec().outputs
@@ -357,6 +365,7 @@ READERS: dict[str, Reader] = {
         _opcodes() | st.integers(0, 5).flatmap(lambda n: mutated(lambda: pickle.dumps({"blobs": _blobs}, n))),
         _read_caffe2,
     ),
+    "tuples of a pickle": Reader(_opcodes(), _scan_tuples),
     "npz": Reader(_archives() | mutated(_npz), _read_npz),
     "npy": Reader(_arrays() | mutated(lambda: pickle.dumps(np.zeros((3, 4)), 5)), _read_array),
     "names of images": Reader(st.tuples(_patterns, st.text(max_size=255), st.floats()), _read_pattern),

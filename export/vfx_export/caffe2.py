@@ -4,26 +4,25 @@ Such a file is a pickle, mostly of Python 2, of ``{"blobs": {name: array}}``. It
 knows what NumPy's own pickles ask for and makes nothing but arrays of numbers: whatever else it asks for ends
 the reading before it is called.
 
-Nor can a small file take much memory or time: all arrays together have no more bytes than the file, and keys
-are texts and numbers. The unpickler is Python's own in Python: the one in C makes room for a memo of whatever
-length an opcode names, and crashes on tuples in tuples for a key.
+Nor can a small file take much memory or time: all arrays together have no more bytes than the file; see
+`vfx_export.unpickling`.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 import re
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vfx_engines.errors import CheckpointError, reason
+from vfx_export.unpickling import PlainUnpickler
 
 _NUMBERS = re.compile(r"[<>|=]?[biuf][1-8]")
 _MOST_AXES = 8
@@ -126,20 +125,8 @@ def _shaped(data: object, shape: object, kind: object, order: Any) -> Numbers:
     return made if made.flags.c_contiguous else made.copy()
 
 
-_PurePython: Any = pickle._Unpickler  # what Python runs where it has no C
-
-
-def _check_keys(keys: list[object]) -> None:
-    """Tuples in tuples would be hashed to their depth, or as often as they are named."""
-    for key in keys:
-        if not isinstance(key, str | bytes | int | float | None):
-            raise ValueError(f"a key of type {type(key).__name__}")
-
-
-class _Unpickler(_PurePython):  # type: ignore[misc]  # of no type, see above
+class _Unpickler(PlainUnpickler):
     """Gives functions that are made for this one pickle: what it does to them ends with it."""
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_PurePython.dispatch)
 
     def __init__(self, file: Any, size: int) -> None:
         super().__init__(file, encoding="latin1")
@@ -195,30 +182,6 @@ class _Unpickler(_PurePython):  # type: ignore[misc]  # of no type, see above
             names[f"{core}.multiarray", "scalar"] = scalar
             names[f"{core}.numeric", "_frombuffer"] = from_buffer
         self._names = names
-
-    def load_setitem(self) -> None:
-        """As Python's, for keys that are plain."""
-        _check_keys(self.stack[-2:-1])
-        super().load_setitem()
-
-    def load_setitems(self) -> None:
-        """As Python's, for keys that are plain."""
-        _check_keys(self.stack[::2])
-        super().load_setitems()
-
-    def load_dict(self) -> None:
-        """As Python's, for keys that are plain."""
-        _check_keys(self.stack[::2])
-        super().load_dict()
-
-    def load_additems(self) -> None:
-        """Nothing is in a set."""
-        raise ValueError("a set")
-
-    dispatch[pickle.SETITEM[0]] = load_setitem
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-    dispatch[pickle.DICT[0]] = load_dict
-    dispatch[pickle.ADDITEMS[0]] = dispatch[pickle.FROZENSET[0]] = load_additems
 
     def find_class(self, module: str, name: str) -> Any:
         known = self._names.get((module, name))
