@@ -64,10 +64,10 @@ _PLAIN = (0, 1)
 def refuse_deep_tuples(file: IO[bytes]) -> None:
     """Look through a pickle for tuples that another unpickler could not hash; nothing is made of it.
 
+    Ends in silence where it is damaged: so does whoever unpickles it, with an error.
+
     Args:
         file: one that can be asked where it is, which pickletools does.
-
-    Ends in silence where it is damaged: so does whoever unpickles it, with an error.
 
     Raises:
         ValueError: tuples lie deeper in tuples, or are more, than in any real file.

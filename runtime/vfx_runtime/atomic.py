@@ -115,7 +115,7 @@ def new_files(finals: Sequence[Path], *, exclusive: bool, inside: Path) -> Itera
     try:
         for part in parts:
             _check_inside(part, inside)
-            _create(part)
+            _create(part, inside)
         yield parts
         if len(finals) > 1:
             for final in finals:
@@ -146,10 +146,17 @@ def _check_inside(part: Path, folder: Path) -> None:
         )
 
 
-def _create(part: Path) -> None:
+def _make_folders(folder: Path, inside: Path) -> None:
+    """Those below the output folder, which may vanish at any moment and is then not made again."""
+    if folder != inside:
+        _make_folders(folder.parent, inside)
+        folder.mkdir(exist_ok=True)
+
+
+def _create(part: Path, inside: Path) -> None:
     # Another process may remove a folder that it finds empty, between the two calls.
     for attempt in range(5):
-        part.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(part.parent, inside)
         # Whatever lies there is taken away, not opened: a link would have its target overwritten.
         part.unlink(missing_ok=True)
         try:
