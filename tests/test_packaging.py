@@ -15,6 +15,7 @@ import click
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -110,6 +111,18 @@ def test_versions_are_pinned_within_their_bounds() -> None:
         pin = pinned.get(canonicalize_name(requirement.name))
         assert pin is not None, f"{requirement.name}: not in scripts/constraints.txt"
         assert requirement.specifier.contains(pin), f"{text}: scripts/constraints.txt has {pin}"
+
+
+def test_no_release_is_allowed_that_was_not_there_to_be_tested() -> None:
+    """Bounds end before the major version that follows the pinned one, which is what tests run with."""
+    lines = (ROOT / "scripts" / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+    for text in [*PROJECT["dependencies"], *(item for items in EXTRAS.values() for item in items)]:
+        requirement = Requirement(text)
+        bounds = [Version(item.version) for item in requirement.specifier if item.operator == "<"]
+        assert len(bounds) == 1, f"{text}: has no upper bound"
+        pin = Version(pinned[canonicalize_name(requirement.name)])
+        assert bounds[0] <= Version(str(pin.major + 1)), f"{text}: {pin} is what was tested"
 
 
 @pytest.fixture(scope="module")

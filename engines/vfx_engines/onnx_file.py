@@ -12,7 +12,7 @@ from vfx_engines.errors import EngineError, SpecError, reason, shown
 from vfx_engines.spec import METADATA_KEY, EngineSpec
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, ValueInfoProto
 
 _DIGEST_KEY = "vfx_sha256"
 """ONNX has no checksum: a flipped bit in a weight would load, and compute wrong rows."""
@@ -34,6 +34,9 @@ def read_onnx_spec(path: Path) -> EngineSpec:
     """
     where = shown(path)
     try:
+        # Backends open the path again, so that a pipe could not serve them; and one may never deliver.
+        if not path.is_dir() and path.exists() and not path.is_file():
+            raise EngineError(f"{where}: no regular file, expected an engine file made by vfx-export")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or reason(error)
@@ -66,6 +69,7 @@ def read_onnx_spec(path: Path) -> EngineSpec:
             "written into it: export it again"
         )
     _check_graph(model, spec, where)
+    _refuse_other_files(model, where)
     return spec
 
 
@@ -90,6 +94,34 @@ def _check_graph(model: ModelProto, spec: EngineSpec, where: str) -> None:
         if output.name not in outputs:
             raise EngineError(f"{where}: the graph gives {list(outputs)}, the spec says {output.name}")
         _check_value(outputs[output.name], output.dtype, ("batch", *output.shape), where)
+
+
+def _refuse_other_files(model: ModelProto, where: str) -> None:
+    """Backends follow a tensor's path to wherever it leads, and take what lies there for weights."""
+    from onnx import TensorProto
+
+    graphs: list[GraphProto] = [model.graph]
+    tensors: list[TensorProto] = []
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            tensors += graph.initializer
+            tensors += [
+                part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices)
+            ]
+            nodes += graph.node
+            continue
+        for attribute in nodes.pop().attribute:
+            tensors += [*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])]
+            graphs += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                tensors += [sparse.values, sparse.indices]
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            raise EngineError(
+                f"{where}: its weights lie in another file, which vfx-export never does: export it again"
+            )
 
 
 def _check_value(value: ValueInfoProto, dtype: str, shape: tuple[int | str, ...], where: str) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vfx_engines.errors import EngineError, SpecError, shown
-from vfx_engines.spec import EngineSpec
+from vfx_engines.spec import MAX_SPEC_BYTES, EngineSpec
 
 
 def spec_path(plan: Path) -> Path:
@@ -24,10 +24,17 @@ def write_plan(path: Path, plan: bytes, spec: EngineSpec) -> None:
     parts = []
     for target, data in ((spec_path(path), spec.to_json().encode()), (path, plan)):
         part = target.with_name(f".{target.name}.part")
+        # A link of that name would have its target overwritten.
+        part.unlink(missing_ok=True)
         part.write_bytes(data)
         parts.append((part, target))
     for part, target in parts:
         os.replace(part, target)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a named pipe without waiting for who writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_plan_spec(path: Path) -> EngineSpec:
@@ -41,12 +48,17 @@ def read_plan_spec(path: Path) -> EngineSpec:
         raise EngineError(f"{shown(path)}: no such file; expected a plan made by vfx-export")
     beside = spec_path(path)
     try:
-        text = beside.read_bytes()
+        with open(beside, "rb", opener=_at_once) as file:
+            text = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
         raise EngineError(
             f"{shown(path)}: its spec {shown(beside.name)} is missing ({error.strerror}): copy it along, or "
             "export the plan again"
         ) from None
+    if len(text) > MAX_SPEC_BYTES:
+        raise SpecError(
+            f"{shown(beside)}: more than {MAX_SPEC_BYTES} bytes, which no spec has: copy the right one along"
+        )
     try:
         spec = EngineSpec.from_json(text)
     except SpecError as error:

@@ -23,6 +23,12 @@ from vfx_engines.errors import SpecError
 
 SPEC_VERSION = 1
 
+MAX_SPEC_BYTES = 1 << 24
+"""More than any spec has; one of 20,000 class names has a twentieth of it."""
+
+_MAX_NUMBER = 2**31 - 1
+"""Largest size or count: beyond it lie other libraries' errors, not videos."""
+
 METADATA_KEY = "vfx"
 """The ``metadata_props`` key of an ONNX file that holds the spec's JSON."""
 
@@ -288,6 +294,17 @@ class Plan:
     hardware: Literal["same", "same_compute_capability", "ampere_plus"] = "same"
     """Which GPUs run it: of the same model, of the same compute capability, or Ampere and later."""
 
+    def __post_init__(self) -> None:
+        if len(self.compute_capability) != 2:
+            raise SpecError(
+                f"plan: a compute capability is two numbers, found {_shown(list(self.compute_capability))}"
+            )
+        if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise SpecError(
+                "plan: batch is the fewest windows, those it was tuned for and the most, found "
+                f"{_shown(list(self.batch))}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -336,6 +353,7 @@ class EngineSpec:
             raise SpecError(
                 f"spec of {self.model}: text goes with an input of modality 'text', and only with it"
             )
+        _check_numbers(self)
         names = [output.name for output in self.outputs]
         if len(set(names)) != len(names):
             raise SpecError(f"spec of {self.model}: two outputs share a name: {names}")
@@ -399,6 +417,8 @@ class EngineSpec:
         Raises:
             SpecError: not JSON, a field is missing, unknown or of another type, or the spec is newer.
         """
+        if len(text) > MAX_SPEC_BYTES:
+            raise SpecError(f"spec is {len(text)} long, and none has more than {MAX_SPEC_BYTES}")
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -464,6 +484,20 @@ def _value(hint: Any, data: object, where: str) -> Any:
         return data
     expected = getattr(hint, "__name__", str(hint))
     raise SpecError(f"{where}: expected {expected}, found {_shown(data)}")
+
+
+def _check_numbers(spec: EngineSpec) -> None:
+    sampling, transform = spec.sampling, spec.transform
+    numbers = [sampling.frames, sampling.stride, sampling.step, sampling.lead]
+    numbers += [
+        size for part in (transform.resize, transform.crop) if part for size in (part.height, part.width)
+    ]
+    shapes = [spec.input.shape, *(output.shape for output in spec.outputs)]
+    numbers += [axis for shape in shapes for axis in shape if isinstance(axis, int)]
+    if max(numbers) > _MAX_NUMBER:
+        raise SpecError(
+            f"spec of {spec.model}: sizes and counts end at {_MAX_NUMBER}, found {_shown(max(numbers))}"
+        )
 
 
 def _check_name(what: str, name: str) -> None:

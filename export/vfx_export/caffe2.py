@@ -3,13 +3,16 @@
 Such a file is a pickle, mostly of Python 2, of ``{"blobs": {name: array}}``. It is read by an unpickler that
 knows what NumPy's own pickles ask for and makes nothing but arrays of numbers: whatever else it asks for ends
 the reading before it is called.
+
+Nor can a small file take much memory or time: all arrays together have no more bytes than the file; see
+`vfx_export.unpickling`.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 import re
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,11 @@ import torch
 from torch import Tensor
 
 from vfx_engines.errors import CheckpointError, reason
+from vfx_export.unpickling import PlainUnpickler
 
 _NUMBERS = re.compile(r"[<>|=]?[biuf][1-8]")
 _MOST_AXES = 8
+_MOST_ON_AN_AXIS = 2**63 - 1
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,7 +44,7 @@ def read_caffe2(path: Path, where: str) -> dict[str, Tensor]:
     """
     try:
         with path.open("rb") as file:
-            loaded = _Unpickler(file, encoding="latin1").load()
+            loaded = _Unpickler(file, path.stat().st_size).load()
     except _RefusedError as error:
         raise CheckpointError(
             f"{where}: unpickling it would call {error}: refused, and nothing in it was run; "
@@ -58,7 +63,7 @@ def read_caffe2(path: Path, where: str) -> dict[str, Tensor]:
             "in it was run; expected a checkpoint of torch.save or .safetensors"
         )
     return {
-        name: torch.from_numpy(np.ascontiguousarray(blob.array))
+        name: torch.from_numpy(blob.array)
         for name, blob in blobs.items()
         if isinstance(name, str) and isinstance(blob, _Array) and not name.endswith("_momentum")
     }
@@ -73,27 +78,33 @@ class _Type:
 
     def __init__(self, text: object) -> None:
         if not isinstance(text, str) or not _NUMBERS.fullmatch(text):
-            raise ValueError(f"numbers of type {text!r:.40}")
+            raise ValueError(f"numbers of type {reprlib.repr(text)}")
         self.text = text
 
     def __setstate__(self, state: object) -> None:
         # (version, byte order, ...): NumPy stores the order here and not in the name.
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         if order not in ("<", ">", "|", "="):
-            raise ValueError(f"byte order {order!r:.40}")
+            raise ValueError(f"byte order {reprlib.repr(order)}")
         self.text = order + self.text.lstrip("<>|=")
 
 
 class _Array:
-    """Stands for a NumPy array, which is made of its bytes once they are there."""
+    """Stands for a NumPy array, which is made of its bytes once they are there.
 
-    def __init__(self) -> None:
+    Args:
+        spend: called with the bytes that it takes.
+    """
+
+    def __init__(self, spend: Callable[[int], None]) -> None:
         self.array: Numbers = np.zeros(0, np.float32)
+        self._spend = spend
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, data = state
         if isinstance(data, str):
             data = data.encode("latin1")  # bytes are text in Python 2
+        self._spend(len(data))
         self.array = _shaped(data, shape, kind, "F" if fortran else "C")
 
 
@@ -103,20 +114,29 @@ def _shaped(data: object, shape: object, kind: object, order: Any) -> Numbers:
     if (
         not isinstance(shape, tuple)
         or len(shape) > _MOST_AXES
-        or not all(isinstance(size, int) and size >= 0 for size in shape)
+        or not all(isinstance(size, int) and 0 <= size <= _MOST_ON_AN_AXIS for size in shape)
     ):
-        raise ValueError(f"an array of shape {shape!r:.60}")
+        raise ValueError(f"an array of shape {reprlib.repr(shape)}")
     numbers = np.dtype(kind.text)
     if math.prod(shape) * numbers.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes for an array of {list(shape)} numbers of {numbers}")
-    return np.frombuffer(data, numbers).astype(numbers.newbyteorder("=")).reshape(shape, order=order)
+    made = np.frombuffer(data, numbers).astype(numbers.newbyteorder("=")).reshape(shape, order=order)
+    # Here and not where names are given to arrays, of which one may have many.
+    return made if made.flags.c_contiguous else made.copy()
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     """Gives functions that are made for this one pickle: what it does to them ends with it."""
 
-    def __init__(self, file: Any, *, encoding: str) -> None:
-        super().__init__(file, encoding=encoding)
+    def __init__(self, file: Any, size: int) -> None:
+        super().__init__(file, encoding="latin1")
+        left = size
+
+        def spend(count: int) -> None:
+            nonlocal left
+            left -= count
+            if left < 0:
+                raise ValueError("arrays of more bytes than the file has")
 
         class NDArray:
             """Stands for ``numpy.ndarray``, which pickles name and do not call."""
@@ -125,7 +145,7 @@ class _Unpickler(pickle.Unpickler):
             return _Type(text)
 
         def empty(*rest: object) -> _Array:
-            return _Array()
+            return _Array(spend)
 
         def scalar(kind: object, data: object = b"") -> float:
             """Such as the iteration at which training stopped."""
@@ -133,14 +153,18 @@ class _Unpickler(pickle.Unpickler):
             return float(_shaped(data, (), kind, "C"))
 
         def from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> _Array:
-            made = _Array()
-            made.array = _shaped(bytes(data), shape, kind, "F" if order == "F" else "C")
+            if not isinstance(data, bytes | bytearray):
+                raise ValueError("an array without numbers")
+            spend(len(data))
+            made = _Array(spend)
+            made.array = _shaped(data, shape, kind, "F" if order == "F" else "C")
             return made
 
         def encode(text: Any, encoding: Any = "latin1") -> bytes:
             """How Python 3 writes bytes for Python 2."""
             if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
                 raise ValueError("bytes that are not written as latin1")
+            spend(len(text))
             return text.encode("latin1")
 
         def no_bytes() -> bytes:

@@ -8,8 +8,11 @@ Whether it fits a network is the next question, `vfx_export.fitting`.
 
 from __future__ import annotations
 
+import copy
+import io
 import pickle
 import re
+import stat
 import warnings
 import zipfile
 import zlib
@@ -23,12 +26,15 @@ from torch import Tensor
 from vfx_engines.errors import CheckpointError, reason, shown
 from vfx_export.caffe2 import read_caffe2
 from vfx_export.torchscript import read_torchscript
+from vfx_export.unpickling import refuse_deep_tuples
 
 _WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.")
 
 # The LONG1 opcode of torch's magic number: what every file of torch.save before 1.6 begins with.
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
+_LEGACY_PICKLES = 5
+"""A magic number, a version, the system, the object and the names of its storages, one after the other."""
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|\((?:dp|lp)|[}\]]q\x00|c[\w.]+\n\w+\n(?:p\d|\()")
 
 # Regular expression over the first bytes -> what they say the file is, most telling first.
@@ -74,7 +80,11 @@ def read_with_config(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """
     where = shown(path)
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            # Of a pipe or a device, reading may have no end.
+            raise CheckpointError(f"{where}: no regular file, expected a checkpoint: save it to a file first")
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
@@ -85,7 +95,7 @@ def read_with_config(path: Path) -> tuple[dict[str, Tensor], str | None]:
         script = _check_zip(path, where)
         loaded = read_torchscript(path, where) if script else _torch_load(path, where)
     elif _LEGACY_MAGIC in head[:32]:
-        loaded = _torch_load(path, where)
+        loaded = _torch_load(path, where, legacy=True)
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         loaded = _load_safetensors(path, where)
     elif _PICKLE.match(head):
@@ -112,9 +122,18 @@ def _check_zip(path: Path, where: str) -> bool:
                 raise CheckpointError(
                     f"{where}: a {what} archive that torch.save did not write, expected a checkpoint"
                 )
+            # torch stores what it writes; running statistics of zeros are small beside weights.
+            if sum(record.file_size for record in records) > 8 * path.stat().st_size + (64 << 20):
+                raise zipfile.BadZipFile("its records are far larger than the file")
             # torch takes a record with the folder attribute for read and leaves its tensor unset.
             if any(record.external_attr & 0x10 for record in records):
                 raise zipfile.BadZipFile("a record is marked as a folder")
+            for record in records:
+                if record.filename.endswith("/data.pkl"):
+                    bare = copy.copy(record)
+                    del bare.CRC  # zipfile then reads it without: it may be missing, see below
+                    with archive.open(bare) as file:
+                        refuse_deep_tuples(io.BytesIO(file.read()))
             # torch.serialization.set_crc32_options(False) leaves every CRC at zero.
             if any(record.CRC for record in records):
                 for record in records:
@@ -137,13 +156,17 @@ def _check_zip(path: Path, where: str) -> bool:
         raise CheckpointError(f"{where}: {what}; fetch or copy the file again") from None
 
 
-def _torch_load(path: Path, where: str) -> object:
+def _torch_load(path: Path, where: str, *, legacy: bool = False) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old layouts and pickle protocols: they either load or raise
             # Not mapped into memory: torch then trusts the pickle on where records begin and end,
             # and reads a neighbour's bytes as weights from a short or compressed record.
             with path.open("rb") as file:  # torch judges a path by its suffix
+                if legacy:
+                    for _ in range(_LEGACY_PICKLES):
+                        refuse_deep_tuples(file)
+                    file.seek(0)
                 loaded: object = torch.load(file, map_location="cpu", weights_only=True)
             return loaded
     except pickle.UnpicklingError as error:

@@ -93,6 +93,8 @@ def _part_of(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         part.parent.mkdir(parents=True, exist_ok=True)
+        # A link of that name would have its target overwritten.
+        part.unlink(missing_ok=True)
         part.touch()
         try:
             yield part

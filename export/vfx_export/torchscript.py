@@ -8,7 +8,6 @@ but tensors, lists and plain records: whatever else it asks for ends the reading
 from __future__ import annotations
 
 import io
-import pickle
 import sys
 import zipfile
 from collections import OrderedDict
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vfx_engines.errors import CheckpointError, reason
+from vfx_export.unpickling import PlainUnpickler
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -71,7 +71,7 @@ class _RefusedError(Exception):
     """The name of what a pickle asked for and did not get."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     """Gives classes and functions that are made for this one pickle: what it does to them ends with it."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str, record: str) -> None:

@@ -2,6 +2,9 @@
 
 A file is written under a hidden name beside its final one, ``.vfx-<hash>.part``, and renamed. The
 name follows from the final name, so whoever holds a video's claim finds what a killed process left.
+
+Links lead nowhere: one that bears the name of an output or of its part is replaced and never followed, and
+a folder that is a link out of the output folder is refused.
 """
 
 from __future__ import annotations
@@ -54,11 +57,22 @@ def prepare_output(output: Path) -> None:
         raise output_error(error, output) from None
 
 
+def check_folder(output: Path) -> None:
+    """Notice that the output folder vanished: it is not made again, for a disk may have been taken away.
+
+    Raises:
+        OutputError: it is gone.
+    """
+    if not output.is_dir():
+        raise OutputError(f"the output folder {shown(output)} is gone: bring it back and run again")
+
+
 def is_file(path: Path) -> bool:
     """Whether there is a file at ``path``.
 
     Raises:
-        OutputError: there can be none: a name is too long, a folder is a file, a file a folder.
+        OutputError: there can be none: a name is too long, a folder is a file, a file a folder, or a pipe
+            or a device, whose reading might never end.
     """
     try:
         mode = path.stat().st_mode
@@ -68,6 +82,8 @@ def is_file(path: Path) -> bool:
         return False
     if stat.S_ISDIR(mode):
         raise output_error(IsADirectoryError(errno.EISDIR, ""), path)
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"cannot write {shown(path)}: there is something that is no regular file: move it")
     return True
 
 
@@ -78,18 +94,19 @@ def part_path(final: Path) -> Path:
 
 
 @contextlib.contextmanager
-def new_files(finals: Sequence[Path], *, exclusive: bool) -> Iterator[list[Path]]:
+def new_files(finals: Sequence[Path], *, exclusive: bool, inside: Path) -> Iterator[list[Path]]:
     """Empty part files to write; on a clean exit they get their final names in the given order.
 
     Of several files the final ones are removed first: a set is never a mix of old and new. On any
     failure the part files are removed.
 
     Args:
-        finals: final paths; folders are made.
+        finals: final paths; folders are made, but for the output folder.
         exclusive: nobody else writes these files now. If it may be so, the parts get names of their own.
+        inside: the output folder.
 
     Raises:
-        OutputError: for every OSError within.
+        OutputError: for every OSError within, and where the output folder is gone or links lead out of it.
     """
     parts = [part_path(final) for final in finals]
     if not exclusive:
@@ -97,7 +114,8 @@ def new_files(finals: Sequence[Path], *, exclusive: bool) -> Iterator[list[Path]
     current = finals[-1]
     try:
         for part in parts:
-            _create(part)
+            _check_inside(part, inside)
+            _create(part, inside)
         yield parts
         if len(finals) > 1:
             for final in finals:
@@ -118,12 +136,31 @@ def remove(paths: Sequence[Path]) -> None:
             path.unlink()
 
 
-def _create(part: Path) -> None:
+def _check_inside(part: Path, folder: Path) -> None:
+    check_folder(folder)
+    real, root = os.path.realpath(part.parent), os.path.realpath(folder)
+    if os.path.commonpath([real, root]) != root:
+        raise OutputError(
+            f"cannot write to {shown(part.parent)}: a link leads from there to {shown(real)}, out of the "
+            "output folder: remove it, or give that folder as --output of a run of its own"
+        )
+
+
+def _make_folders(folder: Path, inside: Path) -> None:
+    """Those below the output folder, which may vanish at any moment and is then not made again."""
+    if folder != inside:
+        _make_folders(folder.parent, inside)
+        folder.mkdir(exist_ok=True)
+
+
+def _create(part: Path, inside: Path) -> None:
     # Another process may remove a folder that it finds empty, between the two calls.
     for attempt in range(5):
-        part.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(part.parent, inside)
+        # Whatever lies there is taken away, not opened: a link would have its target overwritten.
+        part.unlink(missing_ok=True)
         try:
-            part.open("wb").close()
+            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
             return
         except FileNotFoundError:
             if attempt == 4:

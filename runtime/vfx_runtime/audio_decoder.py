@@ -26,6 +26,7 @@ from av.container import InputContainer
 from vfx_engines.errors import VideoError, shown
 from vfx_runtime.video_file import (
     AUDIO_FORMATS,
+    Unchanged,
     announced_mp3_size,
     announced_size,
     open_container,
@@ -78,6 +79,7 @@ class AudioDecoder:
         self._path = os.fspath(path)
         self._name = shown(self._path)
         self._size = regular_file_size(self._path, self._name)
+        self._unchanged = Unchanged.of(self._path, self._name)
         self._container = open_container(self._path, self._name, AUDIO_FORMATS)
         self._interleave: av.AudioResampler | None = None
         try:
@@ -220,6 +222,7 @@ class AudioDecoder:
             )
 
     def _check_end(self) -> None:
+        self._unchanged.check()
         announced, found = self.duration_seconds, self.count / self.rate
         if self._container.format.name in _EXACT and announced is not None and found < announced - 1e-3:
             raise VideoError(

@@ -29,7 +29,7 @@ from vfx_engines.devices import device_list
 from vfx_engines.errors import EngineError, UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import EngineSpec, Output, Precision
-from vfx_runtime.atomic import new_files, prepare_output
+from vfx_runtime.atomic import check_folder, new_files, output_error, prepare_output
 from vfx_runtime.extracting import Anchor, Extracted, Fps, Tail, check_total, run_sampling
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import find_videos
@@ -497,7 +497,7 @@ def _write_report(path: Path, recording: Recording) -> None:
     """The page, also of a run that was interrupted or failed."""
     from vfx_runtime.run_page import run_page
 
-    with new_files([path], exclusive=False) as (part,):
+    with new_files([path], exclusive=False, inside=path.parent) as (part,):
         part.write_text(run_page(recording), "utf-8")
 
 
@@ -572,13 +572,17 @@ def _write_pictures(done: Extracted, outputs: list[Output], folder: Path) -> Non
 def _write_failures(path: Path, failures: list[Extracted]) -> None:
     """One JSON object a line, of this run's failures; no file where there are none."""
     if not failures:
-        path.unlink(missing_ok=True)
+        check_folder(path.parent)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error(error, path) from None
         return
     lines = [
         json.dumps({"video": item.url or os.fspath(item.path), "name": item.name, "error": str(item.error)})
         for item in failures
     ]
-    with new_files([path], exclusive=False) as (part,):
+    with new_files([path], exclusive=False, inside=path.parent) as (part,):
         part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 

@@ -55,6 +55,7 @@ class Hdf5Writer:
 
     Raises:
         UsageError: h5py is not installed.
+        OutputError: the hidden folder for parts is a link.
     """
 
     def __init__(self, output: Path, outputs: Sequence[Output], fingerprint: str, claims: Claims) -> None:
@@ -62,7 +63,10 @@ class Hdf5Writer:
             raise UsageError("--format hdf5 needs h5py, which is not installed: pip install h5py")
         self._file = output / "features.h5"
         self._staging = output / ".features.h5.parts"
-        self._staged = NpzWriter(self._staging, outputs, fingerprint, claims)
+        if self._staging.is_symlink():
+            # What it held would be packed and removed, wherever that lies.
+            raise OutputError(f"cannot write to {shown(self._staging)}: it is a link: remove it")
+        self._staged = NpzWriter(self._staging, outputs, fingerprint, claims, inside=output)
         self._outputs = tuple(outputs)
         self._fingerprint = fingerprint
         self._claims = claims
@@ -118,7 +122,7 @@ class Hdf5Writer:
         intact = self._is_intact()
         if not intact and is_file(self._file):
             self._file.replace(self._file.with_name(f"{self._file.name}.old"))
-        with new_files([self._file], exclusive=self._claims.active) as (part,):
+        with new_files([self._file], exclusive=self._claims.active, inside=self._file.parent) as (part,):
             room = sum(self._npz(name).stat().st_size + _VIDEO_OVERHEAD for name in staged)
             _reserve(part, room + (self._file.stat().st_size if intact else 0))
             with contextlib.ExitStack() as stack:
@@ -165,7 +169,10 @@ class Hdf5Writer:
             group = file.get(_group_name(job.name))
             if not isinstance(group, h5py.Group) or "meta" not in _arrays(group):
                 return False
-            meta = json.loads(group["meta"][()])
+            try:
+                meta = json.loads(group["meta"][()])
+            except (ValueError, TypeError, RecursionError):
+                return False  # sealed by somebody else
             if not same_run(meta, self._fingerprint, source_of(job)):
                 return False
             columns = column_types(self._outputs)
@@ -239,6 +246,9 @@ def _group_name(name: str) -> str:
 def _videos(group: Any, above: str = "") -> Iterator[str]:
     """Names of the groups below ``group`` that hold a video, at any depth."""
     for key in group:
+        # Other kinds of links may lead to other files, and vfx makes none.
+        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+            continue
         item = group[key]
         if isinstance(item, h5py.Group):
             if "meta" in _arrays(item):
@@ -247,7 +257,11 @@ def _videos(group: Any, above: str = "") -> Iterator[str]:
 
 
 def _arrays(group: Any) -> list[str]:
-    return [key for key in group if isinstance(group[key], h5py.Dataset)]
+    return [
+        key
+        for key in group
+        if isinstance(group.get(key, getlink=True), h5py.HardLink) and isinstance(group[key], h5py.Dataset)
+    ]
 
 
 def _copy(group: Any, target: Any) -> None:

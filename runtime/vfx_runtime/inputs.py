@@ -21,6 +21,7 @@ import io
 import os
 import posixpath
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ SOUND_SUFFIXES = frozenset(
 """The same, of files of sound alone: searched for where an engine takes audio."""
 
 LIST_SUFFIXES = frozenset({".txt", ".csv"})
+_LONGEST_PATH = 4096
+"""PATH_MAX of Linux. Following the links of one without end would have no end either."""
+
 CSV_COLUMNS = ("video", "path", "video_path")
 """Header cells that name the column of paths, best first."""
 
@@ -331,6 +335,10 @@ def _listed(
         where = f"{shown(argument)}, line {number}"
         if "\0" in line:
             raise UsageError(f"{where}: not text; expected one path a line")
+        if len(line) > _LONGEST_PATH:
+            raise UsageError(
+                f"{where}: {len(line)} characters, more than a path can have; expected one a line"
+            )
         video = _absolute(line, folder)
         if images is not None and os.path.isdir(video):
             yield video, True
@@ -375,7 +383,13 @@ def _by_stem(folder: str, suffixes: frozenset[str]) -> dict[str, list[str]]:
 
 def _read_text(argument: str) -> str:
     try:
-        data = remote.read_bytes(argument) if remote.is_url(argument) else Path(argument).read_bytes()
+        if remote.is_url(argument):
+            data = remote.read_bytes(argument)
+        elif stat.S_ISREG(os.stat(argument).st_mode):
+            data = Path(argument).read_bytes()
+        else:
+            # Of a pipe or a device, reading may have no end.
+            raise UsageError(f"{shown(argument)}: no regular file, expected a list: save it to a file first")
     except FileNotFoundError:
         raise UsageError(f"{shown(argument)}: no such list") from None
     except OSError as error:

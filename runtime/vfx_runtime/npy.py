@@ -87,7 +87,7 @@ class NpyWriter:
         """
         paths = self.paths(job)
         save = _save_npy if self._suffix == ".npy" else _save_pickle
-        with new_files(paths, exclusive=self._claims.active) as parts:
+        with new_files(paths, exclusive=self._claims.active, inside=self._output) as parts:
             for key, part in zip(self._keys, parts, strict=True):
                 with part.open("wb") as file:
                     if key == "fps":

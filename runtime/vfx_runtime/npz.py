@@ -41,7 +41,11 @@ _HEADER = re.compile(
     rb"'shape': \(([0-9, ]*)\), \} *\n",
     re.DOTALL,
 )
+_DTYPES = re.compile(rb"<f[248]|<i[48]|<U[1-9][0-9]{0,8}")
 _HEAD_BYTES = 512
+
+_MAX_META_BYTES = 64 << 20
+"""Four bytes a character, of what is some ten thousand; a file may claim any number."""
 
 DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError),
@@ -51,13 +55,30 @@ DAMAGE = (
 
 
 class NpzWriter:
-    """Writes ``<output>/<name>.npz``; see `vfx_runtime.writers.Writer`."""
+    """Writes ``<output>/<name>.npz``; see `vfx_runtime.writers.Writer`.
 
-    def __init__(self, output: Path, outputs: Sequence[Output], fingerprint: str, claims: Claims) -> None:
-        self._output = output
+    Args:
+        output: where the files go.
+        outputs: of the engine's spec.
+        fingerprint: of the run, see `vfx_runtime.writers.open_writer`.
+        claims: of this process on the output folder.
+        inside: the output folder, if ``output`` is a folder in it.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        outputs: Sequence[Output],
+        fingerprint: str,
+        claims: Claims,
+        inside: Path | None = None,
+    ) -> None:
+        self._output, self._inside = output, inside or output
         self._outputs = tuple(outputs)
         self._fingerprint = fingerprint
         self._claims = claims
+        self._sources: dict[str, dict[str, Any] | None] = {}
+        """Of jobs under way, as they were before they were read: what changes meanwhile is done again."""
 
     def paths(self, job: Job) -> list[Path]:
         """The file of a job."""
@@ -70,6 +91,7 @@ class NpzWriter:
 
     def prepare(self, job: Job) -> None:
         """Remove what a killed process left of this job, whose claim the caller holds."""
+        self._sources[job.name] = source_of(job)
         if self._claims.active:
             remove([part_path(path) for path in self.paths(job)])
 
@@ -79,13 +101,17 @@ class NpzWriter:
         Raises:
             OutputError: it cannot be written; nothing is left of it.
         """
+        source = self._sources.pop(job.name) if job.name in self._sources else source_of(job)
         full = {
             **meta,
-            "source": source_of(job) or {"size": None},
+            "source": source or {"size": None},
             "fingerprint": self._fingerprint,
         }
         paths = self.paths(job)
-        with new_files(paths, exclusive=self._claims.active) as (part,), part.open("wb") as file:
+        with (
+            new_files(paths, exclusive=self._claims.active, inside=self._inside) as (part,),
+            part.open("wb") as file,
+        ):
             _write(file, rows, fps, full)
         return paths
 
@@ -101,9 +127,12 @@ def read_features(path: str | Path) -> Features:
         OutputError: no such file, damaged, or not written by vfx.
     """
     try:
-        # Opened here: NumPy leaves a file that is no archive open.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("no regular file")
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive, os.stat(path).st_size)
+            names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+            arrays = {name: _read_array(archive, name) for name in names}
         frame_range, timestamps = arrays.pop("frame_range"), arrays.pop("timestamps_ms")
         fps, meta = float(arrays.pop("fps")), json.loads(str(arrays.pop("meta")))
     except FileNotFoundError:
@@ -151,8 +180,7 @@ def is_whole(
         with zipfile.ZipFile(path) as archive:
             if sorted(archive.namelist()) != sorted(f"{k}.npy" for k in (*columns, "fps", "meta")):
                 return False
-            if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
-                return False
+            _check_members(archive, path.stat().st_size)
             if not same_run(read_meta(archive), fingerprint, source):
                 return False
             # ZipFile checks a member's sum when it has been read to the end.
@@ -184,11 +212,44 @@ def same_run(meta: object, fingerprint: str, source: Mapping[str, Any] | None) -
 
 def read_meta(archive: zipfile.ZipFile) -> Any:
     """The parsed ``meta`` of an open archive; raises one of ``DAMAGE``."""
+    if archive.getinfo("meta.npy").file_size > _MAX_META_BYTES:
+        raise ValueError("meta is too long")
     data = archive.read("meta.npy")
     head = _HEADER.match(data)
     if head is None or not head[2].startswith(b"<U"):
         raise ValueError("meta is not a text")
     return json.loads(data[head.end() :].decode("utf-32-le"))
+
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse what vfx never writes, and what would be more in memory than it is in the file."""
+    members = archive.infolist()
+    if any(
+        member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size
+        for member in members
+    ):
+        raise ValueError("compressed")
+    if sum(member.file_size for member in members) > size:
+        raise ValueError("its arrays are longer than the file")
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """An array that vfx wrote; raises one of ``DAMAGE``."""
+    total = archive.getinfo(f"{name}.npy").file_size
+    with archive.open(f"{name}.npy") as file:
+        head = file.read(_HEAD_BYTES)
+        match = _HEADER.match(head)
+        if match is None or not _DTYPES.fullmatch(match[2]):
+            raise ValueError(f"{name} is no array of numbers or text")
+        shape = tuple(int(number) for number in match[3].split(b",") if number.strip())
+        kind = np.dtype(match[2].decode())
+        if total != match.end() + kind.itemsize * math.prod(shape):
+            raise ValueError(f"{name} has another size than its header says")
+        # A size of the file itself by now, so that what a header claims takes no memory.
+        values = bytearray(head[match.end() :])
+        while data := file.read(BLOCK_BYTES):
+            values += data
+    return np.frombuffer(values, kind).reshape(shape) if values else np.empty(shape, kind)
 
 
 def read_blocks(archive: zipfile.ZipFile, name: str) -> tuple[int, Iterator[NDArray[Any]]]:
@@ -217,7 +278,10 @@ def check_array(head: bytes, size: int, dtype: str, shape: tuple[int, ...] | Non
     match = _HEADER.match(head)
     if match is None or match.end() != 10 + int.from_bytes(match[1], "little"):
         return None
-    found = tuple(int(number) for number in match[3].split(b",") if number.strip())
+    numbers = match[3].replace(b" ", b"").rstrip(b",").split(b",")
+    if not all(number.isdigit() for number in numbers if numbers != [b""]):
+        return None
+    found = tuple(int(number) for number in numbers if number)
     expected = () if shape is None else (*found[:1], *shape)
     kind = np.dtype(dtype)
     if match[2] != dtype.encode() or found != expected:

@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -44,6 +45,9 @@ from vfx_runtime.views import Crops, Views, ViewWindows
 
 _AHEAD = 64
 """Videos that may be begun before the oldest unfinished one is done: bounds what is held of each."""
+
+SECONDS_TO_STOP = 10.0
+"""That a run which is given up waits for threads that read: a file that hangs must not hold it for ever."""
 
 _LONGEST_SHOWN = 3600
 """Seconds that a frame may last where a frame rate asks for it again and again: a damaged time stamp can
@@ -283,8 +287,13 @@ class _Run:
         self._stop.set()
         with self._slots:
             self._slots.notify_all()
-        threads = [thread for thread in (*self._workers, *self._collectors) if thread.ident is not None]
-        while any(thread.is_alive() for thread in threads):
+        started = [thread for thread in (*self._workers, *self._collectors) if thread.ident is not None]
+        patience = time.monotonic() + SECONDS_TO_STOP
+        while threads := [thread for thread in started if thread.is_alive()]:
+            if time.monotonic() > patience and not any(thread in self._collectors for thread in threads):
+                # They wait for a file system that does not answer. They end with the process, or when it
+                # answers: they then see that the run is over before they touch the engine.
+                break
             try:
                 item = self._done.get(timeout=0.05)
             except queue.Empty:
@@ -373,7 +382,8 @@ class _Run:
                 video.error = error
             except _Stopped:
                 raise
-            except Exception as error:  # a defect of ours or a library's: it costs one video, not the run
+            # A defect of ours or a library's costs one video, not the run; so does what would end a thread.
+            except (Exception, SystemExit) as error:
                 frame = traceback.extract_tb(error.__traceback__)[-1]
                 video.error = VideoError(
                     f"{shown(video.job.where)}: internal error, please report it: "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vfx_engines.engine import Array
+from vfx_engines.errors import shown
 from vfx_engines.spec import Output
 from vfx_runtime.features import Features
 from vfx_runtime.zero_shot import ZeroShot, softmax
@@ -53,8 +54,9 @@ def prediction_lines(name: str, features: Features, classes: Sequence[Classes]) 
         for (start, end), row in zip(features.timestamps_ms / 1000, logits, strict=True):
             chances = item.probabilities(row)
             best = np.argsort(-row, kind="stable")[:_SHOWN]
-            top = ", ".join(f"{item.labels[i]} {chances[i]:.3f}" for i in best)
-            yield f"{name} {start:.2f}-{end:.2f} s: {top}"
+            # Names come from the engine's file and might hold what a terminal obeys.
+            top = ", ".join(f"{shown(item.labels[i])} {chances[i]:.3f}" for i in best)
+            yield f"{shown(name)} {start:.2f}-{end:.2f} s: {top}"
 
 
 def _sigmoid(logits: Array) -> Array:

@@ -33,6 +33,7 @@ from vfx_runtime.picture import UPRIGHT, Convention, Orientation, Picture, Plane
 from vfx_runtime.video_file import (
     MAX_PIXELS,
     Timeline,
+    Unchanged,
     announced_size,
     open_container,
     read_timeline,
@@ -159,6 +160,7 @@ class PyAvDecoder:
         self._name = shown(self._path)
         self._threads, self._gpu = threads, gpu
         self._size = regular_file_size(self._path, self._name)
+        self._unchanged = Unchanged.of(self._path, self._name)
         self._reformatter = VideoReformatter()
         self._timeline: Timeline | None = None
         self._may_seek = True
@@ -296,6 +298,7 @@ class PyAvDecoder:
         self._ahead = picture
         if picture is None:
             self._check_length()
+            self._unchanged.check()
             return
         self._index += 1
         if picture.is_corrupt:

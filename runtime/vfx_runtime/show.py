@@ -67,7 +67,7 @@ def _show(features: Path, video: Path | None, output: Path | None) -> Path:
     from vfx_runtime.feature_page import feature_page
 
     page = feature_page(_collected(features, video))
-    with new_files([path], exclusive=False) as (part,):
+    with new_files([path], exclusive=False, inside=path.parent) as (part,):
         part.write_text(page, "utf-8")
     return path
 

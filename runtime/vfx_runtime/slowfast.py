@@ -76,7 +76,10 @@ class SlowFastWriter:
         """
         paths = self.paths(job)
         column = rows.outputs[self._column.name]
-        with new_files(paths, exclusive=self._claims.active) as (part,), part.open("wb") as file:
+        with (
+            new_files(paths, exclusive=self._claims.active, inside=self._output) as (part,),
+            part.open("wb") as file,
+        ):
             write_header(file, np.dtype("<f4"), (column.rows, *column.shape))
             for block in column.blocks():
                 file.write(np.ascontiguousarray(block, "<f4").data)

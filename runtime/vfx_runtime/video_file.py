@@ -62,6 +62,42 @@ def regular_file_size(path: str, name: str) -> int:
     return status.st_size
 
 
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """What tells, after a file was read, whether it is still the one that was opened."""
+
+    path: str
+    name: str
+    """What messages call it."""
+    state: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: str, name: str) -> Unchanged:
+        """The file as it is now."""
+        return cls(path, name, _state(path))
+
+    def check(self) -> None:
+        """Compare.
+
+        Raises:
+            VideoError: it was written to, cut, replaced or removed since: what was read may be of two files.
+        """
+        if _state(self.path) != self.state:
+            raise VideoError(
+                f"{self.name}: changed while it was read (another program may be writing it): run again when "
+                "it is whole"
+            )
+
+
+def _state(path: str) -> tuple[int, int]:
+    """Size and time of the last change; only their being equal counts, so that no clock matters."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
 def open_container(path: str, name: str, formats: str = _FORMATS, gpu: int | None = None) -> InputContainer:
     """Open the container without regard to what else it names.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import struct
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,39 @@ def test_an_array_of_another_size_than_its_bytes_is_damage(tmp_path: Path) -> No
     for size in (b"\x04\x00\x00\x00", b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff"):
         (tmp_path / "a.pkl").write_bytes(content.replace(b"J\x03\x00\x00\x00t", b"J" + size + b"t"))
         assert "damaged pickle: ValueError" in refusal(tmp_path / "a.pkl")
+
+
+BOMBS = {
+    "a memo of 32 GiB": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "a key of tuples in tuples": b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s.",
+    "a key of twice itself, sixty times": b"\x80\x02})q\x00" + b"0h\x00h\x00\x86q\x00" * 60 + b"K\x01s.",
+    "a set of the same": b"\x80\x04\x8f()q\x00" + b"0h\x00h\x00\x86q\x00" * 60 + b"\x90.",
+    "bytes by their number": b"\x80\x02cnumpy.core.numeric\n_frombuffer\n(J\x00\x00\x00\x40cnumpy\ndtype\n"
+    b"X\x02\x00\x00\x00u1\x85RJ\x00\x00\x00\x40\x85X\x01\x00\x00\x00CtR.",
+    "a shape of the same": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R(K\x01)q\x00"
+    + b"0h\x00h\x00\x86q\x00" * 60
+    + b"NNNtb.",
+    "a terabyte of text": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"a.",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_file_takes_neither_memory_nor_time(tmp_path: Path, bomb: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (tmp_path / "a.pkl").write_bytes(BOMBS[bomb])
+    refusal(tmp_path / "a.pkl")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
+
+
+def test_arrays_have_no_more_bytes_than_the_file(tmp_path: Path) -> None:
+    content = python2({"a": np.ones(1000, np.float32)})
+    text = b"T" + struct.pack("<i", 4000)
+    start = content.index(text)
+    stored = content.replace(content[start : start + 4005], content[start : start + 4005] + b"q\x01")
+    one = content[content.index(b"cnumpy.core") : start] + b"h\x01tb"
+    many = b"".join(b"U\x03" + b"%03d" % number + one for number in range(200))
+    (tmp_path / "a.pkl").write_bytes(stored.removesuffix(b"uu.") + many + b"uu.")
+    assert "arrays of more bytes than the file has" in refusal(tmp_path / "a.pkl")
 
 
 def test_a_pickle_that_changes_what_stands_for_numpy_changes_nothing_else(tmp_path: Path) -> None:

@@ -141,6 +141,42 @@ def test_missing_file_folder_and_odd_names(tmp_path):
     assert r"\n" in refusal(tmp_path / "line\nbreak.pt")
 
 
+KEYS = {"deep": b")" + b"\x85" * 300_000, "wide": b")q\x00" + b"0h\x00h\x00\x86q\x00" * 60}
+
+
+@pytest.mark.parametrize("bomb", KEYS)
+@pytest.mark.parametrize("form", ["zip", "legacy", "torchscript"])
+def test_a_key_of_tuples_in_tuples(tmp_path, form, bomb):
+    """Hashing it would end the process, or never end."""
+    pickled = b"\x80\x02}" + KEYS[bomb] + b"K\x01s."
+    if form == "legacy":
+        torch.save({"a": torch.ones(2)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+        data = (tmp_path / "a.pt").read_bytes()
+        at = data.index(b"\x80\x02}q\x00X\x01\x00\x00\x00a")
+        (tmp_path / "b.pt").write_bytes(data[:at] + pickled)
+    else:
+        torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
+        with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
+            for name in whole.namelist():
+                archive.writestr(name, pickled if name.endswith("data.pkl") else whole.read(name))
+            if form == "torchscript":
+                archive.writestr("a/constants.pkl", b"")
+    assert "tuples of more than 100 levels" in refusal(tmp_path / "b.pt")
+
+
+def test_what_has_no_end(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "zero.pt").symlink_to("/dev/zero")
+    for name in ("pipe.pt", "zero.pt"):
+        assert "no regular file" in refusal(tmp_path / name)
+
+
+def test_a_zip_that_is_far_larger_inside(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(200_000_000))
+    assert "its records are far larger than the file" in refusal(tmp_path / "a.pt")
+
+
 def test_other_zip_archives(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros(3))
     assert ".npz" in refusal(tmp_path / "a.npz")

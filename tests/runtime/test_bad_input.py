@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from broken import cut, spoil
 from make_video import make_video
 from run_kit import expected_rows, failures, files_in, vfx_run
 from tiny import tiny_engine
@@ -35,20 +36,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("good")
     return [make_video(folder / f"good{i}.mp4", frames=9 + 8 * i) for i in range(2)]
-
-
-def cut(path: Path, keep: float) -> Path:
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * keep)])
-    return path
-
-
-def spoil(path: Path, at: float, count: int = 64) -> Path:
-    data = bytearray(path.read_bytes())
-    first = int(len(data) * at)
-    data[first : first + count] = b"\xff" * count
-    path.write_bytes(data)
-    return path
 
 
 def text(path: Path, content: bytes) -> Path:

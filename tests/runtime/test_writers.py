@@ -566,7 +566,7 @@ def test_a_set_of_files_is_never_old_and_new(tmp_path):
     finals[1].mkdir()
 
     def replace():
-        with new_files(finals, exclusive=True) as parts:
+        with new_files(finals, exclusive=True, inside=tmp_path) as parts:
             for part in parts:
                 part.write_text("new")
 
@@ -677,7 +677,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path, writer, job):
 def test_without_claims_two_processes_do_not_share_part_files(tmp_path, writer, claims, job):
     claims.reason = "no locks here"
     (path,) = writer().paths(job)
-    with new_files([path], exclusive=False) as (one,), new_files([path], exclusive=False) as (two,):
+    alone = {"exclusive": False, "inside": tmp_path / "out"}
+    with new_files([path], **alone) as (one,), new_files([path], **alone) as (two,):
         assert one != two
         one.write_text("1")
         two.write_text("2")

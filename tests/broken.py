@@ -1,0 +1,21 @@
+"""Two ways to break a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def cut(path: Path, keep: float) -> Path:
+    """Keep this part of a file, from its start."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    return path
+
+
+def spoil(path: Path, at: float, count: int = 64) -> Path:
+    """Overwrite some bytes at this part of a file."""
+    data = bytearray(path.read_bytes())
+    first = int(len(data) * at)
+    data[first : first + count] = b"\xff" * count
+    path.write_bytes(data)
+    return path

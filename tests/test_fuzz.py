@@ -1,0 +1,14 @@
+"""Every reader of what comes from outside, for a second or two each; `scripts/fuzz` goes on longer."""
+
+from __future__ import annotations
+
+import pytest
+
+from fuzzing import READERS, fuzz
+
+EXAMPLES = 150
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_answer_or_one_line(name: str) -> None:
+    fuzz(name, EXAMPLES)
