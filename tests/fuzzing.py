@@ -319,7 +319,8 @@ def _read_array(data: bytes) -> None:
     path.write_bytes(data)
     for check in (npy_rows, _pickle_rows):
         for shape in (None, (), (4,), (0,)):
-            check(path, shape)
+            for dtype in ("<f4", "<f8"):
+                check(path, shape, dtype)
 
 
 # Names of images, and a config

@@ -46,7 +46,7 @@ class WebDatasetWriter:
         self._output, self._claims = output, claims
         self._fingerprint = fingerprint
         self._staging = output / _STAGING
-        self._staged = NpzWriter(self._staging, outputs, fingerprint, claims)
+        self._staged = NpzWriter(self._staging, outputs, fingerprint, claims, inside=output)
         self._shards = Shards(output)
         self._waiting_bytes = self._waiting_videos = 0
 

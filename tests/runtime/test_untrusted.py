@@ -220,7 +220,7 @@ def test_a_meta_of_terabytes_that_takes_no_disk(tmp_path: Path) -> None:
 def test_a_header_that_is_nearly_numbers(tmp_path: Path) -> None:
     text = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1 2,), }\n"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
-    assert npy_rows(tmp_path / "a.npy", ()) is None
+    assert npy_rows(tmp_path / "a.npy", (), "<f4") is None
 
 
 # Engines

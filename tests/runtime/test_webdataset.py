@@ -71,6 +71,7 @@ def test_a_shard_holds_the_files_of_npz(
     output: Path, claims: Claims, jobs: list[Job], tmp_path: Path
 ) -> None:
     writer = WebDatasetWriter(output, OUTPUTS, "f", claims)
+    (tmp_path / "plain").mkdir()
     plain = NpzWriter(tmp_path / "plain", OUTPUTS, "f", claims)
     for job in jobs:
         assert save(writer, job) == []
