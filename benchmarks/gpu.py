@@ -32,7 +32,7 @@ from vfx_engines.devices import open_cuda
 from vfx_engines.errors import VfxError
 from vfx_engines.nvrtc import compiled
 from vfx_engines.spec import Crop, Resize, Transform
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.measuring import make_video, measure_engine
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.opening import open_video

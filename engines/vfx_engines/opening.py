@@ -118,8 +118,9 @@ def engine_label(path: str | os.PathLike[str]) -> str:
 
 
 def _read_served_spec(path: str | os.PathLike[str]) -> EngineSpec:
+    from vfx_engines.triton.connecting import connect
     from vfx_engines.triton.served import read_served
-    from vfx_engines.triton.server import Patience, connect
+    from vfx_engines.triton.server import Patience
 
     address = server_address(path)
     server = connect(address)
@@ -139,8 +140,9 @@ def _served(
     sizes: Mapping[str, int],
 ) -> Engine:
     from vfx_engines.backends.triton import TritonBackend
+    from vfx_engines.triton.connecting import connect
     from vfx_engines.triton.served import read_served
-    from vfx_engines.triton.server import Patience, connect
+    from vfx_engines.triton.server import Patience
 
     address = server_address(path)
     for what, given in (("device", device), ("backend", backend), ("threads", threads)):

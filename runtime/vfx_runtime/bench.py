@@ -19,7 +19,8 @@ from vfx_engines.spec import EngineSpec, Precision
 from vfx_engines.triton.address import is_address
 from vfx_runtime.chart import check_chart
 from vfx_runtime.extracting import Tail, run_sampling
-from vfx_runtime.inputs import Job, find_videos
+from vfx_runtime.inputs import find_videos
+from vfx_runtime.job import Job
 from vfx_runtime.measuring import (
     Cost,
     Others,

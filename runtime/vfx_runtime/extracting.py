@@ -23,7 +23,8 @@ from vfx_runtime.atomic import prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Features
 from vfx_runtime.image_names import DEFAULT_FPS, Images
-from vfx_runtime.inputs import Job, find_videos
+from vfx_runtime.inputs import find_videos
+from vfx_runtime.job import Job
 from vfx_runtime.laying import FPS_LIMIT
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats

@@ -29,7 +29,7 @@ from vfx_engines.spec import Output
 from vfx_runtime.atomic import is_file, new_files, part_path, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.npz import (
     NpzWriter,
     column_types,

@@ -24,13 +24,13 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from vfx_engines.errors import UsageError, shown
 from vfx_runtime import remote
 from vfx_runtime.image_names import Images
+from vfx_runtime.job import Job
 
 MEDIA_SUFFIXES = frozenset(
     f".{name}"
@@ -57,25 +57,6 @@ _LONGEST_PATH = 4096
 
 CSV_COLUMNS = ("video", "path", "video_path")
 """Header cells that name the column of paths, best first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One video and the name of its output."""
-
-    path: Path
-    """Where the video is; it need not exist."""
-    name: str
-    """The output's path below the output folder, without suffix, with forward slashes."""
-    images: Images | None = None
-    """How the folder of images at `path` is read; None for a file."""
-    url: str | None = None
-    """Where a video that is not on this machine is; `path` only looks like it then."""
-
-    @property
-    def where(self) -> str:
-        """The video's path or URL, for messages."""
-        return self.url or os.fspath(self.path)
 
 
 def find_videos(

@@ -25,7 +25,7 @@ from vfx_engines.spec import Output
 from vfx_runtime.atomic import is_file, new_files, part_path, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Column, RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.npz import check_array, write_header
 
 _FLOAT32 = frozenset({"vggish"})

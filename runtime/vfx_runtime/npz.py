@@ -29,7 +29,7 @@ from vfx_runtime.atomic import is_file, new_files, part_path, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool, column_dtype
 from vfx_runtime.image_names import folder_bytes
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.remote import size_of
 
 _DATE = (1980, 1, 1, 0, 0, 0)

@@ -32,7 +32,7 @@ from vfx_engines.spec import EngineSpec, Output, Sampling
 from vfx_runtime.audio import check_audio, sound_windows
 from vfx_runtime.decode import Decoder, Frame
 from vfx_runtime.features import RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.lane import Lane
 from vfx_runtime.laying import Sample, check_alike, spread, windows
 from vfx_runtime.opening import count_frames, open_video

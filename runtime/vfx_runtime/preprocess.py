@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError
 from vfx_runtime.decode import Frame
-from vfx_runtime.resize import FrameError, FramePlan, plan
+from vfx_runtime.resize import plan, plan_for
 from vfx_runtime.views import Crops, cropped, view_transform
 
 Pixels = NDArray[np.uint8]
@@ -46,23 +46,6 @@ class Preprocess(Protocol[P]):
         """Give back what it holds; once is enough."""
 
 
-def checked_plan(engine: Engine, height: int, width: int) -> FramePlan:
-    """How frames of this size become the engine's.
-
-    Raises:
-        FrameError: they are too small, or an engine of the video's own size was opened at another one.
-    """
-    made = plan(engine.spec.transform, height, width)
-    wanted = engine.spec.input.shape[2:4]
-    if (made.out_height, made.out_width) != wanted:
-        raise FrameError(
-            f"a frame of {width}x{height} gives {made.out_width}x{made.out_height}, the first one gave "
-            f"{wanted[1]}x{wanted[0]}: {engine.spec.model} takes one size all the way; cut or re-encode the "
-            "video where its size changes"
-        )
-    return made
-
-
 class CpuPreprocess:
     """`Preprocess` in host memory: Pillow's arithmetic, see `vfx_runtime.resize`.
 
@@ -77,7 +60,7 @@ class CpuPreprocess:
         """uint8 [out_height, out_width, 3]."""
         rgb = frame.rgb()
         if self._crops == 1:
-            frame_plan = checked_plan(self._engine, *rgb.shape[:2])
+            frame_plan = plan_for(self._engine.spec, *rgb.shape[:2])
         else:
             frame_plan = plan(self._transform, *rgb.shape[:2])
         out = np.empty((frame_plan.out_height, frame_plan.out_width, 3), np.uint8)

@@ -22,8 +22,7 @@ from vfx_engines.engine import Engine
 from vfx_engines.nvrtc import compiled
 from vfx_runtime.decode import Frame
 from vfx_runtime.picture import Convention, Orientation, Picture, SurfaceFormat
-from vfx_runtime.preprocess import checked_plan
-from vfx_runtime.resize import FramePlan, plan
+from vfx_runtime.resize import FramePlan, plan, plan_for
 from vfx_runtime.surfaces import (
     KERNELS,
     MOST_FRAMES,
@@ -145,7 +144,7 @@ class CudaPreprocess:
             picture.turn,
             picture.on_device,
         )
-        checked_plan(self._engine, group.height, group.width)  # what does not fit is said of this frame
+        plan_for(self._engine.spec, group.height, group.width)  # what does not fit is said of this frame
         needed = 0 if picture.on_device else sum(_padded(plane.size) for plane in picture.planes)
         if self._pending and (
             group != self._group

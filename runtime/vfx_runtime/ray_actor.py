@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vfx_engines.errors import EngineError, VfxError, reason
 from vfx_runtime.extracting import Extracted
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.running import Listener, Runner, Task
 

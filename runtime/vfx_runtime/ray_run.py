@@ -27,7 +27,7 @@ from vfx_engines.devices import available_cores
 from vfx_engines.errors import UsageError, VideoError, reason, shown
 from vfx_runtime.claims import Claims
 from vfx_runtime.extracting import Extracted
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.ray_actor import Actor, Answer
 from vfx_runtime.running import Listener, Task

@@ -14,12 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vfx_engines.errors import UsageError, VideoError, reason, shown
-
-if TYPE_CHECKING:
-    from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\0]")
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfx_engines.errors import VideoError
-from vfx_engines.spec import Crop, Resize, Transform
+from vfx_engines.spec import Crop, EngineSpec, Resize, Transform
 from vfx_runtime.taps import Taps, opencv_taps, taps
 
 
@@ -119,6 +119,23 @@ def plan(transform: Transform, height: int, width: int) -> FramePlan:
         FrameError: a side shrinks to nothing, or the crop is larger than the resized frame.
     """
     return _plan(transform, height, width)
+
+
+def plan_for(spec: EngineSpec, height: int, width: int) -> FramePlan:
+    """How frames of this size become the engine's.
+
+    Raises:
+        FrameError: they are too small, or an engine of the video's own size was opened at another one.
+    """
+    made = plan(spec.transform, height, width)
+    wanted = spec.input.shape[2:4]
+    if (made.out_height, made.out_width) != wanted:
+        raise FrameError(
+            f"a frame of {width}x{height} gives {made.out_width}x{made.out_height}, the first one gave "
+            f"{wanted[1]}x{wanted[0]}: {spec.model} takes one size all the way; cut or re-encode the "
+            "video where its size changes"
+        )
+    return made
 
 
 @functools.lru_cache(maxsize=64)

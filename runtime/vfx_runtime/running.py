@@ -13,7 +13,7 @@ from vfx_engines.opening import BackendName, engine_label, open_engine, read_spe
 from vfx_engines.spec import Precision, Sampling
 from vfx_runtime.claims import Claims
 from vfx_runtime.extracting import Extracted, to_disk, writer_for
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.nvdec import DecoderName, gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import Sizes, grouped, is_sized

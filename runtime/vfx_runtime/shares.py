@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from vfx_engines.errors import UsageError, shown
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from vfx_engines.errors import VfxError, VideoError, shown
 from vfx_engines.spec import EngineSpec
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.remote import at_hand
 from vfx_runtime.resize import FrameError, plan

@@ -21,7 +21,7 @@ from vfx_engines.spec import Output
 from vfx_runtime.atomic import is_file, new_files, part_path, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.npy import npy_rows
 from vfx_runtime.npz import write_header
 

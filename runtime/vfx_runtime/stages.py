@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from vfx_runtime.decode import Decoder, Frame, Pixels
 from vfx_runtime.features import RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.picture import Picture
 from vfx_runtime.writers import Writer
 

@@ -25,7 +25,7 @@ from vfx_engines.spec import Output
 from vfx_runtime.atomic import output_error, part_path, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.npz import DAMAGE, NpzWriter, read_meta, same_run, source_of
 
 SHARD_BYTES = 256 << 20

@@ -15,7 +15,7 @@ from vfx_engines.spec import Output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
 from vfx_runtime.hdf5 import Hdf5Writer
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.npy import NpyWriter
 from vfx_runtime.npz import NpzWriter
 from vfx_runtime.slowfast import SlowFastWriter, refuse_same_stem

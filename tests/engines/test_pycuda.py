@@ -24,7 +24,7 @@ from tolerances import TINY
 from vfx_engines.cuda import CudaError, OutOfDeviceMemory
 from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.preprocess import CpuPreprocess

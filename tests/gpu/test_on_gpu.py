@@ -28,7 +28,7 @@ from vfx_engines.nvrtc import compiled
 from vfx_engines.spec import Crop, Output, Precision, Resize, Transform
 from vfx_engines.tensorrt_api import is_installed
 from vfx_runtime import nvdec
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.picture import UPRIGHT, Convention, SurfaceFormat
 from vfx_runtime.pipeline import Pipeline

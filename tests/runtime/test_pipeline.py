@@ -22,7 +22,7 @@ from vfx_engines.errors import EngineError, VideoError
 from vfx_engines.spec import EngineSpec
 from vfx_runtime import pipeline as pipeline_module
 from vfx_runtime.features import Features
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.pipeline import Pipeline, Result
 from vfx_runtime.preprocess import CpuPreprocess

@@ -36,7 +36,7 @@ from vfx_runtime import pipeline as pipeline_module
 from vfx_runtime.decode import Frame, VideoInfo
 from vfx_runtime.features import Features
 from vfx_runtime.image_names import Images
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.picture import UPRIGHT, Convention, Picture, Plane
 from vfx_runtime.pipeline import Pipeline, Result

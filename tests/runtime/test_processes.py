@@ -21,7 +21,7 @@ from tiny import tiny_engine, tiny_spec
 from vfx_engines.devices import device_list
 from vfx_engines.errors import EngineError, UsageError, VfxError, VideoError
 from vfx_runtime.extracting import Extracted
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.processes import run_on_all
 from vfx_runtime.running import Listener, Task, run_here
@@ -159,7 +159,7 @@ def test_the_others_end_with_the_first(task: Task, jobs: list[Job], tmp_path: Pa
         "import multiprocessing, sys\n"
         "from pathlib import Path\n"
         "from tiny import tiny_spec\n"
-        "from vfx_runtime.inputs import Job\n"
+        "from vfx_runtime.job import Job\n"
         "from vfx_runtime.processes import run_on_all\n"
         "from vfx_runtime.running import Listener, Task\n"
         "if __name__ == '__main__':\n"

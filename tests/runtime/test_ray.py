@@ -19,7 +19,7 @@ from make_video import make_video
 from run_kit import failures, files_in, vfx_run
 from tiny import tiny_engine, tiny_spec
 from vfx_engines.errors import UsageError
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.ray_actor import Actor, Answer
 from vfx_runtime.ray_run import _pool, check_address
 from vfx_runtime.running import Task

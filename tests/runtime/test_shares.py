@@ -11,7 +11,7 @@ from make_video import make_video
 from run_kit import failures, vfx_run
 from tiny import tiny_engine
 from vfx_engines.errors import UsageError
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.shares import Share
 
 JOBS = [Job(Path(f"/v/{number}.mp4"), f"{number}") for number in range(1000)]

@@ -17,7 +17,7 @@ from vfx_engines.spec import Output
 from vfx_runtime import webdataset
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.npz import NpzWriter
 from vfx_runtime.webdataset import WebDatasetWriter, pack
 

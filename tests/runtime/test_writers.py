@@ -23,7 +23,7 @@ from vfx_runtime import hdf5 as hdf5_module
 from vfx_runtime.atomic import new_files, part_path, prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Column, Features, RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.npz import read_features
 from vfx_runtime.writers import FORMATS, check_names, open_writer
 
@@ -148,7 +148,7 @@ import numpy as np
 from vfx_engines.spec import Output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.writers import open_writer
 out, outputs = Path(sys.argv[1]), (Output("rgb", (1024,)),)
 rows = np.zeros((2048, 1024), np.float32)
@@ -586,7 +586,7 @@ from vfx_engines.errors import OutputError
 from vfx_engines.spec import Output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.writers import open_writer
 out, outputs = Path(sys.argv[1]), (Output("rgb", (1024,)),)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -695,7 +695,7 @@ import numpy as np
 from vfx_engines.spec import Output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
-from vfx_runtime.inputs import Job
+from vfx_runtime.job import Job
 from vfx_runtime.writers import open_writer
 out, outputs = Path(sys.argv[1]), (Output("rgb", (512,)),)
 with Claims(out) as claims:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Literal, Protocol, TypeVar
 
 from vfx_engines.engine import Array
-from vfx_engines.errors import EngineError, UsageError
+from vfx_engines.errors import EngineError
 from vfx_engines.spec import EngineSpec
 from vfx_engines.triton.address import ServerAddress
 
@@ -52,27 +52,6 @@ class Server(Protocol):
 
     def close(self) -> None:
         """Give back connections. Nothing is under way."""
-
-
-def connect(address: ServerAddress) -> Server:
-    """A server at an address; nothing is sent yet.
-
-    Raises:
-        UsageError: the client library is missing.
-    """
-    try:
-        if address.protocol == "grpc":
-            from vfx_engines.triton.over_grpc import GrpcServer
-
-            return GrpcServer(address)
-        from vfx_engines.triton.over_http import HttpServer
-
-        return HttpServer(address)
-    except ImportError as error:
-        raise UsageError(
-            f"{address}: needs Triton's client, of which {error.name} is missing: "
-            "pip install 'tritonclient[grpc,http]'"
-        ) from None
 
 
 class Patience:
