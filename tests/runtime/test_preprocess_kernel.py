@@ -197,9 +197,11 @@ def test_planes_are_converted_and_resized(
     cpu = on_the_cpu(rounded, name)
     assert grey_levels(made, cpu) <= (4 if own else 1)
     assert own or np.mean(made != cpu) < 1e-3
-    # Rounded to uint8 three times, each by half a level; bicubic's weights add up to 1.5 without their signs.
+    # Rounded to uint8 three times, each by half a level; bicubic's weights add up to 1.5 without their signs,
+    # and OpenCV drops the rest of two products.
     never_rounded = exact(displayed(np.clip(rgb, 0, 255), turn), plan_of(name))  # type: ignore[arg-type]
-    assert grey_levels(made, never_rounded) <= (2.5 if name == "bicubic" else 1.6) + (3 if own else 0)
+    levels = 2.5 if name == "bicubic" else 1.6 if "opencv" in name else 1.55
+    assert grey_levels(made, never_rounded) <= levels + (3 if own else 0)
 
 
 def test_frames_go_where_they_are_told(kernels: CpuKernels) -> None:

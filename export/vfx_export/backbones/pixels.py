@@ -36,8 +36,8 @@ def normalised_with_zeros(frames: Tensor, mean: float, std: float, blank: int) -
         blank: every byte of a blank frame.
     """
     time, height, width = frames.shape[1:4]
-    # Least and largest of bytes, and a frame on one axis, cost OpenVINO 1.5 ms for 32 frames of 256x256; of
-    # floats, or subtracted over five axes, it was 10 ms more.
+    # Of bytes, and over one axis of a frame: OpenVINO took about 1.5 ms for 32 frames of 256x256, and several
+    # times that for floats, or for a difference over five axes.
     flat = frames.reshape(-1, time, height * width * 3)
     low, high = flat.amin(2, keepdim=True), flat.amax(2, keepdim=True)
     means = torch.where((low == blank) & (high == blank), float(blank), 255 * mean)

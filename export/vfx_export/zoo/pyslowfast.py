@@ -143,7 +143,7 @@ def _slowfast(
         frames_multiple=alpha,
         # Non-local blocks multiply three maps that each carry an error of the layers before: in bf16 4e-3
         # becomes 1.7e-2 at the first of them, 9e-3 becomes 3.6e-2 at the last. With the kit's weights the
-        # feature is at 1.7e-2; the products themselves in float32 would not change that.
+        # feature is at 1.7e-2.
         tolerances={"bf16": 3e-2} if ava else None,
         # Several classes at once.
         activation="sigmoid" if classes in (80, 157) else "softmax",
