@@ -389,3 +389,16 @@ def test_a_spec_is_read_once_until_the_file_changes(tiny: Path, tmp_path: Path) 
     path.write_bytes(tiny.read_bytes()[:-1])
     with pytest.raises(EngineError, match="damaged"):
         read_spec(path)
+
+
+def test_a_file_that_another_tool_wrote_again_is_compared_by_what_it_says(tiny: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny)
+    digest = model.metadata_props.pop()
+    assert digest.key == "vfx_sha256"
+    model.metadata_props.insert(0, digest)
+    onnx.save(model, tmp_path / "again.onnx")
+    assert read_spec(tmp_path / "again.onnx") == read_spec(tiny)
+    model.graph.name += "x"
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(EngineError, match="its sha256 is not the one"):
+        read_spec(tmp_path / "changed.onnx")
