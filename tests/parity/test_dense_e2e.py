@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from exports import Exports, rows_apart
+from exports import Exports, heavy, rows_apart
 from parity_kit import e2e, video
 from run_kit import vfx_run
 from tolerances import DENSE_END_TO_END
@@ -51,7 +51,7 @@ def separate_windows(engine: Path, middles: list[int], stride: int) -> NDArray[n
     return windows
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", ["slowfast_windows", heavy("slowfast_windows_half_rate")])
 def test_rows_are_those_of_slowfast_feature_extractor(tmp_path: Path, engine: Path, job: str) -> None:
     stride = JOBS[job]
     done = vfx_run(
