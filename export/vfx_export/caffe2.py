@@ -4,7 +4,7 @@ Such a file is a pickle, mostly of Python 2, of ``{"blobs": {name: array}}``. It
 knows what NumPy's own pickles ask for and makes nothing but arrays of numbers: whatever else it asks for ends
 the reading before it is called.
 
-Nor can a small file take much memory or time: all arrays together have no more bytes than the file; see
+Nor can a small file take much memory or time: all arrays together have at most twice the bytes of the file; see
 `vfx_export.unpickling`.
 """
 
@@ -130,13 +130,14 @@ class _Unpickler(PlainUnpickler):
 
     def __init__(self, file: Any, size: int) -> None:
         super().__init__(file, encoding="latin1")
-        left = size
+        # What Python 3 wrote for Python 2 is counted twice: as text, and as numbers.
+        left = 2 * size
 
         def spend(count: int) -> None:
             nonlocal left
             left -= count
             if left < 0:
-                raise ValueError("arrays of more bytes than the file has")
+                raise ValueError("arrays of more bytes than the file can hold")
 
         class NDArray:
             """Stands for ``numpy.ndarray``, which pickles name and do not call."""

@@ -222,11 +222,24 @@ def test_a_folder_that_nobody_may_write() -> None:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "own.onnx").write_bytes(b"an engine of yesterday")
-    (tmp_path / ".own.part.onnx").symlink_to("/dev/full")
+    part = tmp_path / ".own.part.onnx"
+
+    def fill(stage: str) -> None:
+        if stage == "tracing":
+            part.unlink()
+            part.symlink_to("/dev/full")
+
     with pytest.raises(OutputError, match=r"own\.onnx: cannot be written: No space left on device"):
-        export_module(Own(), own_spec(), tmp_path / "own.onnx")
+        export_module(Own(), own_spec(), tmp_path / "own.onnx", stage=fill)
     assert held(tmp_path) == {str(tmp_path / "own.onnx"): b"an engine of yesterday"}
-    assert not (tmp_path / ".own.part.onnx").is_symlink()
+    assert not part.is_symlink()
+
+
+def test_a_link_in_place_of_the_part_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"of somebody else")
+    (tmp_path / ".own.part.onnx").symlink_to("other")
+    export_module(Own(), own_spec(), tmp_path / "own.onnx")
+    assert (tmp_path / "other").read_bytes() == b"of somebody else"
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def test_four_processes_write_what_one_does(work: Path, alone: dict[str, bytes],
 
     assert [run.returncode for run in runs] == [0] * 4, results
     assert contents(output) == alone
-    written = [line for stdout, _ in results for line in stdout.splitlines()] + [first.strip()]
+    # Without the first line where that run was given nothing: three others may be quicker.
+    written = [line for stdout, _ in results for line in stdout.splitlines()] + first.split()
     assert len(written) == len(set(written)) == VIDEOS, "a video was done twice, or by nobody"
     for stdout, said in results[1:]:
         own, others = len(stdout.splitlines()), VIDEOS - len(stdout.splitlines())
