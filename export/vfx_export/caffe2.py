@@ -4,8 +4,8 @@ Such a file is a pickle, mostly of Python 2, of ``{"blobs": {name: array}}``. It
 knows what NumPy's own pickles ask for and makes nothing but arrays of numbers: whatever else it asks for ends
 the reading before it is called.
 
-Nor can a small file take much memory or time: all arrays together have at most twice the bytes of the file; see
-`vfx_export.unpickling`.
+Nor can a small file take much memory or time: all arrays together have at most twice the bytes of the
+file; see `vfx_export.unpickling`.
 """
 
 from __future__ import annotations
