@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -22,7 +21,8 @@ from rich.progress import (
 from rich.table import Table
 
 from vfx_engines.build_settings import BuildSettings
-from vfx_engines.errors import SpecError, UsageError, VfxError, shown
+from vfx_engines.ending import ends
+from vfx_engines.errors import SpecError, UsageError, shown
 from vfx_engines.opening import cuda_index
 from vfx_engines.spec import EngineSpec, Input, Output, Pool, Precision
 from vfx_export.target import CONSOLE, Target, batch, missing_for_plan
@@ -183,13 +183,8 @@ def main(debug: bool, **options: Any) -> None:
     vfx-export --model i3d --frames 16 --output engines/i3d_16.onnx
     vfx-export --model i3d --triton models --instances gpu --batch 8
     """  # noqa: D301  # click reads the backspace
-    try:
+    with ends("vfx-export", debug):
         path = _run(**options)
-    except VfxError as error:
-        if debug:
-            CONSOLE.print_exception()
-        click.echo(f"vfx-export: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
     if path is not None:
         click.echo(shown(path))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, get_args
 import click
 from rich.console import Console
 
-from vfx_engines.errors import UsageError, VfxError, shown
+from vfx_engines.ending import ends
+from vfx_engines.errors import UsageError, shown
 from vfx_engines.opening import BackendName, cuda_index, engine_label, open_engine, read_spec
 from vfx_engines.spec import EngineSpec, Precision
 from vfx_engines.triton.address import is_address
@@ -35,8 +35,6 @@ from vfx_runtime.measuring import (
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.report import Report, draw, summary, table
 from vfx_runtime.sizing import Sizes, grouped
-
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,21 +91,13 @@ def main(debug: bool, as_json: bool, chart: Path | None, **options: Any) -> None
     vfx-bench --engine i3d.onnx
     vfx-bench --engine i3d.onnx clips/ --rounds 5 --json > bench.json
     """  # noqa: D301  # click reads the backspace
-    try:
+    with ends("vfx-bench", debug):
         if chart is not None:
             check_chart(chart)
         report = _measure(**options)
         if chart is not None:
             draw(report, chart)
             click.echo(f"vfx-bench: wrote {chart}", err=True)
-    except VfxError as error:
-        if debug:
-            _console.print_exception()
-        click.echo(f"vfx-bench: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        click.echo("vfx-bench: interrupted", err=True)
-        sys.exit(130)
     if as_json:
         click.echo(json.dumps(report.plain(), indent=1))
     else:

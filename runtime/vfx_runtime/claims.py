@@ -14,7 +14,6 @@ import os
 import threading
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from vfx_engines.errors import UsageError, shown
@@ -137,12 +136,7 @@ class Claims:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _open(self) -> None:

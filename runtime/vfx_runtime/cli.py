@@ -26,7 +26,8 @@ from rich.progress import (
 from rich.table import Table
 
 from vfx_engines.devices import device_list
-from vfx_engines.errors import EngineError, UsageError, VfxError, shown
+from vfx_engines.ending import ends
+from vfx_engines.errors import EngineError, UsageError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import EngineSpec, Output, Precision
 from vfx_runtime.atomic import check_folder, new_files, output_error, prepare_output
@@ -256,16 +257,8 @@ def main(debug: bool, **options: Any) -> None:
     """  # noqa: D301  # click reads the backspace
     # A job scheduler's TERM leaves the folder as clean as Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with ends("vfx-run", debug, "interrupted; finished outputs are kept, run it again to go on"):
         failed = _run(**options)
-    except VfxError as error:
-        if debug:
-            _console.print_exception()
-        click.echo(f"vfx-run: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        click.echo("vfx-run: interrupted; finished outputs are kept, run it again to go on", err=True)
-        sys.exit(130)
     sys.exit(1 if failed else 0)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from fractions import Fraction
-from types import TracebackType
 from typing import Self
 
 import av
@@ -136,12 +135,7 @@ class ImageFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def read(self, index: int) -> tuple[VideoFrame, Orientation]:

@@ -17,7 +17,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from types import TracebackType
 from typing import Self
 
 import av
@@ -227,12 +226,7 @@ class PyAvDecoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def skip_to(self, index: int) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from vfx_engines.errors import UsageError, VfxError, shown
+from vfx_engines.ending import ends
+from vfx_engines.errors import UsageError, shown
 from vfx_runtime.image_names import DEFAULT_FPS, Images
-
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,16 +40,8 @@ def main(debug: bool, **options: Any) -> None:
     vfx-show features/a.npz
     vfx-show features/a.npz --video a.mp4 --output a.html
     """  # noqa: D301  # click reads the backspace
-    try:
+    with ends("vfx-show", debug):
         click.echo(shown(_show(**options)))
-    except VfxError as error:
-        if debug:
-            _console.print_exception()
-        click.echo(f"vfx-show: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        click.echo("vfx-show: interrupted", err=True)
-        sys.exit(130)
 
 
 def _show(features: Path, video: Path | None, output: Path | None) -> Path:

@@ -1,0 +1,33 @@
+"""How every command ends: one line for an error, and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vfx_engines.errors import UsageError, VfxError
+
+
+@contextmanager
+def ends(command: str, debug: bool, interrupted: str = "interrupted") -> Iterator[None]:
+    """Turn what the body raises into a line on stderr and the command's exit code.
+
+    Exit codes: 2 for a `UsageError`, 1 for any other `VfxError`, 130 when Ctrl-C came.
+
+    Args:
+        command: Its name, with which the line begins.
+        debug: Print the traceback of an error too.
+        interrupted: What the line says after Ctrl-C.
+    """
+    try:
+        yield
+    except VfxError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{command}: {error}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        print(f"{command}: {interrupted}", file=sys.stderr, flush=True)
+        sys.exit(130)
