@@ -15,13 +15,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from exports import heavy  # noqa: E402
-from parity_kit import kit, shared  # noqa: E402
-from vfx_engines.errors import CheckpointError  # noqa: E402
-from vfx_export.catalogue import catalogue_shapes, find  # noqa: E402
-from vfx_export.checkpoints import read_checkpoint  # noqa: E402
-from vfx_export.fitting import load_into  # noqa: E402
-from vfx_export.pyslowfast_keys import blob_key, rename_pyslowfast  # noqa: E402
+from exports import heavy
+from parity_kit import kit, shared
+from vfx_engines.errors import CheckpointError
+from vfx_export.catalogue import catalogue_shapes, find
+from vfx_export.checkpoints import read_checkpoint
+from vfx_export.fitting import load_into
+from vfx_export.pyslowfast_keys import blob_key, rename_pyslowfast
 
 ROWS = {
     "c2d_8x8_r50": "C2D_8x8_R50",

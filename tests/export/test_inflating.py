@@ -9,15 +9,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from exports import relative  # noqa: E402
-from parity_kit import kit  # noqa: E402
-from tolerances import MAP_PARITY  # noqa: E402
-from vfx_engines.errors import CheckpointError, UsageError  # noqa: E402
-from vfx_export.backbones import resnet, video_resnet  # noqa: E402
-from vfx_export.catalogue import CATALOGUE, find  # noqa: E402
-from vfx_export.exporting import _load, export_model  # noqa: E402
-from vfx_export.fitting import key_shapes  # noqa: E402
-from vfx_export.inflating import inflated  # noqa: E402
+from exports import relative
+from parity_kit import kit
+from tolerances import MAP_PARITY
+from vfx_engines.errors import CheckpointError, UsageError
+from vfx_export.backbones import resnet, video_resnet
+from vfx_export.catalogue import CATALOGUE, find
+from vfx_export.exporting import _load, export_model
+from vfx_export.fitting import key_shapes
+from vfx_export.inflating import inflated
 
 
 def flat(depth: int = 50) -> dict[str, torch.Tensor]:

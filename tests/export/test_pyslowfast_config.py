@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vfx_engines.errors import CheckpointError  # noqa: E402
-from vfx_export.catalogue import find  # noqa: E402
-from vfx_export.checkpoints import read_with_config  # noqa: E402
-from vfx_export.exporting import export_model  # noqa: E402
-from vfx_export.pyslowfast_config import check_config, options  # noqa: E402
+from vfx_engines.errors import CheckpointError
+from vfx_export.catalogue import find
+from vfx_export.checkpoints import read_with_config
+from vfx_export.exporting import export_model
+from vfx_export.pyslowfast_config import check_config, options
 
 # As yacs dumps it, with PyYAML from 5.1 on and before.
 BLOCKS = """\

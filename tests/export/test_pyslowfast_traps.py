@@ -13,12 +13,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vfx_engines.errors import CheckpointError  # noqa: E402
-from vfx_export.backbones.slowfast import slow_frames  # noqa: E402
-from vfx_export.catalogue import find  # noqa: E402
-from vfx_export.exporting import _load  # noqa: E402
-from vfx_export.fitting import key_shapes  # noqa: E402
-from vfx_export.pyslowfast_config import check_config  # noqa: E402
+from vfx_engines.errors import CheckpointError
+from vfx_export.backbones.slowfast import slow_frames
+from vfx_export.catalogue import find
+from vfx_export.exporting import _load
+from vfx_export.fitting import key_shapes
+from vfx_export.pyslowfast_config import check_config
 
 
 def config(**options: object) -> str:

@@ -16,11 +16,11 @@ from vfx_engines import open_engine, read_spec
 
 torch = pytest.importorskip("torch")
 
-from clip_texts import LAYERS, small_archive, small_clip, small_state, text_features, vocabulary_file  # noqa: E402
-from torchscript_files import save_torchscript  # noqa: E402
-from vfx_export.catalogue import CATALOGUE, find  # noqa: E402
-from vfx_export.model import Download, Model  # noqa: E402
-from vfx_export.text_exporting import export_text_encoder  # noqa: E402
+from clip_texts import LAYERS, small_archive, small_clip, small_state, text_features, vocabulary_file
+from torchscript_files import save_torchscript
+from vfx_export.catalogue import CATALOGUE, find
+from vfx_export.model import Download, Model
+from vfx_export.text_exporting import export_text_encoder
 
 KITS = {
     "clip_rn50": "clip_RN50",

@@ -14,9 +14,9 @@ from vfx_runtime import extract, pipeline
 
 torch = pytest.importorskip("torch")
 
-from vfx_export.backbones.flow_i3d import FlowI3D, quantised  # noqa: E402
-from vfx_export.catalogue import find  # noqa: E402
-from vfx_export.fitting import load_into  # noqa: E402
+from vfx_export.backbones.flow_i3d import FlowI3D, quantised
+from vfx_export.catalogue import find
+from vfx_export.fitting import load_into
 
 
 def relative(got: Any, want: Any) -> float:

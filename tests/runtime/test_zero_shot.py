@@ -18,10 +18,10 @@ from vfx_runtime import ZeroShot, extract
 
 torch = pytest.importorskip("torch")
 
-from clip_texts import LAYERS, small_archive, small_clip, small_state, text_features, vocabulary_file  # noqa: E402
-from vfx_export.exporting import export_model  # noqa: E402
-from vfx_export.model import Download  # noqa: E402
-from vfx_export.text_exporting import export_text_encoder  # noqa: E402
+from clip_texts import LAYERS, small_archive, small_clip, small_state, text_features, vocabulary_file
+from vfx_export.exporting import export_model
+from vfx_export.model import Download
+from vfx_export.text_exporting import export_text_encoder
 
 NONE = Download("https://localhost/none")
 TEXTS = ["a photo of a dog", "a photo of a cat", "Größe 12", "x", "y", "z"]

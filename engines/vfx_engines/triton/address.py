@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from vfx_engines.errors import UsageError
 
@@ -66,23 +66,22 @@ def server_address(engine: str | os.PathLike[str]) -> ServerAddress:
     if not host or not model or "/" in model or not model.isprintable() or "@" in parts.netloc:
         raise UsageError(f"engine {text!r}: {_FORM}")
     shown_host = f"[{host}]" if ":" in host else host
-    return ServerAddress(protocol, f"{shown_host}:{port}", model, **_settings(text, parts))  # type: ignore[arg-type]
+    return _with_settings(ServerAddress(protocol, f"{shown_host}:{port}", model), text, parts.query)
 
 
-def _settings(text: str, parts: SplitResult) -> dict[str, str | int | float]:
-    found: dict[str, str | int | float] = {}
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+def _with_settings(address: ServerAddress, text: str, query: str) -> ServerAddress:
+    for name, value in parse_qsl(query, keep_blank_values=True):
         if name == "version" and re.fullmatch(r"[1-9]\d{0,17}", value):
-            found[name] = value
-        elif name in ("requests", "tries") and re.fullmatch(r"\d{1,3}", value):
-            found[name] = int(value)
+            address = replace(address, version=value)
+        elif name == "requests" and re.fullmatch(r"\d{1,3}", value) and 2 <= int(value) <= 64:
+            address = replace(address, requests=int(value))
+        elif name == "tries" and re.fullmatch(r"\d{1,3}", value) and int(value) >= 1:
+            address = replace(address, tries=int(value))
         elif name == "timeout" and re.fullmatch(r"\d{1,6}(\.\d+)?", value) and float(value) > 0:
-            found[name] = float(value)
+            address = replace(address, timeout=float(value))
         else:
             raise UsageError(
-                f"engine {text!r}: {name}={value}: expected version=N, requests=2..64, tries=1.. or "
+                f"engine {text!r}: {name}={value}: expected version=N, requests=2..64, tries=1..999 or "
                 "timeout=SECONDS"
             )
-    if not 2 <= int(found.get("requests", 2)) <= 64 or int(found.get("tries", 1)) < 1:
-        raise UsageError(f"engine {text!r}: expected requests of 2 to 64, and tries of 1 or more")
-    return found
+    return address
