@@ -17,21 +17,24 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 
-from material import FOLDER, engine, real_videos, save
-from pipeline import SHORT_SECONDS, short_videos
+from material import FOLDER, engine, pieces, real_videos, save
 
 from vfx_engines.devices import available_cores
 from vfx_runtime.measuring import machine_facts
 
 VFX_RUN = Path(sys.executable).with_name("vfx-run")
 PROCESSES = 4
+SECONDS = 2
+PIECES = 5
+"""Of each video that is cut."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--video", type=Path, help="what all are made of  [default: a shared one]")
+    parser.add_argument("--video", type=Path, action="append", help="cut these  [default: the shared ones]")
     parser.add_argument("--videos", type=int, default=1000, metavar="N")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
@@ -39,7 +42,7 @@ def main() -> None:
     parser.add_argument("--without-ray", action="store_true")
     arguments = parser.parse_args()
     file = arguments.engine or engine(arguments.precision, 24)
-    videos = corpus(arguments.video or real_videos()[-1], arguments.videos)
+    videos = corpus(real_videos(arguments.video or ()), arguments.videos)
     output = FOLDER / "corpus"
     threads = ["--threads", str(max(1, available_cores() // PROCESSES))]
     contenders: dict[str, list[list[str]]] = {
@@ -70,7 +73,7 @@ def main() -> None:
     found_all = {
         "engine": file.name,
         "videos": arguments.videos,
-        "seconds_of_each": SHORT_SECONDS,
+        "seconds_of_each": SECONDS,
         "cores": machine_facts()["cores"],
         "seconds": seconds,
         "throughput_of_one_process": ratios,
@@ -78,16 +81,21 @@ def main() -> None:
     print(save("corpus", found_all))
 
 
-def corpus(source: Path, number: int) -> Path:
-    """A folder of links to one short video, under as many names."""
-    short = short_videos(source)[0]
-    folder = FOLDER / f"corpus_{source.stem}_{number}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(number):
+def corpus(sources: list[Path], number: int) -> Path:
+    """A folder of links to short pieces of some videos, in turn, so that neighbours differ."""
+    kept = FOLDER / f"pieces_of_{SECONDS}s"
+    kept.mkdir(parents=True, exist_ok=True)
+    made = [[kept / f"{source.stem}_{piece}.mp4" for piece in range(PIECES)] for source in sources]
+    for source, paths in zip(sources, made, strict=True):
+        if not all(path.exists() for path in paths):
+            pieces(source, SECONDS, paths)
+    turns = cycle(path for of_each in zip(*made, strict=True) for path in of_each)
+    folder = FOLDER / f"corpus_{number}"
+    shutil.rmtree(folder, ignore_errors=True)
+    for index, piece in zip(range(number), turns, strict=False):
         path = folder / f"{index // 100:02}" / f"{index:05}.mp4"
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            os.link(short, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(piece, path)
     return folder
 
 

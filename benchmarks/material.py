@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import av
 
 from vfx_engines.spec import Precision
 from vfx_runtime.measuring import machine_facts
+from vfx_runtime.opening import open_video
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".bench"
@@ -72,6 +74,22 @@ def looped(source: Path, seconds: float) -> Path:
                 out.mux(packet)
     part.rename(path)
     return path
+
+
+def pieces(source: Path, seconds: float, paths: Sequence[Path]) -> None:
+    """Encode pieces of a video, each of so many seconds and begun half as many after the one before."""
+    for number, path in enumerate(paths):
+        with open_video(source) as decoder, av.open(str(path), "w") as out:
+            rate = Fraction(decoder.info.fps).limit_denominator(1001)
+            stream = out.add_stream("libx264", rate=rate, options={"preset": "medium"})
+            stream.width, stream.height, stream.pix_fmt = decoder.info.width, decoder.info.height, "yuv420p"
+            length = round(seconds * rate)
+            begin = number * length // 2
+            for index, frame in enumerate(islice(decoder, begin, begin + length)):
+                picture = av.VideoFrame.from_ndarray(frame.rgb().copy(), format="rgb24")
+                picture.pts, picture.time_base = index, 1 / rate
+                out.mux(stream.encode(picture))
+            out.mux(stream.encode())
 
 
 def save(name: str, found: dict[str, Any]) -> Path:

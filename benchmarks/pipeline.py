@@ -11,16 +11,13 @@ import argparse
 import os
 import statistics
 import tempfile
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-from material import FOLDER, engine, looped, real_videos, save
+from material import FOLDER, engine, looped, pieces, real_videos, save
 
 from vfx_engines.spec import Precision
 from vfx_runtime.bench import measure
-from vfx_runtime.opening import open_video
 from vfx_runtime.report import summary
 
 SHORT_SECONDS, SHORT_VIDEOS = 2, 200
@@ -60,15 +57,7 @@ def short_videos(source: Path) -> list[Path]:
     if all(path.exists() for path in paths):
         return paths
     folder.mkdir(parents=True, exist_ok=True)
-    with open_video(source) as decoder, av.open(str(paths[0]), "w") as out:
-        rate = Fraction(decoder.info.fps).limit_denominator(1001)
-        stream = out.add_stream("libx264", rate=rate, options={"preset": "medium"})
-        stream.width, stream.height, stream.pix_fmt = decoder.info.width, decoder.info.height, "yuv420p"
-        for number in range(round(SHORT_SECONDS * rate)):
-            picture = av.VideoFrame.from_ndarray(next(decoder).rgb().copy(), format="rgb24")
-            picture.pts, picture.time_base = number, 1 / rate
-            out.mux(stream.encode(picture))
-        out.mux(stream.encode())
+    pieces(source, SHORT_SECONDS, paths[:1])
     for path in paths[1:]:
         path.unlink(missing_ok=True)
         os.link(paths[0], path)
