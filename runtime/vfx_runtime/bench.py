@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -209,11 +210,11 @@ def measure(
     turns = max(1, math.ceil(seconds / turn.seconds))
     frames = keep_frames(videos)
     costs: list[list[Cost]] = []
-    peak = 0.0
+    peaks: list[float] = []
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
         if where == "cpu" and not served:
-            peak = max(peak, matrix_peak(computed, machine["cores"], min(seconds, 1.0)))
+            peaks.append(matrix_peak(computed, machine["cores"], min(seconds, 1.0)))
         measured = [
             measure_decode(videos, seconds, decoders, convert=where == "cpu"),
             measure_resize(frames, spec.transform, seconds, workers),
@@ -239,7 +240,7 @@ def measure(
         machine=machine,
         others=others.share,
         videos={"count": len(videos), "size": f"{turn.frames} frames, {turn.windows} windows"},
-        peak=peak or None,
+        peak=statistics.median(peaks) if peaks else None,
         rounds=costs,
         batch=usual,
     )
