@@ -72,7 +72,8 @@ class TritonServer:
             )
         for _ in range(600):
             with suppress(OSError):
-                url = f"http://127.0.0.1:{self.http_port}/v2/health/live"
+                # Not only alive: how long loading takes depends on what else the machine does.
+                url = f"http://127.0.0.1:{self.http_port}/v2/health/ready"
                 with urllib.request.urlopen(url, timeout=5):
                     return
             if self._process.poll() is not None:
