@@ -6,7 +6,7 @@ traced, between two marks, and `unrolled` copies what stands between them. All r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 
 import onnx
 import torch
@@ -54,55 +54,54 @@ def unrolled(model: onnx.ModelProto) -> None:
     """Put copies of each marked round into the graph, where there are any.
 
     Raises:
-        ExportError: a mark is there without its other half: rounds in rounds, or in a branch.
+        ExportError: rounds hold others.
     """
     graph = model.graph
-    while (at := _position(graph.node, _FIRST)) is not None:
-        nodes = list(graph.node)
-        until = _position(nodes, _LAST)
-        if until is None or until < at:
-            raise ExportError("a repeated round has no end in the graph: rounds cannot hold others")
-        before, between, after = nodes[:at], nodes[at + 1 : until], nodes[until + 1 :]
-        body = _round(between, nodes[at].output, nodes[until].input)
-        rest = [node for i, node in enumerate(between) if i not in body]
-        copies = list(_rounds(nodes[at], [between[i] for i in body], nodes[until]))
+    results = [value.name for value in graph.output]
+    while any(map(_is_mark, graph.node)):
+        nodes = _without_first_mark(list(graph.node), results)
         del graph.node[:]
-        graph.node.extend([*before, *rest, *copies, *after])
-    if _position(graph.node, _LAST) is not None:
-        raise ExportError("a repeated round has no beginning in the graph: rounds cannot hold others")
+        graph.node.extend(nodes)
     for domain in [item for item in model.opset_import if item.domain == _DOMAIN]:
         model.opset_import.remove(domain)
 
 
-def _position(nodes: Iterable[onnx.NodeProto], kind: str) -> int | None:
-    marks = (i for i, node in enumerate(nodes) if (node.domain, node.op_type) == (_DOMAIN, kind))
-    return next(marks, None)
+def _is_mark(node: onnx.NodeProto) -> bool:
+    return node.domain == _DOMAIN
 
 
-def _round(nodes: list[onnx.NodeProto], given: Iterable[str], wanted: Iterable[str]) -> list[int]:
-    """Which of the nodes between two marks change from round to round."""
-    changing = set(given)
-    body = []
-    for i, node in enumerate(nodes):
-        if changing.intersection(node.input):
-            body.append(i)
+def _without_first_mark(nodes: list[onnx.NodeProto], results: list[str]) -> list[onnx.NodeProto]:
+    """The nodes of a graph with the first of its repeated rounds copied, each copy with names of its own."""
+    begin, end = [i for i, node in enumerate(nodes) if _is_mark(node)][:2]
+    first, last = nodes[begin], nodes[end]
+    if (first.op_type, last.op_type) != (_FIRST, _LAST):
+        raise ExportError("repeated rounds cannot hold others")
+    changing, body, made = set(first.output), [], nodes[:begin]
+    for node in nodes[begin + 1 : end]:
+        if changing.isdisjoint(node.input):
+            made.append(node)
+        else:
             changing.update(node.output)
-    return body
-
-
-def _rounds(first: onnx.NodeProto, body: list[onnx.NodeProto], last: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of all rounds, each with names of its own."""
-    carried = list(first.input)
+            body.append(node)
+    carried: Iterable[str] = first.input
+    names: dict[str, str] = {}
     for number in range(first.attribute[0].i):
         names = dict(zip(first.output, carried, strict=True))
         for node in body:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
             names |= {name: f"{name}.{number}" for name in node.output if name}
-            copy.name = f"{node.name}.{number}"
-            for field, renamed in ((copy.input, node.input), (copy.output, node.output)):
-                field[:] = [names.get(name, name) for name in renamed]
-            yield copy
+            made.append(_renamed(node, names))
         carried = [names.get(name, name) for name in last.input]
-    for name, result in zip(last.output, carried, strict=True):
-        yield onnx.helper.make_node("Identity", [result], [name])
+    names |= zip(last.output, carried, strict=True)
+    made += [_renamed(node, names) for node in nodes[end + 1 :]]
+    return made + [
+        onnx.helper.make_node("Identity", [names[name]], [name]) for name in results if name in names
+    ]
+
+
+def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [names.get(name, name) for name in node.input]
+    copy.output[:] = [names.get(name, name) for name in node.output]
+    copy.name = copy.output[0]
+    return copy
