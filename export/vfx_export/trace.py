@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vfx_engines.errors import ExportError, reason
 from vfx_engines.onnx_file import embed_spec
 from vfx_engines.spec import EngineSpec, Precision
+from vfx_export.unrolling import unrolled
 
 OPSET = 18
 
@@ -89,6 +90,7 @@ def trace(module: nn.Module, example: Tensor, spec: EngineSpec) -> onnx.ModelPro
         raise ExportError(f"{spec.model}: torch cannot trace it: {reason(cause)}") from error
     assert program is not None, "only the TorchScript exporter returns nothing"
     model = program.model_proto
+    unrolled(model)
     _strip(model)
     _name_axes(model, spec)
     _check_axes(model, spec)

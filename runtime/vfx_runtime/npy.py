@@ -1,8 +1,8 @@
 """What video_features writes: one ``.npy`` or ``.pkl`` file per key, name for name, dtype for dtype.
 
 ``<name>_<output>``: float64 ``[rows, dim]``, VGGish's float32; ``<name>_fps``: one float64;
-``<name>_timestamps_ms``: float64 ``[rows]``, the presentation time of a window's end, or of a frame. No
-rows: shape ``[0]``.
+``<name>_timestamps_ms``: float64, the presentation time of each window's end, or of each frame; of pairs of
+frames that is one more than rows. S3D, R(2+1)D and VGGish have neither fps nor times. No rows: shape ``[0]``.
 (video_features, section "Saving": github.com/v-iashin/video_features, utils/utils.py.)
 
 These files say neither what made them nor from what. So a set counts as done when all its files
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -30,6 +31,9 @@ from vfx_runtime.npz import check_array, write_header
 
 _FLOAT32 = frozenset({"vggish"})
 """Outputs that video_features saves as the network gives them; all others pass through Python's floats."""
+
+_UNTIMED = frozenset({"s3d", "r21d", "vggish", "pca"})
+"""Outputs that it saves alone, and VGGish's post-processed ones, which it makes and does not save."""
 
 _PREFIX = 11  # bytes before the first opcode: protocol, frame, and its length, which may hold any byte
 _BYTEARRAY8 = b"\x96"  # pickle's opcode before the values of an array and their length
@@ -49,13 +53,15 @@ class NpyWriter:
         self._claims = claims
         self._suffix = ".npy" if kind == "npy" else ".pkl"
         self._outputs = tuple(outputs)
+        features = {item.name for item in outputs if item.kind == "feature"}
+        beside = () if features <= _UNTIMED else ("fps", "timestamps_ms")
         # The features get their names last: a partial set is never taken for a whole one.
-        self._keys = ["fps", "timestamps_ms", *(item.name for item in outputs)]
-        self._dtypes = {"fps": "<f8", "timestamps_ms": "<f8"}
+        self._keys = [*beside, *(item.name for item in outputs)]
+        self._dtypes = dict.fromkeys(beside, "<f8")
         for item in outputs:
             usual = "<f4" if item.name in _FLOAT32 else "<f8"
             self._dtypes[item.name] = "<f2" if item.dtype == "float16" else usual
-        self._time_column = 1 if outputs[0].per == "window" else 0
+        self._per = outputs[0].per
 
     def paths(self, job: Job) -> list[Path]:
         """The files of a job."""
@@ -66,13 +72,15 @@ class NpyWriter:
         paths = self.paths(job)
         if not all([is_file(path) for path in paths]):
             return False
-        shapes = [None, (), *(output.row for output in self._outputs)]
+        shapes = {"fps": None, "timestamps_ms": (), **{item.name: item.row for item in self._outputs}}
         check = npy_rows if self._suffix == ".npy" else _pickle_rows
-        single, *rows = (
-            check(path, shape, self._dtypes[key])
-            for path, shape, key in zip(paths, shapes, self._keys, strict=True)
-        )
-        return single == 0 and None not in rows and len(set(rows)) == 1
+        found = {
+            key: check(path, shapes[key], self._dtypes[key])
+            for path, key in zip(paths, self._keys, strict=True)
+        }
+        rows = found[self._outputs[0].name]
+        wanted = dict.fromkeys(self._keys, rows) | {"fps": 0, "timestamps_ms": self._times_of(rows or 0)}
+        return rows is not None and all(found[key] == wanted[key] for key in self._keys)
 
     def prepare(self, job: Job) -> None:
         """Remove what a killed process left of this job, whose claim the caller holds."""
@@ -87,16 +95,36 @@ class NpyWriter:
         """
         paths = self.paths(job)
         save = _save_npy if self._suffix == ".npy" else _save_pickle
-        with new_files(paths, exclusive=self._claims.active, inside=self._output) as parts:
+        with (
+            new_files(paths, exclusive=self._claims.active, inside=self._output) as parts,
+            self._times(rows, fps) as times,
+        ):
             for key, part in zip(self._keys, parts, strict=True):
                 with part.open("wb") as file:
                     if key == "fps":
                         _save_one(file, fps, self._suffix)
-                    elif key == "timestamps_ms":
-                        save(file, rows.timestamps_ms, self._dtypes[key], self._output, self._time_column)
                     else:
-                        save(file, rows.outputs[key], self._dtypes[key], self._output, None)
+                        column = times if key == "timestamps_ms" else rows.outputs[key]
+                        save(file, column, self._dtypes[key], self._output)
         return paths
+
+    def _times_of(self, rows: int) -> int:
+        """How many times there are of so many rows."""
+        return rows + 1 if rows and self._per == "pair" else rows
+
+    @contextmanager
+    def _times(self, rows: RowSpool, fps: float) -> Iterator[Column]:
+        times = Column("<f8", (), self._output)
+        try:
+            for block in rows.timestamps_ms.blocks():
+                times.append(block[:, 1 if self._per == "window" else 0])
+                start, end = block[-1]
+            if self._times_of(rows.rows) > rows.rows:
+                # When the last frame begins is in no row; there too the published times are of a steady rate.
+                times.append(np.array([start + (1000 / fps if fps else (end - start) / 2)]))
+            yield times
+        finally:
+            times.close()
 
     def finish(self) -> list[Path]:
         """Nothing is left to do at the end of a run."""
@@ -111,19 +139,17 @@ def _save_one(file: IO[bytes], value: float, suffix: str) -> None:
         pickle.dump(array, file, protocol=5)
 
 
-def _save_npy(file: IO[bytes], column: Column, dtype: str, _: Path, pick: int | None) -> None:
-    shape = column.shape if pick is None else ()
-    write_header(file, np.dtype(dtype), (column.rows, *shape) if column.rows else (0,))
+def _save_npy(file: IO[bytes], column: Column, dtype: str, _: Path) -> None:
+    write_header(file, np.dtype(dtype), (column.rows, *column.shape) if column.rows else (0,))
     for block in column.blocks():
-        chosen = block if pick is None else block[:, pick]
-        file.write(np.ascontiguousarray(chosen, dtype).data)
+        file.write(np.ascontiguousarray(block, dtype).data)
 
 
-def _save_pickle(file: IO[bytes], column: Column, dtype: str, folder: Path, pick: int | None) -> None:
-    wide = Column(dtype, column.shape if pick is None else (), folder)
+def _save_pickle(file: IO[bytes], column: Column, dtype: str, folder: Path) -> None:
+    wide = Column(dtype, column.shape, folder)
     try:
         for block in column.blocks():
-            wide.append(block if pick is None else block[:, pick])
+            wide.append(block)
         array: NDArray[Any] = wide.array() if column.rows else np.empty(0, dtype)
         # Protocol 5 writes from the (mapped) array itself; 4 would first copy it into bytes.
         pickle.dump(array, file, protocol=5)

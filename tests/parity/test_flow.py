@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 
-from exports import heavy
 from parity_kit import Kit, e2e, kit, video
 from tolerances import FLOW_PIXELS, FLOW_PIXELS_END_TO_END, PARITY, TIMESTAMP_MS
 from vfx_engines import open_engine
@@ -61,11 +60,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize(
-    ("name", "case"),
-    # RAFT's twenty iterations are traced in two minutes.
-    [heavy(name, case) if name == "raft" else (name, case) for name in CASES for case in CASES[name][1]],
-)
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in CASES for case in CASES[name][1]])
 def test_exported_engine_gives_the_golden_flow(engines: Any, name: str, case: str, backend: Any) -> None:
     """One file at two sizes: its height and width are named axes."""
     window = frames(kit(name), case)
@@ -96,7 +91,7 @@ def test_module_shares_what_a_frame_gives_to_two_pairs(name: str) -> None:
     assert relative(together.numpy(), alone.numpy()) < PARITY["fp32"]
 
 
-@pytest.mark.parametrize("name", ["raft_sintel", "raft_kitti", "pwc_sintel"])
+@pytest.mark.parametrize("name", [row for row, _ in CASES.values()])
 def test_the_smallest_side_is_the_smallest(name: str) -> None:
     """The published RAFT gives NaN below 128 pixels; one less than the row says has no pyramid at all."""
     torch = pytest.importorskip("torch")

@@ -13,6 +13,7 @@ from make_video import make_video
 from run_kit import counting, failures, files_in, vfx_run
 from tiny import other_engine, tiny_engine, tiny_spec
 from tiny_flow import tiny_flow, tiny_flow_engine
+from tolerances import TIMESTAMP_MS
 from vfx_engines import open_engine
 from vfx_engines.errors import UsageError
 from vfx_engines.spec import Crop, Resize, Transform
@@ -152,7 +153,9 @@ def test_pairs_in_other_formats(tmp_path: Path, videos: list[Path], format: str)
     wanted = tiny_flow(decoded(videos[1]))
     if format == "npy":
         np.testing.assert_array_equal(np.load(tmp_path / "out" / "v1_flow.npy"), wanted)
-        assert np.load(tmp_path / "out" / "v1_timestamps_ms.npy").shape == (len(wanted),)
+        times, fps = (np.load(tmp_path / "out" / f"v1_{key}.npy") for key in ("timestamps_ms", "fps"))
+        np.testing.assert_allclose(times, 1000 / fps * np.arange(len(wanted) + 1), atol=TIMESTAMP_MS)
+        assert "were done before" in vfx_run(*options).stderr
     else:
         import h5py
 

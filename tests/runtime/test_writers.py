@@ -20,6 +20,7 @@ from vfx_engines.errors import OutputError, UsageError
 from vfx_engines.spec import Output
 from vfx_runtime import features as features_module
 from vfx_runtime import hdf5 as hdf5_module
+from vfx_runtime import npy
 from vfx_runtime.atomic import new_files, part_path, prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Column, Features, RowSpool
@@ -240,19 +241,74 @@ def test_npy_and_pickle_are_what_video_features_writes(tmp_path, writer, job, fo
         writer(format, outputs=outputs).write(job, rows, FPS, META)
         expected = rows.outputs[name].array()
     assert writer(format, outputs=outputs).is_done(job)
-    assert everything(out) == {f"a_{key}.{suffix}" for key in (name, "fps", "timestamps_ms")}
-    rgb, fps, times = (load(out / f"a_{key}.{suffix}") for key in (name, "fps", "timestamps_ms"))
-    assert [array.dtype for array in (rgb, fps, times)] == [dtype, np.float64, np.float64]
-    assert type(rgb) is np.ndarray
-    np.testing.assert_array_equal(rgb, expected)
-    rgb[0] = 0
-    assert (fps.shape, float(fps)) == ((), FPS)
-    assert times.tolist() == [999.5, 1999.5, 2999.5, 3999.5, 4999.5]
+    beside = () if name == "vggish" else ("fps", "timestamps_ms")
+    assert everything(out) == {f"a_{key}.{suffix}" for key in (name, *beside)}
+    features = load(out / f"a_{name}.{suffix}")
+    assert features.dtype == dtype
+    assert type(features) is np.ndarray
+    np.testing.assert_array_equal(features, expected)
+    features[0] = 0
+    if beside:
+        fps, times = (load(out / f"a_{key}.{suffix}") for key in beside)
+        assert fps.dtype == times.dtype == np.float64
+        assert (fps.shape, float(fps)) == ((), FPS)
+        assert times.tolist() == [999.5, 1999.5, 2999.5, 3999.5, 4999.5]
     with spool(0, outputs=outputs) as rows:
         writer(format, outputs=outputs).write(job, rows, FPS, META)
-    assert load(out / f"a_{name}.{suffix}").shape == (0,)
-    assert load(out / f"a_timestamps_ms.{suffix}").shape == (0,)
+    for key in {name, *beside} - {"fps"}:
+        assert load(out / f"a_{key}.{suffix}").shape == (0,)
     assert writer(format, outputs=outputs).is_done(job)
+
+
+@pytest.mark.parametrize("format", ["npy", "pickle"])
+@pytest.mark.parametrize(
+    ("names", "timed"),
+    [
+        (["rgb", "flow"], True),
+        (["s3d"], False),
+        (["r21d"], False),
+        (["vggish", "pca"], False),
+        (["s3d", "rgb"], True),
+        (["features"], True),
+    ],
+)
+@pytest.mark.parametrize("head", [False, True])
+def test_rate_and_times_stand_beside_what_video_features_saves_them_with(
+    tmp_path, writer, job, format, names, timed, head
+):
+    logits = (Output("logits", (3,), kind="logits"),) if head else ()
+    outputs = (*(Output(name, (8,)) for name in names), *logits)
+    one = writer(format, outputs=outputs)
+    with spool(2, outputs=outputs) as rows:
+        files = one.write(job, rows, FPS, META)
+    keys = {*names, *(["fps", "timestamps_ms"] if timed else []), *(["logits"] if head else [])}
+    assert {path.stem.removeprefix("a_") for path in files} == keys
+    assert one.is_done(job)
+
+
+@pytest.mark.parametrize(("fps", "last"), [(50.0, 4020.0), (0.0, 4499.75)])
+@pytest.mark.parametrize("format", ["npy", "pickle"])
+def test_pairs_have_a_time_for_each_frame(tmp_path, writer, job, format, fps, last):
+    """As video_features has it for optical flow; the last frame's is one frame after the last pair's."""
+    outputs = (Output("raft", (1, 2, 3, 4), per="pair"),)
+    one = writer(format, outputs=outputs)
+    with RowSpool(outputs) as rows:
+        for k in range(5):
+            row = np.full((1, 2, 3, 4), k, np.float32)
+            rows.append({"raft": row}, np.array([[k, k + 2]]), np.array([[1000.0 * k, 1000 * k + 999.5]]))
+        one.write(job, rows, fps, META)
+    np.testing.assert_array_equal(
+        saved(tmp_path / "out", format, job, "timestamps_ms"), [0, 1000, 2000, 3000, 4000, last]
+    )
+    assert saved(tmp_path / "out", format, job, "raft").shape == (5, 2, 3, 4)
+    assert one.is_done(job)
+    # Files of earlier versions have a time for each pair.
+    times = Column("<f8", ())
+    times.append(np.arange(5.0))
+    path = next(path for path in one.paths(job) if "timestamps_ms" in path.name)
+    with path.open("wb") as file:
+        (npy._save_npy if format == "npy" else npy._save_pickle)(file, times, "<f8", tmp_path)
+    assert not one.is_done(job)
 
 
 def test_frame_features_are_stamped_with_the_frames_own_time(tmp_path, writer, job):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vfx_export.backbones.correlation import LEVELS, RADIUS, Lookup
 from vfx_export.backbones.frame_pairs import crop_centre, pad_to_multiple
+from vfx_export.unrolling import repeated
 
 ITERATIONS = 20
 _STRIDE = 8
@@ -238,11 +239,14 @@ class RAFT(nn.Module):
         context = F.relu(context[:, _HIDDEN:])
         halves = [(half, half.share(context)) for half in update.gru.halves()]
         flow = torch.zeros_like(context[:, :2], dtype=torch.float32)
-        for _ in range(ITERATIONS):
+
+        def updated(h: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
             motion = update.encoder(flow.to(dtype), lookup(flow).to(dtype))
             for half, share in halves:
                 h = half(h, motion, share)
-            flow = flow + update.flow_head(h).float()
+            return h, flow + update.flow_head(h).float()
+
+        h, flow = repeated(ITERATIONS, updated, (h, flow))
         return _upsampled(flow, update.mask(h).float())
 
 
