@@ -72,6 +72,7 @@ def _row(
         ),
         blank=(123, 117, 104),
         feature=Output("clip", (length,), per="frame"),
+        published_half=True,
         tolerances=tolerances,
         text=TextEncoder(
             partial(CLIPText, text_width, length), text_encoder, CONTEXT, VOCABULARY, _VIT_TOLERANCES
