@@ -41,6 +41,7 @@ def export_module(
     path: Path,
     *,
     low_precision: LowPrecision | None = None,
+    published_half: bool = False,
     quantised: Collection[str] = (),
     tolerances: Mapping[Precision, float] = TOLERANCES,
     stage: Stage = lambda name: None,
@@ -54,6 +55,7 @@ def export_module(
         spec: what it eats and gives; ``precision`` is that of the graph.
         path: the ``.onnx`` file to write; one that is there is replaced.
         low_precision: a rewriting of the module for matrix units, used unless the precision is fp32.
+        published_half: see `vfx_export.trace.lowered`.
         quantised: names of outputs that the module rounds to whole numbers: the proof lets them be one apart.
         tolerances: largest relative L2 errors, where they are not those of `vfx_export.proof.TOLERANCES`.
         stage: progress.
@@ -73,7 +75,7 @@ def export_module(
         expected, macs = reference(module, spec, inputs)
         spec = dataclasses.replace(spec, macs=macs or None, proof=None, vfx_version=vfx_version())
         stage("tracing")
-        low = lowered(module, spec.precision, inputs.shape[1], low_precision)
+        low = lowered(module, spec.precision, inputs.shape[1], low_precision, published_half)
         model = trace(low, torch.from_numpy(inputs), spec)
         onnx.save(model, part)
         stage("comparing the file with the module")
@@ -189,6 +191,7 @@ def export_model(
         spec,
         path,
         low_precision=model.low_precision,
+        published_half=model.published_half,
         tolerances=model.tolerances,
         quantised=quantised,
         stage=stage,

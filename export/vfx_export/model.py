@@ -117,6 +117,8 @@ class Model:
     """Whether its weights can be made of a 2D ResNet's, see `vfx_export.inflating`."""
     activation: Activation = "softmax"
     """What makes probabilities of the head's logits."""
+    published_half: bool = False
+    """Whether the weights were published in half precision, see `vfx_export.trace.lowered`."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
