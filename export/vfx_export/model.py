@@ -117,6 +117,8 @@ class Model:
     """Whether its weights can be made of a 2D ResNet's, see `vfx_export.inflating`."""
     activation: Activation = "softmax"
     """What makes probabilities of the head's logits."""
+    float32: tuple[str, ...] = ()
+    """Ends of paths of submodules that stay float32 where an engine runs in bf16."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
@@ -229,7 +231,7 @@ class Model:
             UsageError: it cannot.
         """
         if self.zero_blanks is None:
-            raise UsageError(f"--exact-zeros: {self.name} has none, PySlowFast's ResNets and SlowFasts do")
+            raise UsageError(f"--exact-zeros: {self.name} has none, PySlowFast's networks do")
         self.zero_blanks(module)
 
     def input(self, frames: int) -> Input:

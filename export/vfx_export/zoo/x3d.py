@@ -7,6 +7,7 @@ from functools import partial
 from torch import nn
 
 from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
+from vfx_export.backbones.pixels import zero_blanks
 from vfx_export.backbones.x3d import FEATURE, MEAN, STD, X3D
 from vfx_export.fitting import unchanged
 from vfx_export.labels import kinetics400
@@ -50,6 +51,8 @@ def _row(
         config=trained_with(frames, stride, MEAN, STD),
         # Swish and squeeze and excitation in 26 and more blocks, on 8 bits of mantissa.
         tolerances={"bf16": bf16},
+        zero_blanks=zero_blanks,
+        float32=("se.mean", "se.fc1", "se.fc2"),
     )
 
 
