@@ -96,7 +96,7 @@ def test_a_part_stays_float32_in_bf16(tmp_path: Path) -> None:
         marked = {node.name for node in onnx.load(path).graph.node if node.name.startswith("float32/")}
         assert bool(marked) == bool(kept)
     if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        assert errors[2] < PARITY["fp32"] < errors[1] < errors[0]
+        assert errors[2] < PARITY["fp32"] < min(errors[0], errors[1])
     # fp32 has nothing to keep, and a name that is nobody's is a mistake in a row.
     export_module(module, replace(spec, precision="fp32"), tmp_path / "a.onnx", float32=("first",))
     with pytest.raises(AssertionError, match="no nodes of"):
