@@ -118,8 +118,8 @@ class Model:
     activation: Activation = "softmax"
     """What makes probabilities of the head's logits."""
     float32: tuple[str, ...] = ()
-    """Ends of paths of submodules that stay float32 where an engine runs in bf16. OpenVINO (2026.4) heeds it for
-    convolutions and reductions; linear layers become nodes of its own, which lose it."""
+    """Ends of paths of submodules that stay float32 where an engine runs in bf16. OpenVINO (2026.4) heeds it
+    for convolutions and reductions; linear layers become nodes of its own, which lose it."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
