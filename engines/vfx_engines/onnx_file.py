@@ -14,6 +14,9 @@ from vfx_engines.spec import METADATA_KEY, EngineSpec
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, ValueInfoProto
 
+FLOAT32_NODE = "float32/"
+"""What names of nodes begin with that are computed in float32 where the graph runs in bf16."""
+
 _DIGEST_KEY = "vfx_sha256"
 """ONNX has no checksum: a flipped bit in a weight would load, and compute wrong rows."""
 

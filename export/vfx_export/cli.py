@@ -89,8 +89,8 @@ if TYPE_CHECKING:
 @click.option(
     "--exact-zeros",
     is_flag=True,
-    help="PySlowFast's ResNets and SlowFasts, onnx: frames outside a video (vfx-run --tail zeros) are zeros "
-    "to the network, and not the nearest grey.",
+    help="PySlowFast's networks: frames outside a video (vfx-run --tail zeros) are zeros to the network, "
+    "and not the nearest grey.",
 )
 @click.option("--head", is_flag=True, help="Give the classifier's logits too, with their labels.")
 @click.option(
@@ -259,10 +259,6 @@ def _run(
         raise UsageError("--text and --triton: texts are encoded beside the runtime, not on a server")
     missing = "" if text else missing_for_plan(format_, output)
     target = Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
-    if target.settings and exact_zeros:
-        raise UsageError(
-            "--exact-zeros is for .onnx files: TensorRT computes nothing on bytes, --format onnx does"
-        )
     if target.settings and precision == "bf16":
         raise UsageError("--precision bf16 is for CPUs: a plan takes fp16 or fp32")
     if module is not None:
@@ -334,7 +330,7 @@ def _export_catalogue(
     if head:
         model.logits()
     if exact_zeros and model.zero_blanks is None:
-        raise UsageError(f"--exact-zeros: {name} has none, PySlowFast's ResNets and SlowFasts do")
+        raise UsageError(f"--exact-zeros: {name} has none, PySlowFast's networks do")
     model.check_pool(pool)
     if inflate:
         model.check_inflation()

@@ -44,6 +44,7 @@ def export_module(
     published_half: bool = False,
     quantised: Collection[str] = (),
     tolerances: Mapping[Precision, float] = TOLERANCES,
+    float32: Collection[str] = (),
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
     """Export any torch module as an engine: trace it, prove it, and write the file whole or not at all.
@@ -58,6 +59,7 @@ def export_module(
         published_half: see `vfx_export.trace.lowered`.
         quantised: names of outputs that the module rounds to whole numbers: the proof lets them be one apart.
         tolerances: largest relative L2 errors, where they are not those of `vfx_export.proof.TOLERANCES`.
+        float32: ends of paths of submodules that stay float32 where the engine runs in bf16 (OpenVINO).
         stage: progress.
 
     Returns:
@@ -76,7 +78,7 @@ def export_module(
         spec = dataclasses.replace(spec, macs=macs or None, proof=None, vfx_version=vfx_version())
         stage("tracing")
         low = lowered(module, spec.precision, inputs.shape[1], low_precision, published_half)
-        model = trace(low, torch.from_numpy(inputs), spec)
+        model = trace(low, torch.from_numpy(inputs), spec, float32 if spec.precision == "bf16" else ())
         onnx.save(model, part)
         stage("comparing the file with the module")
         proof = prove(part, spec, inputs, expected, quantised=quantised, tolerances=tolerances)
@@ -193,6 +195,7 @@ def export_model(
         low_precision=model.low_precision,
         published_half=model.published_half,
         tolerances=model.tolerances,
+        float32=model.float32,
         quantised=quantised,
         stage=stage,
     )

@@ -119,6 +119,9 @@ class Model:
     """What makes probabilities of the head's logits."""
     published_half: bool = False
     """Whether the weights were published in half precision, see `vfx_export.trace.lowered`."""
+    float32: tuple[str, ...] = ()
+    """Ends of paths of submodules that stay float32 where an engine runs in bf16. OpenVINO (2026.4) heeds it
+    for convolutions and reductions; linear layers become nodes of its own, which lose it."""
 
     def windows(self, frames: int | None) -> Sampling:
         """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
@@ -231,7 +234,7 @@ class Model:
             UsageError: it cannot.
         """
         if self.zero_blanks is None:
-            raise UsageError(f"--exact-zeros: {self.name} has none, PySlowFast's ResNets and SlowFasts do")
+            raise UsageError(f"--exact-zeros: {self.name} has none, PySlowFast's networks do")
         self.zero_blanks(module)
 
     def input(self, frames: int) -> Input:

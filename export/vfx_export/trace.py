@@ -6,11 +6,12 @@ LayerNormalization is native from 17.
 
 from __future__ import annotations
 
+import ast
 import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vfx_engines.errors import ExportError, reason
-from vfx_engines.onnx_file import embed_spec
+from vfx_engines.onnx_file import FLOAT32_NODE, embed_spec
 from vfx_engines.spec import EngineSpec, Precision
 from vfx_export.unrolling import unrolled
 
@@ -79,13 +80,17 @@ def lowered(
     return module.half() if precision == "fp16" else module
 
 
-def trace(module: nn.Module, example: Tensor, spec: EngineSpec) -> onnx.ModelProto:
+def trace(
+    module: nn.Module, example: Tensor, spec: EngineSpec, float32: Collection[str] = ()
+) -> onnx.ModelProto:
     """The graph of ``module``, batch the only dynamic axis unless the spec's input names more.
 
     Args:
         module: as `lowered` gives it.
         example: an input of the spec's shape and dtype; two rows, since a batch of one would be baked in.
         spec: names the inputs, outputs and dynamic axes, and travels in the file.
+        float32: ends of paths of submodules whose nodes are marked to stay float32 where the file runs in
+            bf16.
 
     Raises:
         ExportError: torch cannot trace the module, or an axis came out dynamic that the spec does not name.
@@ -118,6 +123,7 @@ def trace(module: nn.Module, example: Tensor, spec: EngineSpec) -> onnx.ModelPro
         raise ExportError(f"{spec.model}: torch cannot trace it: {reason(cause)}") from error
     assert program is not None, "only the TorchScript exporter returns nothing"
     model = program.model_proto
+    _mark_float32(model, tuple(float32))
     unrolled(model)
     _strip(model)
     _name_axes(model, spec)
@@ -150,6 +156,19 @@ def _fold_constants(module: nn.Module) -> None:
         fold = getattr(part, "fold_constants", None)
         if callable(fold):
             fold()
+
+
+def _mark_float32(model: onnx.ModelProto, ends: tuple[str, ...]) -> None:
+    """Put the mark into the names of the nodes that these submodules made, which torch notes on each."""
+    marked = set()
+    for node in model.graph.node:
+        notes = {item.key: item.value for item in node.metadata_props}
+        scopes: list[str] = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        found = {end for end in ends for scope in scopes if f".{scope}".endswith(f".{end}")}
+        marked |= found
+        if found:
+            node.name = FLOAT32_NODE + node.name
+    assert marked == set(ends), f"no nodes of {set(ends) - marked}"
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vfx_engines.spec import Output
+from vfx_engines.spec import Activation, Output
 from vfx_runtime.atomic import output_error
 
 BLOCK_BYTES = 4 << 20
@@ -133,6 +133,21 @@ def column_dtype(output: Output) -> str:
     return "<f2" if output.dtype == "float16" else "<f4"
 
 
+def _mean(rows: NDArray[Any], activation: Activation | None) -> NDArray[np.float64]:
+    """The mean of features, or the logits of the mean of probabilities; ``[1, ...]``."""
+    wide = rows.astype(np.float64)
+    if activation is None:
+        return np.asarray(wide.mean(0, keepdims=True))
+    count = np.log(len(wide))
+
+    def chance(logarithms: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.logaddexp.reduce(logarithms, 0, keepdims=True) - count)
+
+    if activation == "softmax":
+        return chance(wide - np.logaddexp.reduce(wide, -1, keepdims=True))
+    return chance(-np.logaddexp(0, -wide)) - chance(-np.logaddexp(0, wide))
+
+
 class RowSpool:
     """Collects the rows of one video in order, in bounded memory; a context manager.
 
@@ -143,6 +158,7 @@ class RowSpool:
 
     def __init__(self, outputs: Sequence[Output], folder: Path | None = None) -> None:
         self.outputs = {item.name: Column(column_dtype(item), item.row, folder) for item in outputs}
+        self._activations = {item.name: item.activation for item in outputs}
         self.frame_range = Column("<i8", (2,), folder)
         self.timestamps_ms = Column("<f8", (2,), folder)
 
@@ -154,6 +170,7 @@ class RowSpool:
             if other.rows != first.rows:
                 raise ValueError(f"{other.rows} rows of one engine, {first.rows} of another")
             first.outputs |= other.outputs
+            first._activations |= other._activations
             other.frame_range.close()
             other.timestamps_ms.close()
         return first
@@ -186,10 +203,11 @@ class RowSpool:
     def average(self) -> None:
         """Make the rows one, their mean, of all frames from the first of any to the last.
 
-        For few rows: they are read into memory.
+        Of logits, the ones whose probabilities are the mean of the rows' probabilities. For few rows: they
+        are read into memory.
         """
         for name, column in self.outputs.items():
-            self.outputs[name] = column.replaced(column.array().mean(0, np.float64, keepdims=True))
+            self.outputs[name] = column.replaced(_mean(column.array(), self._activations[name]))
         for part in ("frame_range", "timestamps_ms"):
             column = getattr(self, part)
             spans = column.array()

@@ -70,6 +70,39 @@ def relative(got: Any, want: Any) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
+class Halves(nn.Module):
+    """Two convolutions, of which one is to stay float32; bf16 holds its whole numbers without loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(3, 64, 1), nn.Conv3d(64, 8, 1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.second(self.first(frames.float().permute(0, 4, 1, 2, 3)))
+        return x.flatten(1)[:, :8]
+
+
+def test_a_part_stays_float32_in_bf16(tmp_path: Path) -> None:
+    """The mark is in the file, and OpenVINO heeds it."""
+    import openvino as ov
+
+    spec = replace(own_spec("bf16"), outputs=(Output("features", (8,)),))
+    torch.manual_seed(0)
+    module = Halves()
+    errors = {}
+    for kept in ((), ("first",), ("first", "second")):
+        path = tmp_path / f"{len(kept)}.onnx"
+        errors[len(kept)] = export_module(module, spec, path, float32=kept).proof.error  # type: ignore[union-attr]
+        marked = {node.name for node in onnx.load(path).graph.node if node.name.startswith("float32/")}
+        assert bool(marked) == bool(kept)
+    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert errors[2] < PARITY["fp32"] < min(errors[0], errors[1])
+    # fp32 has nothing to keep, and a name that is nobody's is a mistake in a row.
+    export_module(module, replace(spec, precision="fp32"), tmp_path / "a.onnx", float32=("first",))
+    with pytest.raises(AssertionError, match="no nodes of"):
+        export_module(module, spec, tmp_path / "b.onnx", float32=("third",))
+
+
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_any_module_runs_as_an_engine(tmp_path: Path, precision: Any, backend: Any) -> None:

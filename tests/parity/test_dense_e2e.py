@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from exports import Exports, heavy, rows_apart
-from parity_kit import e2e, video
+from parity_kit import e2e, kit, video
 from run_kit import vfx_run
-from tolerances import DENSE_END_TO_END
+from tolerances import DENSE_END_TO_END, seed_parity
 from vfx_engines import open_engine, read_spec
 from vfx_engines.spec import Resize
 from vfx_runtime.opening import open_video
 from vfx_runtime.resize import plan
+
+Colour = tuple[float, float, float]
 
 VIDEO = "v_GGSY1Qvo990_40f20.mp4"
 JOBS = {"slowfast_windows": 1, "slowfast_windows_half_rate": 2}
@@ -78,27 +81,93 @@ def test_squash_brings_whole_frames_to_the_size_of_the_input() -> None:
     assert changed.input(32) == row.input(32)
 
 
-def test_frames_that_are_blank_throughout_are_zeros_and_no_others() -> None:
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))],
+)
+def test_frames_that_are_blank_throughout_are_zeros_and_no_others(mean: Colour, std: Colour) -> None:
     torch = pytest.importorskip("torch")
-    from vfx_export.backbones.pixels import normalised, normalised_with_zeros
+    from vfx_export.backbones.pixels import Pixels, normalised, zero_blanks
 
+    blank = [round(255 * value) for value in mean]
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 6, 5, 7, 3), np.uint8))
-    frames[:, 1:4] = 115
-    frames[0, 2, 4, 6, 2] = 114
-    frames[1, 3, 0, 0, 0] = 116
-    frames[0, 4] = 114
-    made = normalised_with_zeros(frames, 0.45, 0.225, 115)
+    frames[:, 1:4] = torch.tensor(blank, dtype=torch.uint8)
+    frames[0, 2, 4, 6, 2] -= 1
+    frames[1, 3, 0, 0, 0] += 1
+    frames[0, 4] = frames[0, 1] - 1
+    pixels = Pixels(mean, std)
+    usual = normalised(frames, mean, std)
+    torch.testing.assert_close(pixels(frames), usual, rtol=0, atol=0)
+    zero_blanks(pixels)
+    made = pixels(frames)
     zeros = torch.zeros(2, 6, dtype=torch.bool)
     zeros[0, [1, 3]] = zeros[1, [1, 2]] = True
     assert (made[zeros] == 0).all()
-    usual = normalised(frames, (0.45,) * 3, (0.225,) * 3)
     torch.testing.assert_close(made[~zeros], usual[~zeros], rtol=1e-6, atol=1e-6)
 
 
-def test_networks_without_exact_zeros_say_so() -> None:
+def test_all_of_the_zoo_has_exact_zeros_and_other_networks_say_so() -> None:
     torch = pytest.importorskip("torch")
     from vfx_engines.errors import UsageError
-    from vfx_export.catalogue import find
+    from vfx_export.backbones.pixels import Pixels
+    from vfx_export.catalogue import CATALOGUE, find
 
-    with pytest.raises(UsageError, match="--exact-zeros: x3d_xs has none, PySlowFast's ResNets"):
-        find("x3d_xs").with_exact_zeros(torch.nn.Identity())
+    for row in CATALOGUE:
+        if not row.pools:
+            with pytest.raises(
+                UsageError, match=f"--exact-zeros: {row.name} has none, PySlowFast's networks"
+            ):
+                row.with_exact_zeros(torch.nn.Identity())
+            continue
+        with torch.device("meta"):
+            module = row.network(False)
+        (pixels,) = (part for part in module.modules() if isinstance(part, Pixels))
+        assert tuple(round(255 * value) for value in pixels.mean) == row.blank
+        row.with_exact_zeros(module)
+        assert pixels.exact_zeros
+    assert find("x3d_xs").blank == (115, 115, 115)
+
+
+@pytest.mark.parametrize("name", ["x3d_xs", heavy("mvitv2_s_16x4"), heavy("rev_mvit_b_16x4")])
+@pytest.mark.parametrize("precision", ["fp32", heavy("fp16"), heavy("bf16")])
+def test_blank_frames_are_zeros_to_other_networks_of_the_zoo(
+    tmp_path: Path, name: str, precision: str
+) -> None:
+    """Against the module, which is given the normalised pixels with zeros in place of the blank frames."""
+    import torch
+
+    from vfx_export.backbones.pixels import normalised
+    from vfx_export.catalogue import find
+    from vfx_export.proof import example_inputs
+
+    kits = {"x3d_xs": "X3D_XS", "mvitv2_s_16x4": "MVITv2_S_16x4", "rev_mvit_b_16x4": "REV_MVIT_B_16x4_CONV"}
+    exports = Exports(tmp_path, kits)
+    path = tmp_path / "engine.onnx"
+    spec = exports.export(path, name, precision, seed=0, head=False, exact_zeros=True)
+    assert spec.input.exact_zeros
+    assert only_a_cast_takes_bytes(path)
+    windows = example_inputs(spec)
+    windows[0, :2] = windows[1, -1:] = 115
+    module = find(name).network(False).eval()
+    module.load_state_dict(exports.state(name))
+    pixels = normalised(torch.from_numpy(windows), (0.45,) * 3, (0.225,) * 3)
+    pixels[0, :2] = pixels[1, -1:] = 0
+    module.pixels = torch.nn.Identity()
+    with torch.no_grad():
+        (want,) = module(pixels)
+    with open_engine(path) as engine:
+        got = engine.run(windows)["features"]
+    assert rows_apart(got, want.numpy()) < seed_parity(
+        precision, kit(kits[name]).spec["input_seed_difference"]
+    )
+
+
+def only_a_cast_takes_bytes(path: Path) -> bool:
+    """TensorRT converts uint8 to float, and has no other layer for it."""
+    graph = onnx.load(path).graph
+    takers = {node.op_type for node in graph.node if graph.input[0].name in node.input}
+    return takers == {"Cast"}
+
+
+def test_slowfast_takes_bytes_through_a_cast_alone(engine: Path) -> None:
+    assert only_a_cast_takes_bytes(engine)

@@ -17,11 +17,12 @@ from run_kit import counting, failures, vfx_run
 from tiny import FRAMES, SIZE, other_engine, tiny_engine, tiny_features, tiny_spec
 from tiny_flow import tiny_flow_engine
 from vfx_engines.errors import SpecError, UsageError
-from vfx_engines.spec import Sampling
+from vfx_engines.spec import Output, Sampling
 from vfx_runtime import Views, extract, read_features
 from vfx_runtime import preprocess as preprocess_module
 from vfx_runtime import pyav_decoder as pyav_decoder_module
 from vfx_runtime.extracting import run_sampling
+from vfx_runtime.features import RowSpool
 from vfx_runtime.opening import count_frames, open_video
 from vfx_runtime.sampling import Window, Windows, truncated_linspace
 from vfx_runtime.views import ViewWindows, check_views, cropped
@@ -279,6 +280,31 @@ def test_rows_are_those_of_windows_made_alone(
     assert mean.frame_range.tolist() == [[0, 50]]
     assert mean.timestamps_ms.tolist() == [[0.0, 2000.0]]
     assert mean.meta["views"] == {"count": 5, "crops": crops, "offset": False, "averaged": True}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_logits_of_views_are_those_of_their_mean_probabilities(dtype: Any) -> None:
+    """As PySlowFast adds up views; also where a view is sure (its other classes have no chance at all)."""
+    softmax = Output("logits", (3,), dtype, "logits", activation="softmax")
+    sigmoid = Output("several", (3,), dtype, "logits", activation="sigmoid")
+    rows = np.array([[1, 2, 4], [0, 5000, 1], [3, -2, -3]], dtype)
+    with RowSpool([softmax, sigmoid, Output("features", (3,), dtype)]) as spool:
+        arrays = {"logits": rows, "several": rows, "features": rows}
+        spool.append(arrays, np.array([[0, 4], [2, 6], [4, 9]]), np.zeros((3, 2)))
+        spool.average()
+        found = spool.features(25, {})
+    assert found.frame_range.tolist() == [[0, 9]]
+    wide = rows.astype(np.float64)
+    np.testing.assert_allclose(found.arrays["features"], wide.mean(0, keepdims=True), rtol=1e-3)
+
+    def chances(logits: NDArray[Any]) -> NDArray[np.float64]:
+        raised = np.exp(logits - logits.max(1, keepdims=True))
+        return np.asarray(raised / raised.sum(1, keepdims=True))
+
+    got = chances(found.arrays["logits"].astype(np.float64))
+    np.testing.assert_allclose(got, chances(wide).mean(0, keepdims=True), rtol=2e-3)
+    got = 1 / (1 + np.exp(-found.arrays["several"].astype(np.float64)))
+    np.testing.assert_allclose(got, (1 / (1 + np.exp(-wide))).mean(0, keepdims=True), rtol=2e-3)
 
 
 def test_short_videos_repeat_their_last_frame(tmp_path: Path) -> None:

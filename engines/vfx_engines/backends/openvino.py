@@ -12,10 +12,24 @@ import openvino as ov
 from vfx_engines.devices import available_cores
 from vfx_engines.engine import Array
 from vfx_engines.errors import EngineError, reason, shown
+from vfx_engines.onnx_file import FLOAT32_NODE
 from vfx_engines.spec import EngineSpec, Precision
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
 """FP16 is the storage of its tensors: on a CPU they are computed in float32."""
+
+_KEPT = "DisablePrecisionConversion"
+# Python cannot make the attribute that keeps a node's precision. It can read it from a model, and pass it on.
+_KEEPING = f"""<?xml version="1.0"?><net name="keeping" version="11"><layers>
+<layer id="0" name="x" type="Parameter" version="opset1"><data shape="1" element_type="f32"/>
+<output><port id="0" precision="FP32"><dim>1</dim></port></output></layer>
+<layer id="1" name="y" type="ReLU" version="opset1">
+<rt_info><attribute name="{_KEPT}" version="0" value="dynamic:dynamic"/></rt_info>
+<input><port id="0"><dim>1</dim></port></input>
+<output><port id="1" precision="FP32"><dim>1</dim></port></output></layer>
+<layer id="2" name="z" type="Result" version="opset1"><input><port id="0"><dim>1</dim></port></input></layer>
+</layers><edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/>
+<edge from-layer="1" from-port="1" to-layer="2" to-port="0"/></edges></net>"""
 
 
 class OpenVinoBackend:
@@ -45,6 +59,8 @@ class OpenVinoBackend:
             lowered = precision == "bf16" and "BF16" not in core.get_property(
                 "CPU", "OPTIMIZATION_CAPABILITIES"
             )
+            if precision == "bf16" and not lowered:
+                _keep_float32(core, model)
             self._model = core.compile_model(
                 model,
                 "CPU",
@@ -81,6 +97,18 @@ class OpenVinoBackend:
         self._requests.clear()
         self.buffers = []
         del self._model
+
+
+def _keep_float32(core: ov.Core, model: ov.Model) -> None:
+    """Let the nodes that are named for it compute in float32."""
+    kept = [node for node in model.get_ops() if node.get_friendly_name().startswith(FLOAT32_NODE)]
+    if not kept:
+        return
+    nodes = core.read_model(_KEEPING.encode(), b"").get_ops()
+    (keeping,) = (node for node in nodes if node.get_friendly_name() == "y")
+    key = f"{_KEPT}_0"
+    for node in kept:
+        node.set_rt_info(keeping.get_rt_info()[key], key)
 
 
 def settings(precision: Precision, streams: int, threads: int) -> dict[str, Any]:

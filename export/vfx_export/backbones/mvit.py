@@ -16,7 +16,7 @@ from vfx_export.backbones.clip_vit import LayerNorm
 from vfx_export.backbones.mvit_attention import EPS, PooledAttention
 from vfx_export.backbones.mvit_patches import Patches
 from vfx_export.backbones.mvit_plan import Block, Triple
-from vfx_export.backbones.pixels import Colour, normalised
+from vfx_export.backbones.pixels import Colour, Pixels
 
 
 class Perceptron(nn.Module):
@@ -125,7 +125,8 @@ class MViT(nn.Module):
         head: bool = False,
     ) -> None:
         super().__init__()
-        self.with_logits, self.mean, self.std = head, mean, std
+        self.with_logits = head
+        self.pixels = Pixels(mean, std)
         self.pool: Pool = "head"
         time, height, width = blocks[0].grid
         channels = blocks[0].width
@@ -159,7 +160,7 @@ class MViT(nn.Module):
             class token first and then the grid by time, height and width. Then float32 ``[batch, classes]``
             before softmax.
         """
-        grid = self.patch_embed(normalised(frames, self.mean, self.std))
+        grid = self.patch_embed(self.pixels(frames))
         first: Tensor = self.cls_token
         if self.absolute:
             places = self.places

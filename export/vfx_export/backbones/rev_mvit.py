@@ -17,7 +17,7 @@ from vfx_export.backbones.mvit import Head, Perceptron, positions
 from vfx_export.backbones.mvit_attention import EPS, PooledAttention
 from vfx_export.backbones.mvit_patches import Patches
 from vfx_export.backbones.mvit_plan import Block
-from vfx_export.backbones.pixels import Colour, normalised
+from vfx_export.backbones.pixels import Colour, Pixels
 
 
 class _Attention(nn.Module):
@@ -103,7 +103,8 @@ class RevMViT(nn.Module):
         self, blocks: tuple[Block, ...], mean: Colour, std: Colour, classes: int = 400, head: bool = False
     ) -> None:
         super().__init__()
-        self.with_logits, self.mean, self.std = head, mean, std
+        self.with_logits = head
+        self.pixels = Pixels(mean, std)
         self.pool: Pool = "head"
         time, height, width = blocks[0].grid
         leaves = 2 * blocks[-1].leaves
@@ -130,7 +131,7 @@ class RevMViT(nn.Module):
             float32 ``[batch, channels]``, the mean of all tokens, or unpooled ``[batch, tokens, channels]``,
             by time, height and width; then float32 ``[batch, classes]`` before softmax.
         """
-        x = self.patch_embed(normalised(frames, self.mean, self.std))
+        x = self.patch_embed(self.pixels(frames))
         places = self.places
         if places is None:
             places = positions(self.pos_embed_spatial, self.pos_embed_temporal)

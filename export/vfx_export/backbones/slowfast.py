@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfx_engines.spec import Pool
-from vfx_export.backbones.video_resnet import Head, Pathway, Stage, Stem
+from vfx_export.backbones.pixels import Pixels
+from vfx_export.backbones.video_resnet import MEAN, STD, Head, Pathway, Stage, Stem
 from vfx_export.backbones.window_pool import window_mean
 
 
@@ -81,6 +82,7 @@ class SlowFast(nn.Module):
         super().__init__()
         self.alpha, self.window, self.with_logits = alpha, window, head
         self.pool: Pool = "head"
+        self.pixels = Pixels(MEAN, STD)
         paths = (slow, fast)
         self.s1 = nn.ModuleDict({f"pathway{p}_stem": Stem(path) for p, path in enumerate(paths)})
         self.s1_fuse = _Fusion(fast.width, span, alpha)
@@ -106,9 +108,10 @@ class SlowFast(nn.Module):
             alpha, height / 32, width / 32]`` and ``[batch, 256, time, height / 32, width / 32]``; then
             float32 ``[batch, classes]`` before softmax or sigmoid.
         """
-        # Chosen among the bytes, before they become four times as large.
-        picked = frames.index_select(1, torch.tensor(slow_frames(frames.shape[1], self.alpha)))
-        xs = [self.s1["pathway0_stem"](picked), self.s1["pathway1_stem"](frames)]
+        # Not among the bytes: TensorRT takes those for nothing but a cast.
+        pixels = self.pixels(frames)
+        picked = pixels.index_select(1, torch.tensor(slow_frames(frames.shape[1], self.alpha)))
+        xs = [self.s1["pathway0_stem"](picked), self.s1["pathway1_stem"](pixels)]
         xs = self.s2(self.s1_fuse(xs))
         xs = self.s3(self.s2_fuse(xs))
         xs = self.s4(self.s3_fuse(xs))

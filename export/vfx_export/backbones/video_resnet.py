@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vfx_engines.spec import Pool
 from vfx_export.backbones.non_local import NonLocal, NonLocalBlock
 from vfx_export.backbones.packing import for_stem
-from vfx_export.backbones.pixels import normalised, normalised_with_zeros
+from vfx_export.backbones.pixels import Pixels
 from vfx_export.backbones.window_pool import window_mean
 
 MEAN = (0.45, 0.45, 0.45)
@@ -62,29 +62,16 @@ class Stem(nn.Module):
 
     def __init__(self, path: Pathway) -> None:
         super().__init__()
-        self.exact_zeros = False
-        """Whether blank frames are zeros, and not a quarter of a level above: see `normalised_with_zeros`."""
         t = path.stem
         self.conv = nn.Conv3d(3, path.width, (t, 7, 7), (1, 2, 2), (t // 2, 3, 3), bias=False)
         self.bn: nn.Module = nn.BatchNorm3d(path.width)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """uint8 ``[batch, time, height, width, 3]`` to ``[batch, width, time, height / 4, width / 4]``."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels, channels last, to ``[batch, channels, time, height / 4, width / 4]``."""
         # Before the permutation: engines that compute with channels last then drop it.
-        if self.exact_zeros:
-            x = normalised_with_zeros(frames, MEAN[0], STD[0], BLANK)
-        else:
-            x = normalised(frames, MEAN, STD)
         x = for_stem(self.conv, x)
         x = x.to(next(self.conv.parameters()).dtype).permute(0, 4, 1, 2, 3)
         return F.max_pool3d(F.relu(self.bn(self.conv(x))), (1, 3, 3), (1, 2, 2), (0, 1, 1))
-
-
-def zero_blanks(module: nn.Module) -> None:
-    """Let every stem of a network take blank frames for zeros."""
-    for part in module.modules():
-        if isinstance(part, Stem):
-            part.exact_zeros = True
 
 
 class _Branch(nn.Module):
@@ -206,6 +193,7 @@ class VideoResNet(nn.Module):
         self.path, self.window, self.with_logits = path, window, head
         self.pool: Pool = "head"
         self.s1 = nn.ModuleDict({"pathway0_stem": Stem(path)})
+        self.pixels = Pixels(MEAN, STD)
         w = path.width
         self.s2, self.s3, self.s4, self.s5 = (
             Stage(i, [path], [c]) for i, c in enumerate((w, 4 * w, 8 * w, 16 * w))
@@ -222,7 +210,7 @@ class VideoResNet(nn.Module):
             float32 ``[batch, 2048]``, or unpooled ``[batch, 2048, time, height / 32, width / 32]``; then
             float32 ``[batch, classes]`` before softmax.
         """
-        (x,) = self.s2([self.s1["pathway0_stem"](frames)])
+        (x,) = self.s2([self.s1["pathway0_stem"](self.pixels(frames))])
         if self.path.pool > 1:
             x = F.max_pool3d(x, (self.path.pool, 1, 1), (self.path.pool, 1, 1))
         (x,) = self.s5(self.s4(self.s3([x])))

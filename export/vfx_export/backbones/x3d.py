@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfx_engines.spec import Pool
-from vfx_export.backbones.pixels import normalised
+from vfx_export.backbones.pixels import Pixels
 
 MEAN = (0.45, 0.45, 0.45)
 STD = (0.225, 0.225, 0.225)
@@ -46,18 +46,24 @@ class _Stem(nn.Module):
         return F.relu(self.bn(self.conv(self.conv_xy(x))))
 
 
+class _Mean(nn.Module):
+    """Of all positions, in float32: a sum of up to 800,000 numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().mean((2, 3, 4), keepdim=True).to(x.dtype)
+
+
 class _SqueezeExcite(nn.Module):
     """Weighs channels by what the whole window holds (Hu et al., 2017)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
+        self.mean = _Mean()
         self.fc1 = nn.Conv3d(channels, squeezed, 1)
         self.fc2 = nn.Conv3d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The mean of all positions is a sum of up to 800,000 numbers.
-        mean = x.float().mean((2, 3, 4), keepdim=True).to(x.dtype)
-        weights: Tensor = self.fc2(F.relu(self.fc1(mean))).sigmoid()
+        weights: Tensor = self.fc2(F.relu(self.fc1(self.mean(x)))).sigmoid()
         return x * weights
 
 
@@ -159,6 +165,7 @@ class X3D(nn.Module):
         super().__init__()
         self.with_logits = head
         self.pool: Pool = "head"
+        self.pixels = Pixels(MEAN, STD)
         self.s1 = nn.ModuleDict({"pathway0_stem": _Stem()})
         channels = STEM
         stages = []
@@ -184,7 +191,7 @@ class X3D(nn.Module):
             height / 32, width / 32]``; then float32 ``[batch, classes]`` before softmax.
         """
         # Before the permutation: engines that compute with channels last then drop it.
-        x = normalised(frames, MEAN, STD).to(self.head.projection.weight.dtype).permute(0, 4, 1, 2, 3)
+        x = self.pixels(frames).to(self.head.projection.weight.dtype).permute(0, 4, 1, 2, 3)
         x = self.s1["pathway0_stem"](x)
         x = self.s5(self.s4(self.s3(self.s2(x))))
         features: Tensor = self.head(x, self.pool)

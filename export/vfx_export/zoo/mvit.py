@@ -10,7 +10,7 @@ from torch import nn
 from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
 from vfx_export.backbones.mvit import MViT
 from vfx_export.backbones.mvit_plan import Block, Triple, from_shapes, published
-from vfx_export.backbones.pixels import Colour
+from vfx_export.backbones.pixels import Colour, zero_blanks
 from vfx_export.backbones.rev_mvit import RevMViT
 from vfx_export.fitting import Shapes, unchanged
 from vfx_export.labels import kinetics400
@@ -91,6 +91,7 @@ def _row(
         fixed_frames=True,
         # 16 to 48 blocks of attention on 8 bits of mantissa.
         tolerances={"bf16": bf16},
+        zero_blanks=zero_blanks,
     )
 
 

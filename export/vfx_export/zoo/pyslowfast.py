@@ -12,8 +12,9 @@ from torch import nn
 from vfx_engines.spec import Activation, Crop, Output, Precision, Resize, Sampling, Transform
 from vfx_export.backbones.non_local import NonLocal
 from vfx_export.backbones.packing import pack_stem
+from vfx_export.backbones.pixels import zero_blanks
 from vfx_export.backbones.slowfast import SlowFast
-from vfx_export.backbones.video_resnet import BLANK, MEAN, STD, Pathway, VideoResNet, zero_blanks
+from vfx_export.backbones.video_resnet import BLANK, MEAN, STD, Pathway, VideoResNet
 from vfx_export.labels import kinetics400
 from vfx_export.model import Download, Model
 from vfx_export.pyslowfast_config import Config, trained_with

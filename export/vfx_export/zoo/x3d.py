@@ -7,6 +7,7 @@ from functools import partial
 from torch import nn
 
 from vfx_engines.spec import Crop, Output, Resize, Sampling, Transform
+from vfx_export.backbones.pixels import zero_blanks
 from vfx_export.backbones.x3d import FEATURE, MEAN, STD, X3D
 from vfx_export.fitting import unchanged
 from vfx_export.labels import kinetics400
@@ -48,18 +49,22 @@ def _row(
         labels=kinetics400,
         pools=True,
         config=trained_with(frames, stride, MEAN, STD),
-        # Swish and squeeze and excitation in 26 and more blocks, on 8 bits of mantissa.
+        # Swish in 26 and more blocks, on 8 bits of mantissa.
         tolerances={"bf16": bf16},
+        zero_blanks=zero_blanks,
+        float32=("se.mean", "se.fc1", "se.fc2"),
     )
 
 
 # Measured in bf16 with the kit's weights, the worst of the proof and the golden windows: XS 1.3e-2, S 6e-3,
-# L 5e-3; about twice that is allowed, for the unpooled map of XS too (2.4e-2). M is at 2.1e-2 of its golden
-# windows (clips are 0.85 apart) and at 9e-3 of one input of the proof, but at 0.20 of the other, for a reason
-# not found; with random weights both are at 4e-3. Whether the graph is right the proof in fp32 says.
+# M 8e-3, L 5e-3; about twice that is allowed, for the unpooled map of XS too (2.4e-2). With the gates of
+# squeeze and excitation in bf16 M was at 0.20 of one input of the proof, and at 2.1e-2 of its golden
+# windows: with these weights the last gates are sigmoids of numbers in the hundreds, sums of terms three
+# times as large, and 8 bits move one near zero by up to 1.5. In float32 they cost nothing that can be
+# measured (0.19 CPU-seconds a window).
 ROWS = (
     _row("xs", _SMALL, 4, 12, 160, 182, 3e-2),
     _row("s", _SMALL, 13, 6, 160, 182, 1.3e-2),
-    _row("m", _SMALL, 16, 5, 224, 256, 4e-1),
+    _row("m", _SMALL, 16, 5, 224, 256, 2e-2),
     _row("l", _LARGE, 16, 5, 312, 356, 1e-2),
 )
