@@ -146,7 +146,7 @@ def run_on_ray(
     # Whoever closes last removes the file of the claims, and the actors were ended without a word.
     with Claims(task.output) as claims:
         if task.format == "webdataset":
-            pack(task.output, claims)
+            listener.packed(pack(task.output, claims))
 
 
 def _given_up(job: Job) -> VideoError:
