@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -497,16 +498,27 @@ def _print_catalogue(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    table = Table(box=None)
-    for name in rows[0]:
-        if name != "dead":
-            table.add_column(name, overflow="fold")
+    # As wide as the oldest terminal; what does not fit into columns stands below.
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "output", "length", "window", "step", "input"):
+        table.add_column(name, no_wrap=True)
+    by_licence: dict[str, list[str]] = {}
     for row in rows:
-        dead = row.pop("dead")
-        if dead:
-            row["checkpoint"] = f"{row['checkpoint']} (dead: {dead})"
-        table.add_row(*(str(value) for value in row.values()))
-    Console(highlight=False).print(table)
+        size, length = (re.sub("(h)eight|(w)idth", r"\1\2", str(row[key])) for key in ("input", "length"))
+        window = f"{row['frames']}x{row['stride']}"
+        table.add_row(str(row["model"]), str(row["output"]), length, window, str(row["step"]), size)
+        by_licence.setdefault(str(row["licence"]), []).append(str(row["model"]))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "\nA window is frames x stride, a step counts from one window to the next; of sound in samples."
+    )
+    console.print("Sources and addresses of the weights: --list --json. Their licences:")
+    for licence, names in by_licence.items():
+        console.print(f"  {licence}: {', '.join(names)}", markup=False)
+    for row in rows:
+        if row["dead"]:
+            console.print(f"No longer at its address, {row['dead']}: {row['model']}", markup=False)
 
 
 def _length(feature: Output) -> int | str:
