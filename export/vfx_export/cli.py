@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -264,6 +265,8 @@ def _run(
     if text and repository is not None:
         raise UsageError("--text and --triton: texts are encoded beside the runtime, not on a server")
     missing = "" if text else missing_for_plan(format_, output)
+    if missing == "":
+        _refuse_plan_options(served=repository is not None)
     target = Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
     if target.settings and exact_zeros:
         raise UsageError(
@@ -298,6 +301,18 @@ def _run(
         inflate,
         pca,
     )
+
+
+def _refuse_plan_options(*, served: bool) -> None:
+    """An .onnx file was asked for: what says something of a plan would be ignored."""
+    context = click.get_current_context()
+    names = {"level", "workspace", "version_compatible", "hardware", "device"} | (
+        set() if served else {"batches"}
+    )
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name in names:
+            raise UsageError(f"{option.opts[0]} is of plans, and this writes ONNX: leave it out")
 
 
 def _for_triton(
