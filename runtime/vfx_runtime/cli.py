@@ -23,7 +23,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from vfx_engines.devices import device_list
 from vfx_engines.errors import EngineError, UsageError, VfxError, shown
@@ -607,13 +606,15 @@ def _write_failures(path: Path, failures: list[Extracted]) -> None:
 def _print_summary(
     counts: str, failures_file: str, failures: list[Extracted], stats: Stats, seconds: float
 ) -> None:
-    table = Table(box=None, show_header=False)
-    table.add_row("videos", counts)
-    table.add_row("windows", f"{stats.windows}, {stats.windows / seconds:.2f} per second")
     on_gpu = f", {stats.frames_on_gpu} of them decoded on the GPU" if stats.frames_on_gpu else ""
-    table.add_row("frames", f"{stats.frames}, {stats.frames / seconds:.0f} per second{on_gpu}")
-    table.add_row("time", f"{seconds:.1f} s")
-    _console.print(table)
+    # Not a table of rich's, which folds lines where stderr is a file.
+    for name, said in (
+        ("videos", counts),
+        ("windows", f"{stats.windows}, {stats.windows / seconds:.2f} per second"),
+        ("frames", f"{stats.frames}, {stats.frames / seconds:.0f} per second{on_gpu}"),
+        ("time", f"{seconds:.1f} s"),
+    ):
+        _console.print(f" {name:<7}  {said}", markup=False)
     if failures:
         _console.print(f"{len(failures)} failed, see {failures_file} in the output folder:")
         for item in failures[:20]:

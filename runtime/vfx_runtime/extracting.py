@@ -95,10 +95,11 @@ def run_sampling(
         raise UsageError(f"fps {fps!r}: expected a rate, or 'source'")
     if fps is not None and fps != "source" and not 0 < fps < FPS_LIMIT:
         raise UsageError(f"fps {fps:g}: expected a rate between 0 and {FPS_LIMIT}")
-    if isinstance(fps, float | int):
-        rate(fps)
     if target_fps is not None and not 0 < target_fps < FPS_LIMIT:
         raise UsageError(f"target fps {target_fps:g}: expected a rate between 0 and {FPS_LIMIT}")
+    for asked in (fps, target_fps):
+        if isinstance(asked, float | int):
+            rate(asked)
     if views is not None:
         given = {"step": step, "anchor": anchor, "tail": tail, "fps": fps, "seed": seed}
         for name in (name for name, value in given.items() if value is not None):

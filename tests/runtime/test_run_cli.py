@@ -232,6 +232,8 @@ WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "no device": (("--device", ""), "device '': expected cpu"),
     "rate of images": (("--images-fps", 30), "--images-fps 30 goes with --images"),
     "rate too low": (("--fps", "1e-300"), "frame rate is 1e-300"),
+    "target rate too low": (("--target-fps", "1e-300"), "frame rate is 1e-300"),
+    "rate of images too low": (("--images", "*.png", "--images-fps", "1e-300"), "frame rate is 1e-300"),
     "root": (("--root", "/nowhere"), "--root"),
 }
 
