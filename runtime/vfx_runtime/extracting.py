@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, get_args, overload
 
 from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError, VfxError
@@ -87,10 +87,12 @@ def run_sampling(
     Raises:
         UsageError: a value out of range, or values that do not go together.
     """
-    if step is not None and step < 1:
-        raise UsageError(f"step {step}: expected 1 or more frames")
-    if stride is not None and stride < 1:
-        raise UsageError(f"stride {stride}: expected 1 or more frames")
+    for name, count in (("step", step), ("stride", stride)):
+        if count is not None and not (isinstance(count, int) and count > 0):
+            raise UsageError(f"{name} {count!r}: expected 1 or more frames, as an int")
+    for name, choice, known in (("tail", tail, get_args(Tail)), ("anchor", anchor, get_args(Anchor))):
+        if choice is not None and choice not in known:
+            raise UsageError(f"{name} {choice!r}: expected {', '.join(known)}")
     if isinstance(fps, str) and fps != "source":
         raise UsageError(f"fps {fps!r}: expected a rate, or 'source'")
     if fps is not None and fps != "source" and not 0 < fps < FPS_LIMIT:
@@ -303,7 +305,7 @@ def extract(
         images: what names of frame images look like, see `vfx_runtime.image_names.Images`: folders of them
             are then videos, and folders are searched for those.
         images_fps: frames per second of such a folder.
-        format: of the files in ``output``, see `vfx_runtime.writers.FORMATS`.
+        format: of the files in ``output``, see `vfx_runtime.writers.FORMATS`; of one path npz.
         float16: give and save features in half precision: half the space, 11 bits of mantissa.
         device: where to run, see `vfx_engines.open_engine`.
         precision: to compute in, if not the file's own.
@@ -323,6 +325,11 @@ def extract(
     engines = [engine] if isinstance(engine, str | os.PathLike | Engine) else list(engine)
     if not engines:
         raise UsageError("no engine: give a file made by vfx-export, or an open engine")
+    if one and output is not None and format != "npz":
+        raise UsageError(
+            f"format {format!r}: one video's features come back from npz alone: give a sequence of videos, "
+            f"such as [{videos!r}]"
+        )
     read_as = None if images is None else Images(images, images_fps)
     if one and output is None:
         path = Path(given[0])
