@@ -135,7 +135,12 @@ if TYPE_CHECKING:
     "most. Once for each optimisation profile.  [default: 1,8,8]",
 )
 @click.option(
-    "--level", type=int, default=3, show_default=True, help="Plan: TensorRT's builder level, 0 to 5."
+    "--level",
+    type=int,
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Plan: TensorRT's builder level, 0 to 5.",
 )
 @click.option("--workspace", type=float, metavar="GIB", help="Plan: scratch memory that a layer may use.")
 @click.option(
@@ -150,7 +155,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Plan: which GPUs run it, beside those of this model.",
 )
-@click.option("--device", default="cuda:0", show_default=True, help="Plan: the GPU to build or inspect on.")
+@click.option(
+    "--device",
+    default="cuda:0",
+    show_default=True,
+    metavar="cuda:N",
+    help="Plan: the GPU to build or inspect on.",
+)
 @click.option(
     "--inspect",
     type=click.Path(path_type=Path),
