@@ -42,6 +42,7 @@ OTHERS_OPTIONS = {
         "--time",
         "--requeue",
         "--signal",
+        "--wrap",
     ),
 }
 """Named in the documents, of other people's commands."""

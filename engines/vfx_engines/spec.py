@@ -140,9 +140,10 @@ class Sampling:
                 raise SpecError(f"sampling: {name} must be at least 1, found {getattr(self, name)}")
         if self.lead < 0:
             raise SpecError(f"sampling: lead must not be negative, found {self.lead}")
-        if self.fps is not None and not 0 < self.fps < 1_000_000:
+        # Rates are fractions of 31-bit integers, as FFmpeg has them: lower ones are none.
+        if self.fps is not None and not 2**-31 < self.fps < 1_000_000:
             raise SpecError(f"sampling: fps must lie between 0 and 1000000, found {self.fps}")
-        if self.target_fps is not None and not 0 < self.target_fps < 10_000:
+        if self.target_fps is not None and not 2**-31 < self.target_fps < 10_000:
             raise SpecError(f"sampling: target_fps must lie between 0 and 10000, found {self.target_fps}")
         if self.edges == "loop" and self.anchor != "start":
             raise SpecError(f"sampling: edges 'loop' go with anchor 'start', found {self.anchor!r}")

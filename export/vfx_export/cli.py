@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -133,7 +135,12 @@ if TYPE_CHECKING:
     "most. Once for each optimisation profile.  [default: 1,8,8]",
 )
 @click.option(
-    "--level", type=int, default=3, show_default=True, help="Plan: TensorRT's builder level, 0 to 5."
+    "--level",
+    type=int,
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Plan: TensorRT's builder level, 0 to 5.",
 )
 @click.option("--workspace", type=float, metavar="GIB", help="Plan: scratch memory that a layer may use.")
 @click.option(
@@ -148,7 +155,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Plan: which GPUs run it, beside those of this model.",
 )
-@click.option("--device", default="cuda:0", show_default=True, help="Plan: the GPU to build or inspect on.")
+@click.option(
+    "--device",
+    default="cuda:0",
+    show_default=True,
+    metavar="cuda:N",
+    help="Plan: the GPU to build or inspect on.",
+)
 @click.option(
     "--inspect",
     type=click.Path(path_type=Path),
@@ -258,6 +271,8 @@ def _run(
     if text and repository is not None:
         raise UsageError("--text and --triton: texts are encoded beside the runtime, not on a server")
     missing = "" if text else missing_for_plan(format_, output)
+    if missing == "":
+        _refuse_plan_options(served=repository is not None)
     target = Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
     if target.settings and precision == "bf16":
         raise UsageError("--precision bf16 is for CPUs: a plan takes fp16 or fp32")
@@ -288,6 +303,18 @@ def _run(
         inflate,
         pca,
     )
+
+
+def _refuse_plan_options(*, served: bool) -> None:
+    """An .onnx file was asked for: what says something of a plan would be ignored."""
+    context = click.get_current_context()
+    names = {"level", "workspace", "version_compatible", "hardware", "device"} | (
+        set() if served else {"batches"}
+    )
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name in names:
+            raise UsageError(f"{option.opts[0]} is of plans, and this writes ONNX: leave it out")
 
 
 def _for_triton(
@@ -488,16 +515,27 @@ def _print_catalogue(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    table = Table(box=None)
-    for name in rows[0]:
-        if name != "dead":
-            table.add_column(name, overflow="fold")
+    # As wide as the oldest terminal; what does not fit into columns stands below.
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "output", "length", "window", "step", "input"):
+        table.add_column(name, no_wrap=True)
+    by_licence: dict[str, list[str]] = {}
     for row in rows:
-        dead = row.pop("dead")
-        if dead:
-            row["checkpoint"] = f"{row['checkpoint']} (dead: {dead})"
-        table.add_row(*(str(value) for value in row.values()))
-    Console(highlight=False).print(table)
+        size, length = (re.sub("(h)eight|(w)idth", r"\1\2", str(row[key])) for key in ("input", "length"))
+        window = f"{row['frames']}x{row['stride']}"
+        table.add_row(str(row["model"]), str(row["output"]), length, window, str(row["step"]), size)
+        by_licence.setdefault(str(row["licence"]), []).append(str(row["model"]))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "\nA window is frames x stride, a step counts from one window to the next; of sound in samples."
+    )
+    console.print("Sources and addresses of the weights: --list --json. Their licences:")
+    for licence, names in by_licence.items():
+        console.print(f"  {licence}: {', '.join(names)}", markup=False)
+    for row in rows:
+        if row["dead"]:
+            console.print(f"No longer at its address, {row['dead']}: {row['model']}", markup=False)
 
 
 def _length(feature: Output) -> int | str:

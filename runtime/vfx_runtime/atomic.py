@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vfx_engines.errors import OutputError, shown
+from vfx_engines.errors import OutputError, UsageError, shown
 
 _ELSEWHERE = "choose another --output folder"
 _REASONS = {
@@ -65,6 +65,22 @@ def check_folder(output: Path) -> None:
     """
     if not output.is_dir():
         raise OutputError(f"the output folder {shown(output)} is gone: bring it back and run again")
+
+
+def check_page(option: str, path: Path) -> None:
+    """Find out before any work whether a page can be written, so that no video or list is taken for one.
+
+    Args:
+        option: that named it.
+        path: of the page.
+
+    Raises:
+        UsageError: it has another suffix than a page, is a folder, or lies in one that does not exist.
+    """
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise UsageError(f"{option} {shown(path)}: expected a file to write whose name ends in .html")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{option} {shown(path)}: its folder does not exist: make it first")
 
 
 def is_file(path: Path) -> bool:

@@ -57,9 +57,9 @@ def check_audio(spec: EngineSpec, sampling: Sampling) -> None:
             f"sound that take float32 ['batch', {sampling.frames}]"
         )
     if sampling.fps != rate:
+        asked = "source" if sampling.fps is None else f"{sampling.fps:g}"
         raise UsageError(
-            f"--fps {sampling.fps:g}: {spec.model} takes sound at {rate:g} Hz, to which any file is brought: "
-            "leave --fps out"
+            f"fps {asked}: {spec.model} takes sound at {rate:g} Hz, to which any file is brought"
         )
 
 

@@ -73,9 +73,21 @@ from vfx_runtime.sizing import Sizes, grouped
     "--tail", type=click.Choice(get_args(Tail)), help="As vfx-run takes it.  [default: what the spec says]"
 )
 @click.option(
-    "--seconds", type=float, default=3.0, show_default=True, help="Time for each stage in each round."
+    "--seconds",
+    type=float,
+    default=3.0,
+    show_default=True,
+    metavar="S",
+    help="Time for each stage in each round.",
 )
-@click.option("--rounds", type=int, default=3, show_default=True, help="Of all stages; medians are shown.")
+@click.option(
+    "--rounds",
+    type=int,
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Of all stages; medians are shown.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all that was measured as JSON.")
 @click.option("--chart", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw it.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -23,15 +23,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from vfx_engines.devices import device_list
 from vfx_engines.ending import ends
 from vfx_engines.errors import EngineError, UsageError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import EngineSpec, Output, Precision
-from vfx_runtime.atomic import check_folder, new_files, output_error, prepare_output
-from vfx_runtime.extracting import Anchor, Extracted, Fps, Tail, check_total, run_sampling
+from vfx_runtime.atomic import check_folder, check_page, new_files, output_error, prepare_output
+from vfx_runtime.extracting import Anchor, Extracted, Fps, Tail, check_frames, run_sampling
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import find_videos
 from vfx_runtime.laying import check_alike
@@ -98,10 +97,8 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 @click.option(
     "--images-fps",
     type=float,
-    default=DEFAULT_FPS,
-    show_default=True,
     metavar="RATE",
-    help="Frames per second of such a folder.",
+    help=f"Frames per second of such a folder.  [default: {DEFAULT_FPS:g}]",
 )
 @click.option(
     "--fps",
@@ -274,7 +271,7 @@ def _run(
     format_: Format,
     float16: bool,
     images: str | None,
-    images_fps: float,
+    images_fps: float | None,
     fps: Fps | None,
     total: int | None,
     step: int | None,
@@ -309,8 +306,13 @@ def _run(
     sound = specs[0].input.modality == "audio"
     if sound and images is not None:
         raise UsageError(f"--images {shown(images)}: {specs[0].model} takes sound, which images have none of")
+    if images_fps is not None and images is None:
+        raise UsageError(f"--images-fps {images_fps:g} goes with --images")
     jobs = find_videos(
-        inputs, root, sound=sound, images=None if images is None else Images(images, images_fps)
+        inputs,
+        root,
+        sound=sound,
+        images=None if images is None else Images(images, DEFAULT_FPS if images_fps is None else images_fps),
     )
     check_names(format_, jobs)
     share = None if shard is None else Share.from_text(shard)
@@ -320,6 +322,7 @@ def _run(
         if not jobs:
             return 0
     views = _views(view_count, crops, keep_views, offset_sampling)
+    check_frames(specs, fps=fps, target_fps=target_fps, total=total, views=views)
     change = partial(
         run_sampling,
         fps=fps,
@@ -333,7 +336,6 @@ def _run(
     )
     samplings = tuple(change(spec.sampling) for spec in specs)
     check_alike(specs, samplings, views)
-    check_total(total, fps, views, specs)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
     outputs = [output for spec in specs for output in spec.outputs]
@@ -347,14 +349,14 @@ def _run(
         )
     if show_flow is not None and not any(item.per == "pair" for item in outputs):
         raise UsageError(f"--show-flow: {engines[0]} gives no optical flow: export raft_sintel, say")
-    if report is not None and not report.absolute().parent.is_dir():
-        raise UsageError(f"--report {shown(report)}: its folder does not exist: make it first")
+    if report is not None:
+        check_page("--report", report)
     classes = heads(outputs) if show_pred else []
     if pred_texts is not None:
         output_name, judge = zero_shot_of(engines, specs, pred_texts, text_engine, backend)
         classes.append(texts(output_name, judge))
         click.echo(f"texts: {len(judge.texts)}, {judge.spec.model}, {judge.name}", err=True)
-    devices: list[str | None] = [*device_list(device)] if device else [None]
+    devices: list[str | None] = [None] if device is None else [*device_list(device)]
     if address is not None:
         check_address(address)
         if device not in (None, "cpu", "cuda"):
@@ -372,11 +374,18 @@ def _run(
         rows = f"windows of {samplings[0].span} {'samples' if sound else 'frames'} every {samplings[0].step}"
         if views is not None:
             rows = f"{views.count} views of {samplings[0].frames} frames, {views.crops} crops of each"
-        click.echo(f"{len(jobs)} videos, {rows}, {specs[0].model}; nothing is run", err=True)
+        elif total is not None:
+            rows += f" of {total}"
+        elif samplings[0].fps is not None:
+            rows += f" at {samplings[0].fps:g} per second"
+        models = ", ".join(spec.model for spec in specs)
+        click.echo(f"{len(jobs)} video{'s' * (len(jobs) != 1)}, {rows}, {models}; nothing is run", err=True)
         for job in jobs:
             click.echo(f"{shown(job.where)} -> {shown(output / job.name)}")
         return 0
     prepare_output(output)
+    if show_flow is not None:
+        prepare_output(show_flow)
     task = Task(
         engines=engines,
         output=output,
@@ -455,7 +464,7 @@ def _extract(
             stack.callback(_write_report, report, recording)
             stack.enter_context(Recorder(recording, lambda: progress.stats))
             said = recording.said
-        results = run(Listener(partial(_say, said), progress.watch, progress.waiting))
+        results = run(Listener(partial(_say, said), progress.watch, progress.waiting, packed=_print_paths))
         # Closed here, whatever ends the loop: its end is what ends threads and other processes.
         with closing(results), _noted(failures_file, failures):
             for done in results:
@@ -470,13 +479,16 @@ def _extract(
                     progress.skipped += 1
                 else:
                     written += 1
-                    for file in done.files:
-                        click.echo(shown(file))
+                    _print_paths(done.files)
                 if done.features is not None:
                     for line in prediction_lines(done.name, done.features, classes):
                         _console.print(line, markup=False)
                 if done.features is not None and show_flow is not None:
                     _write_pictures(done, outputs, show_flow)
+    if (classes or show_flow is not None) and skipped + others:
+        click.echo(
+            "videos that were done before are not shown again: take another --output for that", err=True
+        )
     _write_failures(failures_file, failures)
     seconds = time.perf_counter() - started
     counts = f"{written} done, {skipped} were done before, {len(failures)} failed"
@@ -503,6 +515,11 @@ def _noted(file: Path, failures: list[Extracted]) -> Iterator[None]:
         if failures:
             _write_failures(file, failures)
         raise
+
+
+def _print_paths(files: Iterable[Path]) -> None:
+    for file in files:
+        click.echo(shown(file))
 
 
 def _say(said: list[str], line: str) -> None:
@@ -582,13 +599,15 @@ def _write_failures(path: Path, failures: list[Extracted]) -> None:
 def _print_summary(
     counts: str, failures_file: str, failures: list[Extracted], stats: Stats, seconds: float
 ) -> None:
-    table = Table(box=None, show_header=False)
-    table.add_row("videos", counts)
-    table.add_row("windows", f"{stats.windows}, {stats.windows / seconds:.2f} per second")
     on_gpu = f", {stats.frames_on_gpu} of them decoded on the GPU" if stats.frames_on_gpu else ""
-    table.add_row("frames", f"{stats.frames}, {stats.frames / seconds:.0f} per second{on_gpu}")
-    table.add_row("time", f"{seconds:.1f} s")
-    _console.print(table)
+    # Not a table of rich's, which folds lines where stderr is a file.
+    for name, said in (
+        ("videos", counts),
+        ("windows", f"{stats.windows}, {stats.windows / seconds:.2f} per second"),
+        ("frames", f"{stats.frames}, {stats.frames / seconds:.0f} per second{on_gpu}"),
+        ("time", f"{seconds:.1f} s"),
+    ):
+        _console.print(f" {name:<7}  {said}", markup=False)
     if failures:
         _console.print(f"{len(failures)} failed, see {failures_file} in the output folder:")
         for item in failures[:20]:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, get_args, overload
 
 from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError, VfxError
@@ -28,6 +28,7 @@ from vfx_runtime.job import Job
 from vfx_runtime.laying import FPS_LIMIT
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
+from vfx_runtime.sampling import rate
 from vfx_runtime.sizing import grouped
 from vfx_runtime.views import TARGET_FPS, Views
 from vfx_runtime.writers import Format, Writer, check_names, open_writer
@@ -86,16 +87,21 @@ def run_sampling(
     Raises:
         UsageError: a value out of range, or values that do not go together.
     """
-    if step is not None and step < 1:
-        raise UsageError(f"step {step}: expected 1 or more frames")
-    if stride is not None and stride < 1:
-        raise UsageError(f"stride {stride}: expected 1 or more frames")
+    for name, count in (("step", step), ("stride", stride)):
+        if count is not None and not (isinstance(count, int) and count > 0):
+            raise UsageError(f"{name} {count!r}: expected 1 or more frames, as an int")
+    for name, choice, known in (("tail", tail, get_args(Tail)), ("anchor", anchor, get_args(Anchor))):
+        if choice is not None and choice not in known:
+            raise UsageError(f"{name} {choice!r}: expected {', '.join(known)}")
     if isinstance(fps, str) and fps != "source":
         raise UsageError(f"fps {fps!r}: expected a rate, or 'source'")
     if fps is not None and fps != "source" and not 0 < fps < FPS_LIMIT:
         raise UsageError(f"fps {fps:g}: expected a rate between 0 and {FPS_LIMIT}")
     if target_fps is not None and not 0 < target_fps < FPS_LIMIT:
         raise UsageError(f"target fps {target_fps:g}: expected a rate between 0 and {FPS_LIMIT}")
+    for asked in (fps, target_fps):
+        if isinstance(asked, float | int):
+            rate(asked)
     if views is not None:
         given = {"step": step, "anchor": anchor, "tail": tail, "fps": fps, "seed": seed}
         for name in (name for name, value in given.items() if value is not None):
@@ -126,12 +132,27 @@ def run_sampling(
     )
 
 
-def check_total(total: int | None, fps: Fps | None, views: Views | None, specs: Iterable[EngineSpec]) -> None:
-    """Whether a run may spread ``total`` frames over each video.
+def check_frames(
+    specs: Iterable[EngineSpec],
+    *,
+    fps: Fps | None = None,
+    target_fps: float | None = None,
+    total: int | None = None,
+    views: Views | None = None,
+) -> None:
+    """Whether a run may choose frames as it asks to; see `run_sampling` for what each may be.
 
     Raises:
-        UsageError: it is below 1, there is a frame rate too, or views, or an engine takes sound.
+        UsageError: ``total`` is below 1 or stands beside another choice, or an engine takes sound.
     """
+    asked = {"fps": fps, "target-fps": target_fps, "total": total, "views": views}
+    given = [name for name, value in asked.items() if value is not None]
+    sound = next((spec for spec in specs if spec.input.modality == "audio"), None)
+    if sound is not None and given:
+        raise UsageError(
+            f"--{given[0]}: {sound.model} takes sound at {sound.sampling.fps or 0:g} Hz, to which any file "
+            f"is brought: leave --{given[0]} out"
+        )
     if total is None:
         return
     if total < 1:
@@ -140,9 +161,6 @@ def check_total(total: int | None, fps: Fps | None, views: Views | None, specs: 
         raise UsageError(f"total {total} and fps {fps}: both choose frames, give one of them")
     if views is not None:
         raise UsageError(f"total {total} and {views.count} views: both choose frames, give one of them")
-    sound = next((spec.model for spec in specs if spec.input.modality == "audio"), None)
-    if sound is not None:
-        raise UsageError(f"total {total}: {sound} takes sound, which has no frames to choose")
 
 
 def run_meta(pipeline: Pipeline) -> dict[str, Any]:
@@ -287,7 +305,7 @@ def extract(
         images: what names of frame images look like, see `vfx_runtime.image_names.Images`: folders of them
             are then videos, and folders are searched for those.
         images_fps: frames per second of such a folder.
-        format: of the files in ``output``, see `vfx_runtime.writers.FORMATS`.
+        format: of the files in ``output``, see `vfx_runtime.writers.FORMATS`; of one path npz.
         float16: give and save features in half precision: half the space, 11 bits of mantissa.
         device: where to run, see `vfx_engines.open_engine`.
         precision: to compute in, if not the file's own.
@@ -307,6 +325,11 @@ def extract(
     engines = [engine] if isinstance(engine, str | os.PathLike | Engine) else list(engine)
     if not engines:
         raise UsageError("no engine: give a file made by vfx-export, or an open engine")
+    if one and output is not None and format != "npz":
+        raise UsageError(
+            f"format {format!r}: one video's features come back from npz alone: give a sequence of videos, "
+            f"such as [{videos!r}]"
+        )
     read_as = None if images is None else Images(images, images_fps)
     if one and output is None:
         path = Path(given[0])
@@ -331,7 +354,7 @@ def extract(
     )
     folder = None if output is None else Path(output)
     specs = [item.spec if isinstance(item, Engine) else read_spec(Path(item)) for item in engines]
-    check_total(total, fps, views, specs)
+    check_frames(specs, fps=fps, target_fps=target_fps, total=total, views=views)
     results = _extract(
         found, engines, specs, folder, sampling, views, total, float16, format, device, precision
     )
@@ -422,6 +445,7 @@ def to_disk(
     claims: Claims,
     waiting: Callable[[int], None] = lambda count: None,
     ended: Callable[[], None] = lambda: None,
+    packed: Callable[[Sequence[Path]], None] = lambda files: None,
     *,
     keep: bool = False,
     pack: bool = True,
@@ -439,6 +463,7 @@ def to_disk(
         claims: on the output folder.
         waiting: told how many videos are left that other processes work on.
         ended: called when all are done, before a pack is made of them.
+        packed: told the files of that pack.
         keep: give the features of what was written too.
         pack: make the pack that some formats have at the end.
 
@@ -476,7 +501,7 @@ def to_disk(
         others.update(job.name for job in desk.elsewhere)
     ended()
     if pack:
-        writer.finish()
+        packed(writer.finish())
 
 
 class _Desk:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, overload
 
 from vfx_engines.errors import UsageError, VideoError, shown
+from vfx_runtime.sampling import rate
 
 DEFAULT_FPS = 25.0
 
@@ -43,6 +44,7 @@ class Images:
         _rule(self.pattern)
         if not 0 < self.fps < 10_000:
             raise UsageError(f"--images-fps {self.fps:g}: expected a rate between 0 and 10000")
+        rate(self.fps)
 
     def fits(self, name: str) -> bool:
         """Whether a file of this name is a frame."""

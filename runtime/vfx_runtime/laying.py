@@ -47,6 +47,11 @@ def check_alike(
             raise UsageError(
                 f"{spec.model} takes texts: give it as --text-engine, beside an engine of frames"
             )
+        if spec.input.modality != specs[0].input.modality:
+            raise UsageError(
+                f"{specs[0].model} takes {specs[0].input.modality} and {spec.model} {spec.input.modality}, "
+                "so their rows do not belong together: run them one after the other"
+            )
     if views is not None:
         check_views(specs, samplings, views)
     for spec, sampling in zip(specs, samplings, strict=True):
@@ -64,7 +69,7 @@ def check_alike(
         lead = sampling.lead if sampling.edges == "drop" else 0
         reach = sampling.span + lead if rate is None else (rate, clip, lead)
         windows = sampling.fps, sampling.step, sampling.anchor, sampling.edges, sampling.seed, reach
-        return *windows, spec.input.modality, spec.outputs[0].per == "pair"
+        return *windows, spec.outputs[0].per == "pair"
 
     first, *others = zip(specs, samplings, strict=True)
     for other in others:

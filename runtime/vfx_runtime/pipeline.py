@@ -640,6 +640,8 @@ def _too_short(job: Job, spec: EngineSpec, sampling: Sampling, frames: int, span
         needed += f" ({span} and {lead} that must follow)"
     if sampling.fps:
         needed += f" at {sampling.fps:g} fps"
+        if sampling.edges != "drop" and sampling.seed is None:
+            return VideoError(f"{found}, of which {sampling.fps:g} fps take none: use a higher --fps")
     return VideoError(
         f"{found}, a window of {spec.model} needs "
         f"{needed}: use --tail repeat to fill it up, or an engine exported with fewer --frames"

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import NamedTuple
 
 from vfx_engines.errors import EngineError, VfxError, VideoError, shown
@@ -43,6 +44,10 @@ class _Ended(NamedTuple):
     """The process has done all its videos, and waits until the others have too: then one makes a pack."""
 
 
+class _Packed(NamedTuple):
+    files: Sequence[Path]
+
+
 class _Done(NamedTuple):
     result: Extracted
     stats: Stats
@@ -52,7 +57,7 @@ class _Failed(NamedTuple):
     error: VfxError
 
 
-_Message = _Next | _Said | _Waiting | _Ended | _Done | _Failed
+_Message = _Next | _Said | _Waiting | _Ended | _Packed | _Done | _Failed
 
 
 @dataclass(slots=True, eq=False)
@@ -165,6 +170,8 @@ class _Round:
                 self._listener.said(line)
             case _Waiting(videos):
                 self._listener.waiting(videos)
+            case _Packed(files):
+                self._listener.packed(files)
             case _Ended():
                 child.ended = True
             case _Failed(error):
@@ -244,6 +251,7 @@ def _work(connection: Connection, task: Task, device: str, total: int) -> None:
         stats=found,
         waiting=lambda videos: send(_Waiting(videos)),
         ended=ended,
+        packed=lambda files: send(_Packed(files)),
     )
     # Where the first process is gone there is nobody to tell.
     with suppress(BrokenPipeError, EOFError, KeyboardInterrupt):

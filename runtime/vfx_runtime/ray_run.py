@@ -107,7 +107,8 @@ def run_on_ray(
     with _ray(address) as ray:
         pool = _pool(ray.cluster_resources(), task.threads, actors, len(jobs), on_gpu)
         each = f"{pool.cpus:g} CPUs" + (" and a GPU" if pool.gpus else "")
-        listener.said(f"Ray {ray.__version__}: {pool.actors} actors, each with {each}")
+        count = f"{pool.actors} actor{'s' * (pool.actors != 1)}"
+        listener.said(f"Ray {ray.__version__}: {count}, each with {each}")
         cores = max(1, math.floor(pool.cpus))
         task = replace(task, threads=task.threads or cores, workers=task.workers or cores)
         size = max(1, min(_CHUNK, math.ceil(len(jobs) / (pool.actors * _CHUNKS_PER_ACTOR))))
@@ -146,7 +147,7 @@ def run_on_ray(
     # Whoever closes last removes the file of the claims, and the actors were ended without a word.
     with Claims(task.output) as claims:
         if task.format == "webdataset":
-            pack(task.output, claims)
+            listener.packed(pack(task.output, claims))
 
 
 def _given_up(job: Job) -> VideoError:

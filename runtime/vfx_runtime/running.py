@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,8 @@ class Listener:
     """Told how many videos are left that other processes work on."""
     ended: Callable[[], None] = lambda: None
     """Called when all videos are done, before a pack is made of them."""
+    packed: Callable[[Sequence[Path]], None] = lambda files: None
+    """Told the files of that pack."""
 
 
 def run_here(
@@ -135,6 +137,7 @@ class Runner:
                 self._listener.waiting,
                 # Processes that run other sizes must not wait for each other.
                 (lambda: None) if self._sized else self._listener.ended,
+                self._listener.packed,
                 keep=self._task.keep,
                 pack=self._task.pack,
             )

@@ -52,8 +52,11 @@ def _show(features: Path, video: Path | None, output: Path | None) -> Path:
     if path.absolute() == features.absolute():
         raise UsageError(f"--output {shown(path)}: this would replace the features")
     # Here, not above: NumPy and FFmpeg are time that --help need not take.
-    from vfx_runtime.atomic import new_files
+    from vfx_runtime.atomic import check_page, new_files
     from vfx_runtime.feature_page import feature_page
+
+    if output is not None:
+        check_page("--output", output)
 
     page = feature_page(_collected(features, video))
     with new_files([path], exclusive=False, inside=path.parent) as (part,):

@@ -306,6 +306,10 @@ def test_another_rate_is_refused(tmp_path: Path, engine: Path) -> None:
     path = constant(tmp_path / "a.wav", 3200)
     with pytest.raises(UsageError, match="takes sound at 16000 Hz"):
         extract(path, engine, fps=25)
+    for option, value in (("fps", "source"), ("target-fps", 30), ("views", 2), ("total", 3)):
+        result = vfx_run("--engine", engine, "--output", tmp_path / "out", f"--{option}", value, path)
+        assert result.exit_code == 2, result.output
+        assert f"takes sound at 16000 Hz, to which any file is brought: leave --{option} out" in result.stderr
     rateless = sound_engine(tmp_path / "rateless.onnx", fps=None)
     with pytest.raises(UsageError, match="no sample rate"):
         extract(path, rateless)

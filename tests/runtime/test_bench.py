@@ -60,6 +60,7 @@ def test_table_and_chart(engine: Path, video: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for said in ("decode alone", "resize alone", "engine alone, batch", "end to end, batch", "of the limit"):
         assert said in result.stdout
+    assert "…" not in result.stdout
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 

@@ -95,6 +95,14 @@ def test_what_cannot_be_is_refused(engine: Path, videos: list[Path], tmp_path: P
         extract(videos[0].parent, engine, output=tmp_path)
     with pytest.raises(UsageError, match="format"):
         list(extract(videos, engine, output=tmp_path, format="mat"))  # type: ignore[arg-type]
+    # Words that are none would otherwise be taken for the last of those that are.
+    for wrong in ({"tail": "pad"}, {"anchor": "center"}, {"step": 2.5}, {"stride": "2"}):
+        (name,) = wrong
+        with pytest.raises(UsageError, match=f"{name} .*: expected "):
+            extract(videos[0], engine, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="features come back from npz alone"):
+        extract(videos[0], engine, output=tmp_path / "out", format="npy")
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_may_be_left_half_way(engine: Path, videos: list[Path], tmp_path: Path) -> None:

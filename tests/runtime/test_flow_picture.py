@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from make_video import make_video
-from run_kit import vfx_run
+from run_kit import files_in, vfx_run
 from tiny import tiny_engine
 from tiny_flow import tiny_flow_engine
 from vfx_engines.errors import OutputError
@@ -69,5 +69,10 @@ def test_what_has_no_flow_has_no_pictures(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "gives no optical flow" in done.stderr
     (tmp_path / "file").touch()
+    flow = tiny_flow_engine(tmp_path / "flow.onnx")
+    done = vfx_run("--engine", flow, video, "--output", tmp_path / "o", "--show-flow", tmp_path / "file")
+    assert done.exit_code == 1
+    assert "file: a part of this path is a file" in done.stderr
+    assert not files_in(tmp_path / "o")
     with pytest.raises(OutputError, match="cannot be written"):
         write_flow_pictures([np.zeros((2, 3, 4), np.float32)], tmp_path / "file" / "folder")

@@ -126,7 +126,11 @@ def test_dry_run_says_and_writes_nothing(engine: Path, clips: Path, tmp_path: Pa
         str(tmp_path / "out" / "a"),
         str(tmp_path / "out" / "deep" / "b"),
     ]
-    assert "2 videos, windows of 4 frames every 4" in result.stderr
+    assert "2 videos, windows of 4 frames every 4, tiny; nothing is run" in result.stderr
+    one = ("--engine", engine, clips / "a.mp4", "--output", tmp_path / "out", "--dry-run")
+    said = vfx_run(*one, "--fps", 12.5).stderr
+    assert said.startswith("1 video, windows of 4 frames every 4 at 12.5 per second, tiny;")
+    assert "1 video, windows of 4 frames every 4 of 8, tiny;" in vfx_run(*one, "--total", 8).stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -138,6 +142,8 @@ def test_predictions(labelled: Path, engine: Path, clips: Path, tmp_path: Path) 
     for row, start, end in ((0, 0.0, 0.16), (1, 0.16, 0.32)):
         best = names[int(np.argmax(logits[row]))]
         assert f"a {start:.2f}-{end:.2f} s: {best} " in result.stderr
+    again = vfx_run("--engine", labelled, clips / "a.mp4", "--output", tmp_path / "out", "--show-pred")
+    assert "done before are not shown again" in again.stderr
     refused = vfx_run("--engine", engine, clips, "--output", tmp_path / "out", "--show-pred")
     assert refused.exit_code == 2
     assert "export it with --head" in refused.stderr
@@ -223,6 +229,11 @@ WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "workers": (("--workers", 0), "--workers 0"),
     "device": (("--device", "abacus"), "device 'abacus': expected cpu, cuda, cuda:N, cuda:N,M,... or all"),
     "precision": (("--precision", "fp16"), "export it with --precision fp16"),
+    "no device": (("--device", ""), "device '': expected cpu"),
+    "rate of images": (("--images-fps", 30), "--images-fps 30 goes with --images"),
+    "rate too low": (("--fps", "1e-300"), "frame rate is 1e-300"),
+    "target rate too low": (("--target-fps", "1e-300"), "frame rate is 1e-300"),
+    "rate of images too low": (("--images", "*.png", "--images-fps", "1e-300"), "frame rate is 1e-300"),
     "root": (("--root", "/nowhere"), "--root"),
 }
 
@@ -274,6 +285,22 @@ def test_random_weights_are_said_loudly(tmp_path: Path, clips: Path) -> None:
 
     assert "RANDOM WEIGHTS" in result.stderr
     assert read_features(tmp_path / "out" / "a.npz").meta["spec"]["weights"]["file"] == "random"
+
+
+@pytest.mark.parametrize("format", ["hdf5", "webdataset"])
+def test_packs_are_printed_like_any_file(engine: Path, clips: Path, tmp_path: Path, format: str) -> None:
+    output = tmp_path / "out"
+    first = vfx_run("--engine", engine, clips, "--output", output, "--format", format)
+    assert first.stdout.splitlines() == [str(path) for path in output.iterdir()] != []
+    assert vfx_run("--engine", engine, clips, "--output", output, "--format", format).stdout == ""
+
+
+def test_a_rate_that_takes_no_frame_is_said(engine: Path, clips: Path, tmp_path: Path) -> None:
+    result = vfx_run(
+        "--engine", engine, clips / "a.mp4", "--output", tmp_path / "out", "--fps", 0.01, "--tail", "repeat"
+    )
+    assert result.exit_code == 1
+    assert "of which 0.01 fps take none: use a higher --fps" in result.stderr
 
 
 def test_without_inputs_click_says_what_is_missing(engine: Path) -> None:

@@ -76,6 +76,17 @@ def test_a_folder_that_is_not_there_is_said_first(place: Path) -> None:
     assert not Path("features").exists()
 
 
+@pytest.mark.parametrize("taken", ["a.mp4", "folder.html"])
+def test_what_is_no_page_is_never_replaced(place: Path, taken: str) -> None:
+    Path("folder.html").mkdir()
+    before = Path("a.mp4").read_bytes()
+    result = vfx_run("--engine", "tiny.onnx", "--report", taken, "a.mp4")
+    assert result.exit_code == 2
+    assert f"--report {taken}: expected a file to write whose name ends in .html" in result.stderr
+    assert Path("a.mp4").read_bytes() == before
+    assert not Path("features").exists()
+
+
 def test_a_stage_within_another_counts_for_itself() -> None:
     stages = Stages()
     with stages.time("outer"):

@@ -13,6 +13,7 @@ from make_video import make_video
 from run_kit import counting, failures, files_in, vfx_run
 from tiny import other_engine, tiny_engine, tiny_spec
 from tiny_flow import tiny_flow, tiny_flow_engine
+from tiny_sound import sound_spec
 from tolerances import TIMESTAMP_MS
 from vfx_engines import open_engine
 from vfx_engines.errors import UsageError
@@ -110,6 +111,8 @@ def test_windows_of_other_shapes_are_aligned_where_their_rows_are(tmp_path: Path
             check_alike([first, wide], [first.sampling, changed])
     with pytest.raises(UsageError, match="two engines have an output called 'features'"):
         check_alike([first, first], [first.sampling, first.sampling])
+    with pytest.raises(UsageError, match="tiny takes frames and tiny_sound audio"):
+        check_alike([first, sound_spec()], [first.sampling, sound_spec().sampling])
 
 
 def test_a_bad_video_fails_for_both(tmp_path: Path, videos: list[Path]) -> None:

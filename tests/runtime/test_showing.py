@@ -289,6 +289,8 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("damaged.npz",), 1, "not a feature file of vfx, or damaged"),
         (("a.npy",), 2, "vfx-show reads .npz files"),
         (("a.npz", "--output", "a.npz"), 2, "this would replace the features"),
+        (("a.npz", "--output", "damaged.npz"), 2, "whose name ends in .html"),
+        (("a.npz", "--output", "none/a.html"), 2, "none/a.html: its folder does not exist"),
         (("a.npz", "--video", "none.mp4"), 1, "none.mp4"),
         (("a.npz", "--video", "."), 2, "was not made of one"),
     ):
