@@ -42,6 +42,7 @@ _HEADER = re.compile(
     re.DOTALL,
 )
 _DTYPES = re.compile(rb"<f[248]|<i[48]|<U[1-9][0-9]{0,8}")
+_ROW_DTYPES = (b"<f2", b"<f4", b"<i8", b"<f8")
 _HEAD_BYTES = 512
 
 _MAX_META_BYTES = 64 << 20
@@ -252,8 +253,37 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     return np.frombuffer(values, kind).reshape(shape) if values else np.empty(shape, kind)
 
 
-def read_blocks(archive: zipfile.ZipFile, name: str) -> tuple[int, Iterator[NDArray[Any]]]:
-    """Rows of an array of a checked archive, and the array in blocks of about ``BLOCK_BYTES``."""
+def read_fps(archive: zipfile.ZipFile) -> float:
+    """The ``fps`` of a checked archive."""
+    return float(np.frombuffer(archive.read("fps.npy")[-8:], "<f8")[0])
+
+
+def read_columns(archive: zipfile.ZipFile) -> tuple[int, dict[str, tuple[str, tuple[int, ...]]]]:
+    """Rows, and as of `column_types` what an archive holds; raises one of ``DAMAGE``."""
+    _check_members(archive, archive.start_dir)
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    counts: set[int | None] = set()
+    for name in (info.filename.removesuffix(".npy") for info in archive.infolist()):
+        if name in ("fps", "meta"):
+            continue
+        with archive.open(f"{name}.npy") as file:
+            head = file.read(_HEAD_BYTES)
+        match = _HEADER.match(head)
+        shape = () if match is None else tuple(int(n) for n in match[3].split(b",") if n.strip())
+        if match is None or match[2] not in _ROW_DTYPES or not shape:
+            raise ValueError(f"{name} has no rows of numbers")
+        found[name] = (match[2].decode(), shape[1:])
+        counts.add(check_array(head, archive.getinfo(f"{name}.npy").file_size, *found[name]))
+    (rows,) = counts
+    if rows is None or not found.items() >= column_types(()).items():
+        raise ValueError("not what vfx writes")
+    return rows, found
+
+
+def read_blocks(
+    archive: zipfile.ZipFile, name: str, rows: int | None = None
+) -> tuple[int, Iterator[NDArray[Any]]]:
+    """Rows of an array of a checked archive, and it in blocks of ``rows``, or of about ``BLOCK_BYTES``."""
     with archive.open(f"{name}.npy") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -263,7 +293,7 @@ def read_blocks(archive: zipfile.ZipFile, name: str) -> tuple[int, Iterator[NDAr
     def blocks() -> Iterator[NDArray[Any]]:
         with archive.open(f"{name}.npy") as file:
             file.seek(start)
-            while data := file.read(max(1, BLOCK_BYTES // row_bytes) * row_bytes):
+            while data := file.read((rows or max(1, BLOCK_BYTES // row_bytes)) * row_bytes):
                 yield np.frombuffer(data, dtype).reshape(-1, *shape[1:])
 
     return shape[0], blocks()
