@@ -115,11 +115,12 @@ class ParquetLayout:
         import pyarrow.parquet as pq
 
         schema = pa.schema([*_fields({**_PLACES, **_TIMES}), *_columns(kind)])
+        shapes = [f"{key}{_SHAPE}.list.element" for key, _, axes, _ in kind if axes > 1]
         with pq.ParquetWriter(
             file,
             schema,
             compression={name: "zstd" for name in (*_PLACES, *_TIMES)},
-            use_dictionary=["video"],
+            use_dictionary=["video", *shapes],
             write_statistics=[*_PLACES, *_TIMES],
         ) as writer:
             group = _RowGroup(writer, schema)
@@ -140,8 +141,8 @@ class ParquetLayout:
                     rows, columns = read_columns(archive)
                     meta = read_meta(archive)
                     number = settings.setdefault(json.dumps({**meta, "source": None}), len(settings))
-                    shapes = {key: [*columns[key][1]] for key, _, axes, _ in kind if axes > 1}
-                    videos.append(_Video(name, rows, read_fps(archive), number, meta["source"], shapes))
+                    sizes = {key: [*columns[key][1]] for key, _, axes, _ in kind if axes > 1}
+                    videos.append(_Video(name, rows, read_fps(archive), number, meta["source"], sizes))
                     for batch in _batches(archive, name, columns, schema):
                         group.add(batch)
             group.end()
