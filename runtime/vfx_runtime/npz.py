@@ -130,19 +130,30 @@ def read_features(path: str | Path) -> Features:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("no regular file")
-        with zipfile.ZipFile(path) as archive:
-            _check_members(archive, os.stat(path).st_size)
-            names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
-            arrays = {name: _read_array(archive, name) for name in names}
-        frame_range, timestamps = arrays.pop("frame_range"), arrays.pop("timestamps_ms")
-        fps, meta = float(arrays.pop("fps")), json.loads(str(arrays.pop("meta")))
+        with open(path, "rb") as file:
+            return features_of(file, os.stat(path).st_size)
     except FileNotFoundError:
         raise OutputError(f"{shown(path)}: no such file") from None
     except (*DAMAGE, TypeError, AttributeError) as error:
-        text = " ".join(str(error).split())
-        raise OutputError(
-            f"{shown(path)}: not a feature file of vfx, or damaged ({text}); make it again with vfx-run"
-        ) from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str | Path, error: Exception) -> OutputError:
+    """The one line that says that ``path`` does not hold what vfx wrote."""
+    text = " ".join(str(error).split())
+    return OutputError(
+        f"{shown(path)}: not a feature file of vfx, or damaged ({text}); make it again with vfx-run"
+    )
+
+
+def features_of(file: IO[bytes], size: int) -> Features:
+    """What an ``.npz`` file of ``size`` bytes holds; raises `DAMAGE`, TypeError or AttributeError."""
+    with zipfile.ZipFile(file) as archive:
+        _check_members(archive, size)
+        names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+        arrays = {name: _read_array(archive, name) for name in names}
+    frame_range, timestamps = arrays.pop("frame_range"), arrays.pop("timestamps_ms")
+    fps, meta = float(arrays.pop("fps")), json.loads(str(arrays.pop("meta")))
     return Features(arrays, frame_range, timestamps, fps, meta)
 
 

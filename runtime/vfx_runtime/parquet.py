@@ -4,7 +4,7 @@ A vector is a fixed_size_list. A map, whose size may be that of its video, is a 
 column beside it. ``fps``, ``meta`` and what else a column cannot hold stand in the file's key-value metadata
 under ``vfx``, and nothing of an ``.npz`` file is lost.
 
-Features are written as they are: zstd takes some 8 % off them, and Arrow's dictionaries take all NaNs for one.
+Features are written as they are: zstd takes some 8 % off, and Arrow's dictionaries take all NaNs for one.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class ParquetLayout:
         try:
             import pyarrow.parquet  # noqa: F401  # only tried here: not every run takes its 100 MB
         except ImportError:
-            raise UsageError(
-                "--format parquet needs PyArrow, which is not installed: pip install pyarrow"
-            ) from None
+            raise UsageError("Parquet needs PyArrow, which is not installed: pip install pyarrow") from None
         columns = [*_PLACES, *_TIMES, *(name for name, _ in _columns(_kind_of(outputs)))]
         twice = next((name for name in columns if columns.count(name) > 1), None)
         if twice is not None:
@@ -102,6 +100,33 @@ class ParquetLayout:
             return Contents()
         return found
 
+    def read(self, shard: Path, name: str) -> Features:
+        """The features of one video of a shard, whole, in memory."""
+        kind, settings, videos = _said(shard)
+        video = next((video for video in videos if video.name == name), None)
+        if video is None:
+            raise KeyError(name)
+        columns: dict[str, tuple[str, tuple[int, ...]]] = {
+            key: (dtype, tuple(video.shapes[key]) if axes > 1 else (length,) * axes)
+            for key, dtype, axes, length in kind
+        } | column_types(())
+        arrays = {key: np.empty((video.rows, *shape), dtype) for key, (dtype, shape) in columns.items()}
+        at = 0
+        for batch in _rows_of(shard, videos, {name}):
+            for key, array in arrays.items():
+                part = array[at : at + len(batch)]
+                if key in _PAIRS:
+                    for side, column in enumerate(_PAIRS[key]):
+                        part[:, side] = _numbers(batch.column(column))
+                else:
+                    part[...] = _numbers(batch.column(key)).reshape(part.shape)
+            at += len(batch)
+        if at != video.rows:
+            raise ValueError(f"{at} rows of {video.rows}")
+        meta = {**settings[video.settings], "source": video.source}
+        ranges, times = arrays.pop("frame_range"), arrays.pop("timestamps_ms")
+        return Features(arrays, ranges, times, video.fps, meta)
+
     def write(
         self,
         file: IO[bytes],
@@ -121,6 +146,7 @@ class ParquetLayout:
             compression={name: "zstd" for name in (*_PLACES, *_TIMES)},
             use_dictionary=["video", *shapes],
             write_statistics=[*_PLACES, *_TIMES],
+            write_page_checksum=True,
         ) as writer:
             group = _RowGroup(writer, schema)
             settings: dict[str, int] = {}
@@ -151,37 +177,6 @@ class ParquetLayout:
                 "videos": [asdict(video) for video in videos],
             }
             writer.add_key_value_metadata({_KEY: json.dumps(said)})
-
-
-def read_video(shard: Path, name: str) -> Features:
-    """The features of one video of a shard, whole, in memory; what its ``.npz`` file would hold.
-
-    Raises:
-        KeyError: the shard holds no video of this name.
-        OSError, ValueError: it cannot be read.
-    """
-    kind, settings, videos = _said(shard)
-    video = next((video for video in videos if video.name == name), None)
-    if video is None:
-        raise KeyError(name)
-    columns: dict[str, tuple[str, tuple[int, ...]]] = {
-        key: (dtype, tuple(video.shapes[key]) if axes > 1 else (length,) * axes)
-        for key, dtype, axes, length in kind
-    } | column_types(())
-    arrays = {key: np.empty((video.rows, *shape), dtype) for key, (dtype, shape) in columns.items()}
-    at = 0
-    for batch in _rows_of(shard, videos, {name}):
-        for key, array in arrays.items():
-            part = array[at : at + len(batch)]
-            if key in _PAIRS:
-                for side, column in enumerate(_PAIRS[key]):
-                    part[:, side] = _numbers(batch.column(column))
-            else:
-                part[...] = _numbers(batch.column(key)).reshape(part.shape)
-        at += len(batch)
-    meta = {**settings[video.settings], "source": video.source}
-    ranges, times = arrays.pop("frame_range"), arrays.pop("timestamps_ms")
-    return Features(arrays, ranges, times, video.fps, meta)
 
 
 def _said(shard: Path) -> tuple[Kind, list[dict[str, Any]], list[_Video]]:
@@ -311,7 +306,10 @@ def _rows_of(shard: Path, videos: Sequence[_Video], names: set[str]) -> Iterator
         elif video.name in names:
             spans.append([start, end])
     last = 0
-    with shard.open("rb") as raw, pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20) as file:
+    with (
+        shard.open("rb") as raw,
+        pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True) as file,
+    ):
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             first, last = last, last + group.num_rows

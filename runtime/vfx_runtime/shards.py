@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import sys
 import time
 import zipfile
@@ -23,7 +24,7 @@ from typing import IO, Any, Protocol
 from vfx_engines.spec import Output
 from vfx_runtime.atomic import new_parts, remove
 from vfx_runtime.claims import Claims
-from vfx_runtime.features import BLOCK_BYTES, RowSpool
+from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool
 from vfx_runtime.job import Job
 from vfx_runtime.npz import DAMAGE, NpzWriter, read_meta, same_run, source_of
 from vfx_runtime.staging import Staging
@@ -65,6 +66,10 @@ class Layout(Protocol):
 
     def contents(self, shard: Path) -> Contents:
         """What a shard holds; of a damaged one what can be read."""
+        ...
+
+    def read(self, shard: Path, name: str) -> Features:
+        """The features of one video of a shard, whole, in memory; raises what reading damage may raise."""
         ...
 
     def write(
@@ -279,13 +284,14 @@ class Shards:
     def __init__(self, output: Path, layout: Layout) -> None:
         self._output, self._layout = output, layout
         self._contents: dict[Path, Contents] = {}
-        self._states: dict[Path, tuple[int, int, int] | None] = {}
+        self._states: dict[Path, tuple[int, int, int]] = {}
         self._intact: dict[Path, bool] = {}
 
     def refresh(self) -> None:
         """Note shards that have come, gone, or are another file than before."""
         pattern = f"features-*{self._layout.suffix}"
-        found = {shard: _state(shard) for shard in sorted(self._output.glob(pattern))}
+        states = {shard: _state(shard) for shard in sorted(self._output.glob(pattern))}
+        found = {shard: state for shard, state in states.items() if state is not None}
         for shard in self._contents.keys() - found.keys():
             del self._contents[shard]
         for shard, state in found.items():
@@ -328,11 +334,12 @@ class Shards:
 
 
 def _state(shard: Path) -> tuple[int, int, int] | None:
+    """What changes with a file; None where there is none, or a pipe, whose reading might never end."""
     try:
         status = shard.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def _digest(file: IO[bytes]) -> str:

@@ -7,11 +7,12 @@ import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
-from vfx_runtime.npz import read_meta
+from vfx_runtime.features import Features
+from vfx_runtime.npz import features_of, read_meta
 from vfx_runtime.shards import Contents
 
 _DAMAGE = (tarfile.TarError, OSError, ValueError, LookupError, TypeError, RuntimeError)
@@ -43,6 +44,14 @@ class TarLayout:
             pass
         return found
 
+    def read(self, shard: Path, name: str) -> Features:
+        """The features of one video of a shard, whole, in memory."""
+        with shard.open("rb") as file, _tar(file, "r") as archive:
+            for found, data, size in _videos(archive):
+                if found == name:
+                    return features_of(data, size)
+        raise KeyError(name)
+
     def write(
         self,
         file: IO[bytes],
@@ -53,27 +62,28 @@ class TarLayout:
         """Write a shard; see `vfx_runtime.shards.Layout.write`."""
         with _tar(file, "w") as archive:
             for shard, names in kept.items():
-                _copy(shard, archive, {*names})
+                chosen = {*names}
+                with shard.open("rb") as old_file, _tar(old_file, "r") as old:
+                    for name, data, _ in _videos(old):
+                        if name in chosen:
+                            _add(archive, name, data)
             for name, path in staged.items():
-                with path.open("rb") as data:
-                    _add(archive, name, data)
+                with path.open("rb") as npz:
+                    _add(archive, name, npz)
 
 
-def _copy(shard: Path, archive: tarfile.TarFile, names: set[str]) -> None:
-    """Add some videos of a shard."""
-    with shard.open("rb") as file, _tar(file, "r") as old:
-        features: tarfile.TarInfo | None = None
-        for member in old:
-            if member.name.endswith(".npz"):
-                features = member
-                continue
-            assert features is not None, "in a shard that is intact features come before their JSON"
-            said, data = old.extractfile(member), old.extractfile(features)
-            assert said is not None, "both are files"
-            assert data is not None, "both are files"
-            name = json.load(said)["name"]
-            if name in names:
-                _add(archive, name, data)
+def _videos(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes], int]]:
+    """Name, ``.npz`` file and its length, of each video of a shard that is intact."""
+    features: tarfile.TarInfo | None = None
+    for member in archive:
+        if member.name.endswith(".npz"):
+            features = member
+            continue
+        assert features is not None, "in a shard that is intact features come before their JSON"
+        said, data = archive.extractfile(member), archive.extractfile(features)
+        assert said is not None, "both are files"
+        assert data is not None, "both are files"
+        yield json.load(said)["name"], data, features.size
 
 
 def _add(archive: tarfile.TarFile, name: str, data: IO[bytes]) -> None:

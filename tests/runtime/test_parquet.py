@@ -14,14 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import lacking
-from vfx_engines.errors import UsageError
+from vfx_engines.errors import OutputError, UsageError
 from vfx_engines.spec import Output
 from vfx_runtime import parquet as parquet_module
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Features, RowSpool
 from vfx_runtime.job import Job
-from vfx_runtime.npz import NpzWriter, read_features
-from vfx_runtime.parquet import ParquetLayout, read_video
+from vfx_runtime.npz import NpzWriter
+from vfx_runtime.parquet import ParquetLayout
+from vfx_runtime.reading import read_features
 from vfx_runtime.shards import ShardWriter
 from vfx_runtime.writers import open_writer
 
@@ -130,9 +131,11 @@ def test_nothing_of_an_npz_is_lost(
     (shard,) = shards(output)
     assert pq.read_metadata(shard).num_row_groups > 2
     for name in ROWS:
-        assert bits(read_video(shard, name)) == bits(read_features(tmp_path / "plain" / f"{name}.npz"))
-    with pytest.raises(KeyError):
-        read_video(shard, "b")
+        assert bits(read_features(shard, name)) == bits(read_features(tmp_path / "plain" / f"{name}.npz"))
+    with pytest.raises(OutputError, match="holds no video b, but "):
+        read_features(shard, "b")
+    with pytest.raises(UsageError, match=r"videos: say which one \("):
+        read_features(shard)
 
 
 def test_what_readers_find(output: Path, claims: Claims, video: Path) -> None:
@@ -279,3 +282,21 @@ print(len(rows), rows[0]["video"], len(rows[4]["rgb"]))
 """
     said = subprocess.run([sys.executable, "-c", code, str(output)], capture_output=True, text=True)
     assert said.stdout.split() == ["5", "a", "8"], said.stderr
+
+
+def test_a_damaged_number_is_noticed_when_it_is_read(output: Path, claims: Claims, video: Path) -> None:
+    """Without the hash of the whole shard, which a reader of one video does not take."""
+    writer = ShardWriter(ParquetLayout(), output, VECTORS, "f", claims)
+    save(writer, Job(video, "a"))
+    (shard,) = writer.finish()
+    good = bits(read_features(shard))
+    data = shard.read_bytes()
+    (footer,) = np.frombuffer(data[-8:-4], "<u4")
+    noticed = 0
+    for at in range(4, len(data) - 8 - int(footer), 3):
+        shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        try:
+            assert bits(read_features(shard)) == good, at
+        except OutputError:
+            noticed += 1
+    assert noticed > 150

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 
 from run_kit import files_in
-from vfx_engines.errors import OutputError
+from vfx_engines.errors import OutputError, UsageError
 from vfx_engines.spec import Output
 from vfx_runtime import shards as shards_module
 from vfx_runtime.atomic import part_path
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
 from vfx_runtime.job import Job
+from vfx_runtime.npz import NpzWriter
 from vfx_runtime.parquet import ParquetLayout
+from vfx_runtime.reading import read_features
 from vfx_runtime.shards import Layout, ShardWriter, pack
 from vfx_runtime.webdataset import TarLayout
 
@@ -60,7 +63,9 @@ def writer(layout: Layout, output: Path, claims: Claims) -> Callable[..., ShardW
     return open_one
 
 
-def save(writer: ShardWriter, job: Job, rows: int = 3, outputs: tuple[Output, ...] = OUTPUTS) -> list[Path]:
+def save(
+    writer: ShardWriter | NpzWriter, job: Job, rows: int = 3, outputs: tuple[Output, ...] = OUTPUTS
+) -> list[Path]:
     with RowSpool(outputs) as spool:
         values = np.full((rows, *outputs[0].row), rows, np.float32)
         spool.append({outputs[0].name: values}, np.ones((rows, 2)), np.ones((rows, 2)))
@@ -246,6 +251,18 @@ def test_links_in_place_of_parts_are_not_followed(
     assert not shard.is_symlink()
 
 
+def test_a_pipe_in_place_of_a_shard_is_not_read(
+    writer: Callable[..., ShardWriter], layout: Layout, output: Path, jobs: list[Job]
+) -> None:
+    os.mkfifo(output / f"features-0123456789abcdef{layout.suffix}")
+    one = writer()
+    assert not one.is_done(jobs[0])
+    save(one, jobs[0])
+    (shard,) = one.finish()
+    assert one.is_done(jobs[0])
+    assert shard.is_file()
+
+
 def test_a_linked_staging_folder_is_refused(
     writer: Callable[..., ShardWriter], layout: Layout, output: Path, tmp_path: Path
 ) -> None:
@@ -288,3 +305,31 @@ def test_a_shard_of_a_stranger_is_left_alone(
     one.finish()
     assert one.is_done(jobs[0])
     assert (output / name).read_bytes() == text
+
+
+def test_a_video_is_read_from_its_shard(
+    writer: Callable[..., ShardWriter], output: Path, jobs: list[Job], claims: Claims
+) -> None:
+    (output / "plain").mkdir()
+    plain = NpzWriter(output / "plain", OUTPUTS, "f", claims)
+    one = writer()
+    for rows, job in enumerate(jobs):
+        save(one, job, rows)
+        save(plain, job, rows)
+    (shard,) = one.finish()
+    for job in jobs:
+        want, found = read_features(output / "plain" / f"{job.name}.npz"), read_features(shard, job.name)
+        assert (found.fps, found.meta) == (want.fps, want.meta)
+        np.testing.assert_array_equal(found.arrays["rgb"], want.arrays["rgb"])
+    for path, name, message in (
+        (shard, None, "holds 4 videos: say which one"),
+        (shard, "none", "holds no video none, but a, "),
+        (output / "plain" / "a.npz", "a", "leave the name a out"),
+        (output / f"none{shard.suffix}", "a", "no such file"),
+        (output / "plain", "a", "leave the name"),
+    ):
+        with pytest.raises((OutputError, UsageError), match=message):
+            read_features(path, name)
+    shard.write_bytes(b"damaged")
+    with pytest.raises(OutputError, match="not a feature file of vfx, or damaged"):
+        read_features(shard, "a")

@@ -25,8 +25,7 @@ from vfx_runtime.atomic import new_files, part_path, prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Column, Features, RowSpool
 from vfx_runtime.job import Job
-from vfx_runtime.npz import read_features
-from vfx_runtime.parquet import read_video
+from vfx_runtime.reading import read_features
 from vfx_runtime.writers import FORMATS, check_names, open_writer
 
 OUTPUTS = (Output("rgb", (8,)), Output("logits", (3,), kind="logits"))
@@ -80,7 +79,7 @@ def shard_contents(folder):
     for name in everything(folder):
         if name.endswith(".parquet"):
             videos = json.loads(pyarrow.parquet.read_metadata(folder / name).metadata[b"vfx"])["videos"]
-            held = {video["name"]: contents(read_video(folder / name, video["name"])) for video in videos}
+            held = {video["name"]: contents(read_features(folder / name, video["name"])) for video in videos}
         else:
             with tarfile.open(folder / name, "r:") as archive:
                 held = {member.name: archive.extractfile(member).read() for member in archive}
