@@ -27,8 +27,9 @@ from vfx_runtime.npz import DAMAGE, column_types, read_blocks, read_columns, rea
 from vfx_runtime.shards import Contents
 from vfx_runtime.staging import text_of
 
-ROW_GROUP_BYTES = 16 << 20
-"""Of features in a row group; a block of rows more may be in it."""
+ROW_GROUP_BYTES = 8 << 20
+"""Of features in a row group; a block of rows more may be in it. Writing takes three times its length, as the
+levels of lists are as long again."""
 
 _PLACES = {"video": "string", "row": "int64"}
 _TIMES = {"start_frame": "int64", "end_frame": "int64", "start_ms": "double", "end_ms": "double"}
