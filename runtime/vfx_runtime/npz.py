@@ -286,7 +286,8 @@ def read_columns(archive: zipfile.ZipFile) -> tuple[int, dict[str, tuple[str, tu
         found[name] = (match[2].decode(), shape[1:])
         counts.add(check_array(head, archive.getinfo(f"{name}.npy").file_size, *found[name]))
     (rows,) = counts
-    if rows is None or not found.items() >= column_types(()).items():
+    fps = check_array(*_drain(archive.open("fps.npy")), "<f8", None)
+    if rows is None or fps is None or not found.items() >= column_types(()).items():
         raise ValueError("not what vfx writes")
     return rows, found
 

@@ -71,11 +71,10 @@ class ParquetLayout:
 
     def __init__(self, outputs: Sequence[Output] = ()) -> None:
         try:
-            import pyarrow.parquet  # noqa: F401  # only tried here: not every run takes its 100 MB
+            import pyarrow.parquet  # noqa: F401  # only tried here: not every run takes its 36 MB
         except ImportError:
             raise UsageError("Parquet needs PyArrow, which is not installed: pip install pyarrow") from None
-        columns = [*_PLACES, *_TIMES, *(name for name, _ in _columns(_kind_of(outputs)))]
-        twice = next((name for name in columns if columns.count(name) > 1), None)
+        twice = _twice(_kind({output.name: (column_dtype(output), output.row) for output in outputs}))
         if twice is not None:
             raise UsageError(
                 f"--format parquet would have two columns called {twice!r}, for an output of the engine has "
@@ -85,7 +84,10 @@ class ParquetLayout:
     def kind(self, archive: zipfile.ZipFile) -> Hashable:
         """The columns: all rows of a file have the same."""
         _, columns = read_columns(archive)
-        return _kind(columns)
+        kind = _kind(columns)
+        if _twice(kind) is not None:
+            raise ValueError("two columns of one name")
+        return kind
 
     def contents(self, shard: Path) -> Contents:
         """What a shard holds; nothing of one whose end is damaged, which is where that stands."""
@@ -194,16 +196,18 @@ def _said(shard: Path) -> tuple[Kind, list[dict[str, Any]], list[_Video]]:
     return kind, said["settings"], videos
 
 
-def _kind_of(outputs: Sequence[Output]) -> Kind:
-    return _kind({output.name: (column_dtype(output), output.row) for output in outputs})
-
-
 def _kind(columns: Mapping[str, tuple[str, tuple[int, ...]]]) -> Kind:
     return tuple(
         (name, dtype, len(shape), shape[0] if len(shape) == 1 else 0)
         for name, (dtype, shape) in columns.items()
         if name not in column_types(())
     )
+
+
+def _twice(kind: Kind) -> str | None:
+    """A name that two columns would have."""
+    names = [*_PLACES, *_TIMES, *(name for name, _ in _columns(kind))]
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _fields(types: Mapping[str, str]) -> list[Any]:

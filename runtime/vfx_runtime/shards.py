@@ -207,7 +207,9 @@ def _sound_kind(layout: Layout, path: Path) -> Hashable | None:
     """The kind of a staged video, None if it is damaged. Reads all of it."""
     try:
         with zipfile.ZipFile(path) as archive:
-            read_meta(archive)
+            meta = read_meta(archive)
+            if not isinstance(meta, dict) or not meta.keys() >= {"fingerprint", "source"}:
+                return None
             kind = layout.kind(archive)
             return kind if archive.testzip() is None else None
     except DAMAGE:

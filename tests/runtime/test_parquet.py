@@ -262,6 +262,12 @@ def test_parts_of_strangers_are_not_packed(output: Path, claims: Claims, video: 
     pairs = {"frame_range": np.zeros((2, 2), np.int64), "timestamps_ms": np.zeros((2, 2))}
     np.savez(staging / "c.npz", rgb=np.zeros((3, 8), np.float32), fps=np.array(1.0), meta=meta, **pairs)
     np.savez(staging / "d.npz", rgb=np.array(["text"] * 2), fps=np.array(1.0), meta=meta, **pairs)
+    good = {"rgb": np.zeros((2, 8), np.float32), "fps": np.array(1.0), "meta": meta, **pairs}
+    np.savez(staging / "e.npz", **{**good, "video": good["rgb"]})
+    np.savez(staging / "f.npz", **{**good, "meta": np.array("{}")})
+    np.savez(staging / "g.npz", **{**good, "meta": np.array("[]")})
+    np.savez(staging / "h.npz", **{**good, "fps": np.array(1, np.int8)})
+    np.savez_compressed(staging / "i.npz", **good)
     (shard,) = writer.finish()
     assert pq.read_table(shard)["video"].to_pylist() == ["a"] * 3
     assert not staging.exists()
