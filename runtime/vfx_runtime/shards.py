@@ -327,12 +327,16 @@ class Shards:
         """Whether a shard is byte for byte what vfx wrote."""
         if shard not in self._intact:
             try:
-                with shard.open("rb") as file:
-                    name = f"features-{_digest(file)}{self._layout.suffix}"
-                    self._intact[shard] = shard.name == name
+                self._intact[shard] = bears_its_hash(shard)
             except OSError:
                 return False
         return self._intact[shard]
+
+
+def bears_its_hash(shard: Path) -> bool:
+    """Whether a file has the name that vfx gives to a shard of these bytes. Reads all of it."""
+    with shard.open("rb") as file:
+        return shard.stem == f"features-{_digest(file)}"
 
 
 def _state(shard: Path) -> tuple[int, int, int] | None:
