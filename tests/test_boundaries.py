@@ -20,6 +20,7 @@ OPTIONAL = (
     "h5py",
     "matplotlib",
     "cuda",
+    "pyarrow",
     "pycuda",
     "ray",
     "tensorrt",
@@ -92,6 +93,7 @@ def test_a_run_reaches_for_nothing_else(tmp_path: Path) -> None:
     [
         (("--backend", "onnxruntime"), "pip install onnxruntime"),
         (("--format", "hdf5"), "pip install h5py"),
+        (("--format", "parquet"), "pip install pyarrow"),
         (("--ray",), "pip install 'ray[data]'"),
         (("s3://bucket/clips",), "pip install fsspec"),
     ],

@@ -200,6 +200,12 @@ def test_python_of_the_rooms_runs(workplace: Path) -> None:
     assert [row.shape for row in rows if row is not None] == [(1, 4)]
 
 
+def test_python_of_the_page_on_corpora_runs(workplace: Path) -> None:
+    run_line("vfx-run --engine i3d.onnx a.mp4 clips --format parquet")
+    (code,) = blocks(ROOT / "docs" / "many.md", "python")
+    assert run_python(code, "docs/many.md")["rows"].shape == (2, 4)
+
+
 def test_transcript_of_the_readme(workplace: Path) -> None:
     _, transcript = blocks(README, "console")
     line, _, said = transcript.removeprefix("$ ").partition("\n")
@@ -225,7 +231,14 @@ def test_own_module_of_the_spec_page(workplace: Path, monkeypatch: pytest.Monkey
 
 def test_every_python_block_is_run() -> None:
     """A block on a page that no test above takes would never be."""
-    taken = {"README.md", "docs/spec.md", "engines/README.md", "export/README.md", "runtime/README.md"}
+    taken = {
+        "README.md",
+        "docs/many.md",
+        "docs/spec.md",
+        "engines/README.md",
+        "export/README.md",
+        "runtime/README.md",
+    }
     assert {page_id(path) for path in PAGES if blocks(path, "python")} <= taken
 
 

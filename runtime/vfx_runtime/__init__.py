@@ -12,7 +12,7 @@ for done in extract(["clips/", "list.txt"], "i3d.onnx", output="features"):
 
 from vfx_runtime.extracting import Extracted, extract
 from vfx_runtime.features import Features
-from vfx_runtime.npz import read_features
+from vfx_runtime.reading import read_features
 from vfx_runtime.views import Views
 from vfx_runtime.zero_shot import ZeroShot
 

@@ -124,24 +124,33 @@ def new_files(finals: Sequence[Path], *, exclusive: bool, inside: Path) -> Itera
     Raises:
         OutputError: for every OSError within, and where the output folder is gone or links lead out of it.
     """
+    with new_parts(finals, exclusive=exclusive, inside=inside) as parts:
+        yield parts
+        if len(finals) > 1:
+            for final in finals:
+                final.unlink(missing_ok=True)
+        for final, part in zip(finals, parts, strict=True):
+            try:
+                part.replace(final)
+            except OSError as error:
+                raise output_error(error, final) from None
+
+
+@contextlib.contextmanager
+def new_parts(finals: Sequence[Path], *, exclusive: bool, inside: Path) -> Iterator[list[Path]]:
+    """As `new_files`, but whoever writes the parts renames them: to names that follow from their bytes."""
     parts = [part_path(final) for final in finals]
     if not exclusive:
         parts = [part.with_name(f"{part.stem}-{uuid.uuid4().hex}.part") for part in parts]
-    current = finals[-1]
     try:
         for part in parts:
             _check_inside(part, inside)
             _create(part, inside)
         yield parts
-        if len(finals) > 1:
-            for final in finals:
-                final.unlink(missing_ok=True)
-        for current, part in zip(finals, parts, strict=True):
-            part.replace(current)
     except BaseException as error:
         remove(parts)
         if isinstance(error, OSError):
-            raise output_error(error, current) from None
+            raise output_error(error, finals[-1]) from None
         raise
 
 

@@ -85,7 +85,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     default="npz",
     show_default=True,
     help="npz: one file a video; npy, pickle: video_features' files; slowfast: slowfast_feature_extractor's; "
-    "hdf5: one file a run; webdataset: tar shards of many videos.",
+    "hdf5: one file a run; webdataset, parquet: shards of many videos, tar files or tables.",
 )
 @click.option("--float16", is_flag=True, help="Save features in half precision: optical flow is large.")
 @click.option(
@@ -364,7 +364,9 @@ def _run(
                 f"--device {shown(device)}: with --ray expected cpu or cuda; Ray shares the GPUs out"
             )
         if format_ == "hdf5":
-            raise UsageError("--format hdf5 is the file of one machine: with --ray take webdataset or npz")
+            raise UsageError(
+                "--format hdf5 is the file of one machine: with --ray take webdataset, parquet or npz"
+            )
     if actors is not None and (address is None or actors < 1):
         raise UsageError(f"--actors {actors}: expected 1 or more, beside --ray")
     for spec in specs:

@@ -367,7 +367,7 @@ def extract(
         raise result.error
     if result.features is not None:
         return result.features
-    from vfx_runtime.npz import read_features
+    from vfx_runtime.reading import read_features
 
     return read_features(result.files[0])
 

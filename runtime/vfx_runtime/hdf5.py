@@ -35,10 +35,12 @@ from vfx_runtime.npz import (
     column_types,
     is_whole,
     read_blocks,
+    read_fps,
     read_meta,
     same_run,
     source_of,
 )
+from vfx_runtime.staging import Staging, text_of
 
 try:
     import h5py
@@ -62,11 +64,8 @@ class Hdf5Writer:
         if h5py is None:
             raise UsageError("--format hdf5 needs h5py, which is not installed: pip install h5py")
         self._file = output / "features.h5"
-        self._staging = output / ".features.h5.parts"
-        if self._staging.is_symlink():
-            # What it held would be packed and removed, wherever that lies.
-            raise OutputError(f"cannot write to {shown(self._staging)}: it is a link: remove it")
-        self._staged = NpzWriter(self._staging, outputs, fingerprint, claims, inside=output)
+        self._staging = Staging(output / ".features.h5.parts")
+        self._staged = NpzWriter(self._staging.folder, outputs, fingerprint, claims, inside=output)
         self._outputs = tuple(outputs)
         self._fingerprint = fingerprint
         self._claims = claims
@@ -104,10 +103,10 @@ class Hdf5Writer:
         while not self._claims.take(_PACKING):
             time.sleep(0.1)
         try:
-            names = [name for name in self._staged_names() if self._is_staged(name)]
+            names = [name for name in self._staging.names() if self._is_staged(name)]
             packed = self._pack(names) if names else []
             remove([part_path(self._file)])
-            self._remove_staging()
+            self._staging.tidy()
         finally:
             self._claims.release(_PACKING)
         if len(packed) < len(names):
@@ -123,14 +122,14 @@ class Hdf5Writer:
         if not intact and is_file(self._file):
             self._file.replace(self._file.with_name(f"{self._file.name}.old"))
         with new_files([self._file], exclusive=self._claims.active, inside=self._file.parent) as (part,):
-            room = sum(self._npz(name).stat().st_size + _VIDEO_OVERHEAD for name in staged)
+            room = sum(self._staging.path(name).stat().st_size + _VIDEO_OVERHEAD for name in staged)
             _reserve(part, room + (self._file.stat().st_size if intact else 0))
             with contextlib.ExitStack() as stack:
                 new = stack.enter_context(h5py.File(part, "r+", locking=False))
                 old: Any = {}
                 if intact:
                     old = stack.enter_context(h5py.File(self._file, "r", locking=False))
-                groups = {name: _group_name(name) for name in staged}
+                groups = {name: text_of(name) for name in staged}
                 kept = sorted({*_videos(old)} - {*groups.values()})
                 arrays = {*column_types(self._outputs), "fps", "meta"}
                 videos = {*kept, *groups.values()}
@@ -146,11 +145,11 @@ class Hdf5Writer:
                 file.flush()
                 # The staged files go next: a power cut must not find this one in memory only.
                 os.fsync(file.fileno())
-        remove([self._npz(name) for name in packed])
+        remove([self._staging.path(name) for name in packed])
         return packed
 
     def _pack_one(self, group: Any, name: str) -> None:
-        with zipfile.ZipFile(self._npz(name)) as archive:
+        with zipfile.ZipFile(self._staging.path(name)) as archive:
             for key, (dtype, shape) in column_types(self._outputs).items():
                 rows, blocks = read_blocks(archive, key)
                 data = group.create_dataset(key, (rows, *shape), dtype)
@@ -158,15 +157,14 @@ class Hdf5Writer:
                 for block in blocks:
                     data[start : start + len(block)] = block
                     start += len(block)
-            fps = np.frombuffer(archive.read("fps.npy")[-8:], "<f8")[0]
-            group.create_dataset("fps", data=fps)
+            group.create_dataset("fps", data=read_fps(archive))
             group.create_dataset("meta", data=json.dumps(read_meta(archive)))
 
     def _is_packed(self, job: Job) -> bool:
         if not self._is_intact():
             return False
         with h5py.File(self._file, "r", locking=False) as file:
-            group = file.get(_group_name(job.name))
+            group = file.get(text_of(job.name))
             if not isinstance(group, h5py.Group) or "meta" not in _arrays(group):
                 return False
             try:
@@ -194,25 +192,7 @@ class Hdf5Writer:
         return self._checked[1]
 
     def _is_staged(self, name: str) -> bool:
-        return is_whole(self._npz(name), self._outputs, self._fingerprint)
-
-    def _npz(self, name: str) -> Path:
-        return self._staging / f"{name}.npz"
-
-    def _staged_names(self) -> list[str]:
-        top = os.fspath(self._staging)
-        return sorted(
-            os.path.relpath(os.path.join(folder, file), top).removesuffix(".npz")
-            for folder, _, files in os.walk(top)
-            for file in files
-            if file.endswith(".npz")
-        )
-
-    def _remove_staging(self) -> None:
-        for folder, _, _ in os.walk(self._staging, topdown=False):
-            # Not empty: another process is still at work.
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+        return is_whole(self._staging.path(name), self._outputs, self._fingerprint)
 
 
 def _seal(file: IO[bytes]) -> bytes:
@@ -236,11 +216,6 @@ def _reserve(part: Path, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         with part.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, size + (1 << 20))
-
-
-def _group_name(name: str) -> str:
-    """HDF5 names are UTF-8, file names any bytes: what is not text is written as an escape."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _videos(group: Any, above: str = "") -> Iterator[str]:

@@ -42,6 +42,7 @@ _HEADER = re.compile(
     re.DOTALL,
 )
 _DTYPES = re.compile(rb"<f[248]|<i[48]|<U[1-9][0-9]{0,8}")
+_ROW_DTYPES = (b"<f2", b"<f4", b"<i8", b"<f8")
 _HEAD_BYTES = 512
 
 _MAX_META_BYTES = 64 << 20
@@ -129,19 +130,30 @@ def read_features(path: str | Path) -> Features:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("no regular file")
-        with zipfile.ZipFile(path) as archive:
-            _check_members(archive, os.stat(path).st_size)
-            names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
-            arrays = {name: _read_array(archive, name) for name in names}
-        frame_range, timestamps = arrays.pop("frame_range"), arrays.pop("timestamps_ms")
-        fps, meta = float(arrays.pop("fps")), json.loads(str(arrays.pop("meta")))
+        with open(path, "rb") as file:
+            return features_of(file, os.stat(path).st_size)
     except FileNotFoundError:
         raise OutputError(f"{shown(path)}: no such file") from None
     except (*DAMAGE, TypeError, AttributeError) as error:
-        text = " ".join(str(error).split())
-        raise OutputError(
-            f"{shown(path)}: not a feature file of vfx, or damaged ({text}); make it again with vfx-run"
-        ) from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str | Path, error: Exception) -> OutputError:
+    """The one line that says that ``path`` does not hold what vfx wrote."""
+    text = " ".join(str(error).split())
+    return OutputError(
+        f"{shown(path)}: not a feature file of vfx, or damaged ({text}); make it again with vfx-run"
+    )
+
+
+def features_of(file: IO[bytes], size: int) -> Features:
+    """What an ``.npz`` file of ``size`` bytes holds; raises `DAMAGE`, TypeError or AttributeError."""
+    with zipfile.ZipFile(file) as archive:
+        _check_members(archive, size)
+        names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+        arrays = {name: _read_array(archive, name) for name in names}
+    frame_range, timestamps = arrays.pop("frame_range"), arrays.pop("timestamps_ms")
+    fps, meta = float(arrays.pop("fps")), json.loads(str(arrays.pop("meta")))
     return Features(arrays, frame_range, timestamps, fps, meta)
 
 
@@ -252,8 +264,38 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     return np.frombuffer(values, kind).reshape(shape) if values else np.empty(shape, kind)
 
 
-def read_blocks(archive: zipfile.ZipFile, name: str) -> tuple[int, Iterator[NDArray[Any]]]:
-    """Rows of an array of a checked archive, and the array in blocks of about ``BLOCK_BYTES``."""
+def read_fps(archive: zipfile.ZipFile) -> float:
+    """The ``fps`` of a checked archive."""
+    return float(np.frombuffer(archive.read("fps.npy")[-8:], "<f8")[0])
+
+
+def read_columns(archive: zipfile.ZipFile) -> tuple[int, dict[str, tuple[str, tuple[int, ...]]]]:
+    """Rows, and as of `column_types` what an archive holds; raises one of ``DAMAGE``."""
+    _check_members(archive, archive.start_dir)
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    counts: set[int | None] = set()
+    for name in (info.filename.removesuffix(".npy") for info in archive.infolist()):
+        if name in ("fps", "meta"):
+            continue
+        with archive.open(f"{name}.npy") as file:
+            head = file.read(_HEAD_BYTES)
+        match = _HEADER.match(head)
+        shape = () if match is None else tuple(int(n) for n in match[3].split(b",") if n.strip())
+        if match is None or match[2] not in _ROW_DTYPES or not shape:
+            raise ValueError(f"{name} has no rows of numbers")
+        found[name] = (match[2].decode(), shape[1:])
+        counts.add(check_array(head, archive.getinfo(f"{name}.npy").file_size, *found[name]))
+    (rows,) = counts
+    fps = check_array(*_drain(archive.open("fps.npy")), "<f8", None)
+    if rows is None or fps is None or not found.items() >= column_types(()).items():
+        raise ValueError("not what vfx writes")
+    return rows, found
+
+
+def read_blocks(
+    archive: zipfile.ZipFile, name: str, rows: int | None = None
+) -> tuple[int, Iterator[NDArray[Any]]]:
+    """Rows of an array of a checked archive, and it in blocks of ``rows``, or of about ``BLOCK_BYTES``."""
     with archive.open(f"{name}.npy") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -263,7 +305,7 @@ def read_blocks(archive: zipfile.ZipFile, name: str) -> tuple[int, Iterator[NDAr
     def blocks() -> Iterator[NDArray[Any]]:
         with archive.open(f"{name}.npy") as file:
             file.seek(start)
-            while data := file.read(max(1, BLOCK_BYTES // row_bytes) * row_bytes):
+            while data := file.read((rows or max(1, BLOCK_BYTES // row_bytes)) * row_bytes):
                 yield np.frombuffer(data, dtype).reshape(-1, *shape[1:])
 
     return shape[0], blocks()

@@ -31,7 +31,7 @@ from vfx_runtime.job import Job
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.ray_actor import Actor, Answer
 from vfx_runtime.running import Listener, Task
-from vfx_runtime.webdataset import pack
+from vfx_runtime.writers import pack_all
 
 LOCAL = "local"
 """The address that stands for a Ray of this run's own."""
@@ -146,8 +146,7 @@ def run_on_ray(
             yield Extracted.of(job, error=_given_up(job))
     # Whoever closes last removes the file of the claims, and the actors were ended without a word.
     with Claims(task.output) as claims:
-        if task.format == "webdataset":
-            listener.packed(pack(task.output, claims))
+        listener.packed(pack_all(task.format, task.output, claims))
 
 
 def _given_up(job: Job) -> VideoError:

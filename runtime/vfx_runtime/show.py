@@ -14,7 +14,8 @@ from vfx_runtime.image_names import DEFAULT_FPS, Images
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("features", type=click.Path(path_type=Path), metavar="FEATURES.npz")
+@click.argument("features", type=click.Path(path_type=Path), metavar="FEATURES")
+@click.option("--name", metavar="NAME", help="Which video of a shard of many, by its name.")
 @click.option(
     "--video",
     type=click.Path(path_type=Path),
@@ -25,12 +26,14 @@ from vfx_runtime.image_names import DEFAULT_FPS, Images
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE.html",
-    help="Where to write.  [default: beside the features, with .html for .npz]",
+    help="Where to write.  [default: beside the features, with .html for .npz, or called as NAME]",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-show")
 def main(debug: bool, **options: Any) -> None:
     """Write one HTML page that shows what is in a feature file.
+
+    FEATURES is an .npz file, or a shard of --format webdataset or parquet.
 
     Thumbnails along the time axis, the length of each row, how alike all rows are, the five likeliest
     classes where there are logits, the engines and their specs. The page needs no network and no other
@@ -39,16 +42,21 @@ def main(debug: bool, **options: Any) -> None:
     \b
     vfx-show features/a.npz
     vfx-show features/a.npz --video a.mp4 --output a.html
+    vfx-show features/features-3f2a1b4c5d6e7f80.parquet --name a
     """  # noqa: D301  # click reads the backspace
     with ends("vfx-show", debug):
         click.echo(shown(_show(**options)))
 
 
-def _show(features: Path, video: Path | None, output: Path | None) -> Path:
+def _show(features: Path, name: str | None, video: Path | None, output: Path | None) -> Path:
     """The file that was written."""
     if features.suffix in (".npy", ".pkl", ".h5"):
-        raise UsageError(f"{shown(features)}: vfx-show reads .npz files, which say what made them")
-    path = output or features.with_suffix(".html")
+        raise UsageError(f"{shown(features)}: vfx-show reads .npz files and shards, which say what made them")
+    path = output or (
+        features.with_suffix(".html")
+        if name is None
+        else features.with_name(f"{name.rpartition('/')[2]}.html")
+    )
     if path.absolute() == features.absolute():
         raise UsageError(f"--output {shown(path)}: this would replace the features")
     # Here, not above: NumPy and FFmpeg are time that --help need not take.
@@ -57,22 +65,21 @@ def _show(features: Path, video: Path | None, output: Path | None) -> Path:
 
     if output is not None:
         check_page("--output", output)
-
-    page = feature_page(_collected(features, video))
+    page = feature_page(_collected(features, name, video))
     with new_files([path], exclusive=False, inside=path.parent) as (part,):
         part.write_text(page, "utf-8")
     return path
 
 
-def _collected(path: Path, video: Path | None) -> Any:
+def _collected(path: Path, name: str | None, video: Path | None) -> Any:
     import numpy as np
 
     from vfx_runtime.feature_page import STRIP, Shown, random_models, specs_of
-    from vfx_runtime.npz import read_features
+    from vfx_runtime.reading import read_features
     from vfx_runtime.thumbnails import thumbnails
     from vfx_runtime.timeline import Timeline
 
-    features = read_features(path)
+    features = read_features(path, name)
     specs = specs_of(features.meta)
     for model in random_models(specs):
         click.echo(f"vfx-show: RANDOM WEIGHTS: the features of {model} mean nothing", err=True)
@@ -80,6 +87,7 @@ def _collected(path: Path, video: Path | None) -> Any:
     source: dict[str, Any] = meta["source"] if isinstance(meta.get("source"), dict) else {}
     about: list[tuple[str, object]] = [
         ("File", shown(path)),
+        ("Video's name", None if name is None else shown(name)),
         ("Size", f"{path.stat().st_size:,} bytes"),
         ("Rows", f"{len(features.frame_range):,}" if features.frame_range.ndim else None),
         ("Made by", f"vfx {meta['vfx_version']}" if "vfx_version" in meta else None),
@@ -87,7 +95,7 @@ def _collected(path: Path, video: Path | None) -> Any:
         ("Of a source of", f"{source['size']:,} bytes" if isinstance(source.get("size"), int) else None),
     ]
     if video is None:
-        return Shown(path.name, features, about)
+        return Shown(name or path.name, features, about)
     notes = []
     images = None
     if video.is_dir():
@@ -117,4 +125,4 @@ def _collected(path: Path, video: Path | None) -> Any:
         ("Video", shown(video)),
         ("Pictures", f"{info.width} × {info.height}, {info.codec}, {info.fps:g} fps{length}"),
     ]
-    return Shown(path.name, features, about, found, notes)
+    return Shown(name or path.name, features, about, found, notes)

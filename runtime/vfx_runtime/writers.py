@@ -18,10 +18,12 @@ from vfx_runtime.hdf5 import Hdf5Writer
 from vfx_runtime.job import Job
 from vfx_runtime.npy import NpyWriter
 from vfx_runtime.npz import NpzWriter
+from vfx_runtime.parquet import ParquetLayout
+from vfx_runtime.shards import ShardWriter, pack
 from vfx_runtime.slowfast import SlowFastWriter, refuse_same_stem
-from vfx_runtime.webdataset import WebDatasetWriter
+from vfx_runtime.webdataset import TarLayout
 
-Format = Literal["npz", "npy", "pickle", "slowfast", "hdf5", "webdataset"]
+Format = Literal["npz", "npy", "pickle", "slowfast", "hdf5", "webdataset", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 RESERVED = ("frame_range", "timestamps_ms", "fps", "meta")
@@ -124,5 +126,22 @@ def open_writer(
         case "hdf5":
             return Hdf5Writer(output, outputs, fingerprint, claims)
         case "webdataset":
-            return WebDatasetWriter(output, outputs, fingerprint, claims)
+            return ShardWriter(TarLayout(), output, outputs, fingerprint, claims)
+        case "parquet":
+            return ShardWriter(ParquetLayout(outputs), output, outputs, fingerprint, claims)
     raise UsageError(f"format {format!r} is none of {', '.join(FORMATS)}")
+
+
+def pack_all(format: str, output: Path, claims: Claims) -> list[Path]:
+    """Put into shards what the processes of a run left waiting, in a format that has shards; those shards.
+
+    Raises:
+        OutputError: a shard cannot be written; all stays staged.
+        UsageError: a package is missing.
+    """
+    match format:
+        case "webdataset":
+            return pack(TarLayout(), output, claims)
+        case "parquet":
+            return pack(ParquetLayout(), output, claims)
+    return []

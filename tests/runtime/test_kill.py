@@ -39,7 +39,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files_in(folder)}
 
 
-@pytest.mark.parametrize(("format", "kills"), [("npz", 20), ("hdf5", 8), ("npy", 4), ("webdataset", 4)])
+@pytest.mark.parametrize(
+    ("format", "kills"), [("npz", 20), ("hdf5", 8), ("npy", 4), ("webdataset", 4), ("parquet", 4)]
+)
 def test_kills_lose_nothing_and_leave_nothing(work: Path, tmp_path: Path, format: str, kills: int) -> None:
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
     started = time.monotonic()

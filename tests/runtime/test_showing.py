@@ -274,6 +274,21 @@ def test_the_command_writes_beside_the_features(tmp_path: Path, monkeypatch: pyt
     assert "the thumbnails may not belong to them" in Path("b.html").read_text("utf-8")
 
 
+@pytest.mark.parametrize("format", ["webdataset", "parquet"])
+def test_a_video_of_a_shard_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_engine(tmp_path / "tiny.onnx")
+    for name in ("clips/a.1.mp4", "clips/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        make_video(tmp_path / name, frames=40)
+    assert vfx_run("--engine", "tiny.onnx", "clips", "--root", ".", "--format", format).exit_code == 0
+    (shard,) = Path("features").glob("features-*")
+    code, _, said = show(shard)
+    assert (code, "holds 2 videos: say which one (clips/a.1, clips/b)" in said) == (2, True)
+    assert show(shard, "--name", "clips/a.1") == (0, "features/a.1.html\n", "")
+    assert "clips/a.1" in Path("features/a.1.html").read_text("utf-8")
+
+
 def test_foreign_arrays_with_a_video_are_a_page(tmp_path: Path) -> None:
     video = make_video(tmp_path / "a.mp4", frames=9)
     np.savez(tmp_path / "a.npz", frame_range=np.array(3.5), timestamps_ms=np.array("x"), fps=1.0, meta="[1]")

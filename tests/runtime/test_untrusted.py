@@ -139,10 +139,12 @@ def test_hidden_links_of_vfx_itself(engine: Path, video: Path, treasure: Path, t
     with Claims(output) as claims:
         assert not claims.active
     assert not (tmp_path / "made").exists()
-    (output / ".features.h5.parts").symlink_to(tmp_path)
-    result = vfx_run("--engine", engine, video, "--output", output, "--format", "hdf5")
-    assert result.exit_code == 1
-    assert ".features.h5.parts: it is a link" in result.stderr
+    staging = {"hdf5": ".features.h5.parts", "webdataset": ".shards.parts", "parquet": ".parquet.parts"}
+    for format, name in staging.items():
+        (output / name).symlink_to(tmp_path)
+        result = vfx_run("--engine", engine, video, "--output", output, "--format", format)
+        assert result.exit_code == 1
+        assert f"{name}: it is a link" in result.stderr
 
 
 @pytest.mark.parametrize("format", ["npz", "npy", "pickle", "slowfast", "hdf5"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from vfx_engines.errors import OutputError, UsageError
@@ -25,7 +26,7 @@ from vfx_runtime.atomic import new_files, part_path, prepare_output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import Column, Features, RowSpool
 from vfx_runtime.job import Job
-from vfx_runtime.npz import read_features
+from vfx_runtime.reading import read_features
 from vfx_runtime.writers import FORMATS, check_names, open_writer
 
 OUTPUTS = (Output("rgb", (8,)), Output("logits", (3,), kind="logits"))
@@ -74,13 +75,17 @@ def everything(folder):
 
 
 def shard_contents(folder):
-    """Name to bytes of what all shards of a folder hold; there is nothing else in it, and nothing twice."""
+    """What all shards of a folder hold, by video; there is nothing else in it, and nothing twice."""
     found = {}
     for name in everything(folder):
-        with tarfile.open(folder / name, "r:") as archive:
-            for member in archive:
-                assert member.name not in found
-                found[member.name] = archive.extractfile(member).read()
+        if name.endswith(".parquet"):
+            videos = json.loads(pyarrow.parquet.read_metadata(folder / name).metadata[b"vfx"])["videos"]
+            held = {video["name"]: contents(read_features(folder / name, video["name"])) for video in videos}
+        else:
+            with tarfile.open(folder / name, "r:") as archive:
+                held = {member.name: archive.extractfile(member).read() for member in archive}
+        assert held.keys().isdisjoint(found)
+        found |= held
     return found
 
 
@@ -140,7 +145,13 @@ def test_features_show_shapes_only():
     assert repr(features) == "Features(rgb: [300, 8], logits: [300, 3]; 300 rows, 25 fps)"
 
 
-def test_memory_does_not_grow_with_rows(tmp_path):
+@pytest.mark.parametrize(
+    ("formats", "megabytes"),
+    # Arrow holds 9 MB at a time, and its allocator keeps 20 more, however much is written.
+    [(["npz", "npy", "hdf5", "webdataset"], 48), (["parquet"], 64)],
+    ids=["own", "arrow"],
+)
+def test_memory_does_not_grow_with_rows(tmp_path, formats, megabytes):
     """150 MB of rows through a spool and each writer; the process grows by a few blocks."""
     code = """
 import resource, sys
@@ -170,8 +181,8 @@ with Claims(out) as claims, RowSpool(outputs, out) as spool:
         assert writer.is_done(job)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    run = [sys.executable, "-c", code, str(tmp_path), "npz", "npy", "hdf5", "webdataset"]
-    assert int(subprocess.check_output(run)) < 48 * 1024
+    run = [sys.executable, "-c", code, str(tmp_path), *formats]
+    assert int(subprocess.check_output(run)) < megabytes * 1024
 
 
 # Contents
@@ -425,7 +436,7 @@ def test_slowfast_holds_rows_of_numbers(tmp_path, claims):
         open_writer("slowfast", tmp_path / "out", maps, fingerprint="", claims=claims, frames=32)
 
 
-@pytest.mark.parametrize("format", ["npz", "npy", "pickle", "hdf5"])
+@pytest.mark.parametrize("format", ["npz", "npy", "pickle", "hdf5", "parquet"])
 def test_maps_and_tokens_are_rows_too(tmp_path, claims, job, format):
     """As of --pool none: several outputs, of several axes each."""
     outputs = (Output("slow_map", (6, 2, 3, 3), pool="none"), Output("tokens", (5, 4), pool="none"))
@@ -448,7 +459,10 @@ def saved(folder, format, job, name):
         return np.load(folder / f"{job.name}_{name}.npy")
     if format == "pickle":
         return pickle.loads((folder / f"{job.name}_{name}.pkl").read_bytes())
-    with pytest.importorskip("h5py").File(folder / "features.h5") as file:
+    if format == "parquet":
+        table = pyarrow.parquet.read_table(folder).to_pandas()
+        return np.stack([row[name].reshape(row[f"{name}_shape"]) for _, row in table.iterrows()])
+    with h5py.File(folder / "features.h5") as file:
         return file[job.name][name][...]
 
 
@@ -548,20 +562,24 @@ def test_arrays_of_different_lengths_are_not_done(writer, job):
     assert not writer().is_done(job)
 
 
-def contents(path):
-    """All that a reader gets from a feature file, or None."""
-    try:
-        features = read_features(path)
-    except OutputError:
-        return None
+def contents(features):
+    """All that a reader gets."""
     arrays = {**features.arrays, "r": features.frame_range, "t": features.timestamps_ms}
     return {k: (v.dtype, v.shape, v.tobytes()) for k, v in arrays.items()}, features.fps, features.meta
+
+
+def contents_of(path):
+    """Of a feature file, or None."""
+    try:
+        return contents(read_features(path))
+    except OutputError:
+        return None
 
 
 def test_every_damaged_byte_of_an_npz_is_noticed(writer, job):
     one = writer()
     (path,) = save(one, job, rows=2)
-    good, data = contents(path), path.read_bytes()
+    good, data = contents_of(path), path.read_bytes()
     generator = random.Random(0)
     redone = 0
     for at in range(len(data)):
@@ -570,7 +588,7 @@ def test_every_damaged_byte_of_an_npz_is_noticed(writer, job):
         path.write_bytes(damaged)
         if one.is_done(job):
             # Dates and the like: nobody reads them.
-            assert contents(path) == good, at
+            assert contents_of(path) == good, at
         else:
             redone += 1
     assert redone > 0.8 * len(data)
@@ -789,7 +807,7 @@ def test_kills_lose_nothing_and_leave_nothing(tmp_path, format):
     runs = [subprocess.Popen([sys.executable, "-c", RUN, str(out), format]) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
     assert not (out / ".vfx-claims").exists()
-    if format == "webdataset":
+    if format in ("webdataset", "parquet"):
         # Each of the two packs what it finds when it ends.
         assert shard_contents(out) == shard_contents(calm)
         return

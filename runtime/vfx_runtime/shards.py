@@ -1,0 +1,356 @@
+"""Corpora in few files: shards of many videos, in one of several layouts.
+
+As in `vfx_runtime.hdf5`, each video is an ``.npz`` file in a hidden folder first, under its own claim, and
+whoever has finished enough of them packs them: a process that is killed loses nothing, and no more files wait
+at a time than make a shard or two. A shard never changes. Its name holds the hash of its bytes, so processes
+need not agree on numbers, and a damaged one shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import sys
+import time
+import zipfile
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from vfx_engines.spec import Output
+from vfx_runtime.atomic import new_parts, remove
+from vfx_runtime.claims import Claims
+from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool
+from vfx_runtime.job import Job
+from vfx_runtime.npz import DAMAGE, NpzWriter, read_meta, same_run, source_of
+from vfx_runtime.staging import Staging
+
+SHARD_BYTES = 256 << 20
+"""A shard is closed when its features are this long; one video more may be in it."""
+
+SHARD_VIDEOS = 4096
+"""Or when it holds so many videos."""
+
+
+@dataclass(slots=True)
+class Contents:
+    """What a shard holds, as far as it could be read."""
+
+    kind: Hashable = ()
+    """What the videos of one shard have in common, see `Layout.kind`."""
+    videos: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Fingerprint and source of each video, the latter as JSON."""
+    whole: bool = False
+    """Whether it could be read to its end."""
+
+    def add(self, name: object, meta: Mapping[str, Any]) -> None:
+        """Note a video; raises one of `DAMAGE` or TypeError for what vfx does not write."""
+        self.videos[str(name)] = (sys.intern(str(meta["fingerprint"])), json.dumps(meta["source"]))
+
+
+class Layout(Protocol):
+    """How a kind of shard holds its videos."""
+
+    suffix: str
+    """Of shards: ``.tar``."""
+    staging: str
+    """Name of the hidden folder where videos wait."""
+
+    def kind(self, archive: zipfile.ZipFile) -> Hashable:
+        """What a staged video must have in common with others of a shard; raises one of ``DAMAGE``."""
+        ...
+
+    def contents(self, shard: Path) -> Contents:
+        """What a shard holds; of a damaged one what can be read."""
+        ...
+
+    def read(self, shard: Path, name: str) -> Features:
+        """The features of one video of a shard, whole, in memory; raises what reading damage may raise."""
+        ...
+
+    def write(
+        self,
+        file: IO[bytes],
+        kind: Hashable,
+        kept: Mapping[Path, Sequence[str]],
+        staged: Mapping[str, Path],
+    ) -> None:
+        """Write a shard, in bounded memory, and the same bytes for the same videos.
+
+        Args:
+            file: empty.
+            kind: of all that goes into it.
+            kept: the videos to take from shards that are intact.
+            staged: names and ``.npz`` files of the others.
+        """
+        ...
+
+
+class ShardWriter:
+    """Packs videos into ``<output>/features-<hash><suffix>``; see `vfx_runtime.writers.Writer`."""
+
+    def __init__(
+        self, layout: Layout, output: Path, outputs: Sequence[Output], fingerprint: str, claims: Claims
+    ) -> None:
+        self._layout, self._output, self._claims = layout, output, claims
+        self._fingerprint = fingerprint
+        staging = Staging(output / layout.staging).folder
+        self._staged = NpzWriter(staging, outputs, fingerprint, claims, inside=output)
+        self._shards = Shards(output, layout)
+        self._waiting_bytes = self._waiting_videos = 0
+
+    def paths(self, job: Job) -> list[Path]:
+        """The shard that holds the video; none before it is packed."""
+        return self._shards.holding(job.name)[:1]
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the video is staged or in a shard, undamaged, of this run's settings and this source."""
+        # In this order: packing removes a staged file only once its shard is in place.
+        if self._staged.is_done(job):
+            return True
+        source = source_of(job)
+        self._shards.refresh()
+        holding = self._shards.holding(job.name)
+        sound = [
+            same_run(self._shards.said(shard, job.name), self._fingerprint, source)
+            and self._shards.is_intact(shard)
+            for shard in holding
+        ]
+        if not all(sound) and not all(shard.exists() for shard in holding):
+            # Another process has just put what is left of that shard into a new one.
+            return self.is_done(job)
+        return bool(sound) and all(sound)
+
+    def prepare(self, job: Job) -> None:
+        """Remove what a killed process left of this job, whose claim the caller holds."""
+        self._staged.prepare(job)
+
+    def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
+        """Stage the video, and pack what is staged when it is enough for a shard.
+
+        Raises:
+            OutputError: it cannot be written; nothing is left of it.
+        """
+        (path,) = self._staged.write(job, rows, fps, meta)
+        # Another process may have packed it since.
+        with contextlib.suppress(OSError):
+            self._waiting_bytes += path.stat().st_size
+        self._waiting_videos += 1
+        if self._waiting_bytes < SHARD_BYTES and self._waiting_videos < SHARD_VIDEOS:
+            return []
+        self._waiting_bytes = self._waiting_videos = 0
+        return pack(self._layout, self._output, self._claims, whole=True)
+
+    def finish(self) -> list[Path]:
+        """Pack what is staged; see `pack`.
+
+        Raises:
+            OutputError: a shard cannot be written; all stays staged.
+        """
+        return pack(self._layout, self._output, self._claims)
+
+
+def pack(layout: Layout, output: Path, claims: Claims, *, whole: bool = False) -> list[Path]:
+    """Put staged videos into shards, one process at a time; the new shards.
+
+    A video that was done again, with other settings, leaves its old shard: what else that held goes into
+    a new one.
+
+    Args:
+        layout: of the shards.
+        output: the output folder.
+        claims: of this process on it.
+        whole: make no shard that is not full; what is left stays staged.
+
+    Raises:
+        OutputError: a shard cannot be written; all stays staged.
+    """
+    claim = f"\0shards{layout.suffix}"  # no video's name holds a NUL
+    while not claims.take(claim):
+        time.sleep(0.1)
+    made: list[Path] = []
+    try:
+        staging = Staging(output / layout.staging)
+        for kind, staged in _shares(layout, staging, whole):
+            made += _pack(layout, output, claims, kind, staged)
+        staging.tidy()
+    finally:
+        claims.release(claim)
+    return made
+
+
+def _shares(layout: Layout, staging: Staging, whole: bool) -> Iterator[tuple[Hashable, dict[str, Path]]]:
+    """Staged videos that make a shard each. Damaged ones are removed."""
+    shares: dict[Hashable, dict[str, Path]] = {}
+    sizes: dict[Hashable, int] = {}
+    for name in staging.names():
+        path = staging.path(name)
+        kind = _sound_kind(layout, path)
+        if kind is None:
+            remove([path])
+            continue
+        share = shares.setdefault(kind, {})
+        share[name] = path
+        sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
+        if sizes[kind] >= SHARD_BYTES or len(share) >= SHARD_VIDEOS:
+            yield kind, shares.pop(kind)
+            del sizes[kind]
+    if not whole:
+        yield from shares.items()
+
+
+def _sound_kind(layout: Layout, path: Path) -> Hashable | None:
+    """The kind of a staged video, None if it is damaged. Reads all of it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            meta = read_meta(archive)
+            if not isinstance(meta, dict) or not meta.keys() >= {"fingerprint", "source"}:
+                return None
+            kind = layout.kind(archive)
+            return kind if archive.testzip() is None else None
+    except DAMAGE:
+        return None
+
+
+def _pack(
+    layout: Layout, output: Path, claims: Claims, kind: Hashable, staged: Mapping[str, Path]
+) -> list[Path]:
+    shards = Shards(output, layout)
+    shards.refresh()
+    replaced = sorted({shard for name in staged for shard in shards.holding(name)})
+    damaged = [shard for shard in shards.suspect(replaced) if not shards.is_intact(shard)]
+    plans = [_Plan(kind, staged, sum(path.stat().st_size for path in staged.values()))]
+    taken = {*staged}
+    for shard in (shard for shard in replaced if shard not in damaged):
+        names = shards.names(shard)
+        kept = [name for name in names if name not in taken]
+        taken.update(kept)
+        if not kept:
+            continue
+        size = shard.stat().st_size * len(kept) // len(names)
+        plan = next((plan for plan in plans if plan.has_room(shards.kind(shard), size, len(kept))), None)
+        if plan is None:
+            plans.append(plan := _Plan(shards.kind(shard)))
+        plan.kept[shard] = kept
+        plan.size += size
+    made: list[Path] = []
+    for plan in plans:
+        target = output / f"features{layout.suffix}"
+        with new_parts([target], exclusive=claims.active, inside=output) as (part,):
+            with part.open("r+b") as file:
+                layout.write(file, plan.kind, plan.kept, plan.staged)
+                file.flush()
+                # The staged files go next: a power cut must not find this one in memory only.
+                os.fsync(file.fileno())
+                final = output / f"features-{_digest(file)}{layout.suffix}"
+            # Before the new one takes its name, which is that of a damaged one whose videos came out as
+            # before.
+            while damaged:
+                shard = damaged.pop()
+                # Gone already: there are no claims here, and another process did it.
+                with contextlib.suppress(FileNotFoundError):
+                    shard.replace(shard.with_name(f"{shard.name}.old"))
+            part.replace(final)
+        made.append(final)
+    remove([shard for shard in replaced if shard not in made])
+    remove([*staged.values()])
+    return made
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What goes into a new shard."""
+
+    kind: Hashable
+    staged: Mapping[str, Path] = field(default_factory=dict)
+    size: int = 0
+    kept: dict[Path, list[str]] = field(default_factory=dict)
+
+    def has_room(self, kind: Hashable, size: int, videos: int) -> bool:
+        """Whether videos of a shard fit in too; one that is half as long again as the limit is in order."""
+        held = len(self.staged) + sum(map(len, self.kept.values()))
+        return (
+            kind == self.kind
+            and self.size + size <= 3 * SHARD_BYTES // 2
+            and held + videos <= 3 * SHARD_VIDEOS // 2
+        )
+
+
+class Shards:
+    """The shards of a folder: which videos they hold. Each is read whole once, when it is first relied on."""
+
+    def __init__(self, output: Path, layout: Layout) -> None:
+        self._output, self._layout = output, layout
+        self._contents: dict[Path, Contents] = {}
+        self._states: dict[Path, tuple[int, int, int]] = {}
+        self._intact: dict[Path, bool] = {}
+
+    def refresh(self) -> None:
+        """Note shards that have come, gone, or are another file than before."""
+        pattern = f"features-*{self._layout.suffix}"
+        states = {shard: _state(shard) for shard in sorted(self._output.glob(pattern))}
+        found = {shard: state for shard, state in states.items() if state is not None}
+        for shard in self._contents.keys() - found.keys():
+            del self._contents[shard]
+        for shard, state in found.items():
+            if shard not in self._contents or state != self._states[shard]:
+                self._states[shard] = state
+                self._intact.pop(shard, None)
+                self._contents[shard] = self._layout.contents(shard)
+
+    def holding(self, name: str) -> list[Path]:
+        """The shards that hold a video of this name: one, but after a crash while shards were made anew."""
+        return [shard for shard, contents in self._contents.items() if name in contents.videos]
+
+    def names(self, shard: Path) -> list[str]:
+        """Of the videos of a shard, in its order."""
+        return [*self._contents[shard].videos]
+
+    def kind(self, shard: Path) -> Hashable:
+        """What its videos have in common."""
+        return self._contents[shard].kind
+
+    def said(self, shard: Path, name: str) -> dict[str, Any]:
+        """Of ``meta`` of a video what `vfx_runtime.npz.same_run` compares."""
+        fingerprint, source = self._contents[shard].videos[name]
+        return {"fingerprint": fingerprint, "source": json.loads(source)}
+
+    def suspect(self, shards: Sequence[Path]) -> list[Path]:
+        """These shards, and those that cannot be read: nobody would look for their videos there."""
+        return sorted({*shards, *(shard for shard, found in self._contents.items() if not found.whole)})
+
+    def is_intact(self, shard: Path) -> bool:
+        """Whether a shard is byte for byte what vfx wrote."""
+        if shard not in self._intact:
+            try:
+                self._intact[shard] = bears_its_hash(shard)
+            except OSError:
+                return False
+        return self._intact[shard]
+
+
+def bears_its_hash(shard: Path) -> bool:
+    """Whether a file has the name that vfx gives to a shard of these bytes. Reads all of it."""
+    with shard.open("rb") as file:
+        return shard.stem == f"features-{_digest(file)}"
+
+
+def _state(shard: Path) -> tuple[int, int, int] | None:
+    """What changes with a file; None where there is none, or a pipe, whose reading might never end."""
+    try:
+        status = shard.stat()
+    except OSError:
+        return None
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def _digest(file: IO[bytes]) -> str:
+    file.seek(0)
+    digest = hashlib.blake2b(digest_size=8)
+    while block := file.read(BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
