@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/graphs.py --precision bf16 --slowest 10 s3d.onnx
 
 The counts are those of the file; the times those of OpenVINO's own operators, which fuse several of the
-file's and add reorders, where layouts change. One core, and of each operator its fastest run. Of a loop's body
-the counts tell, the times do not: OpenVINO gives the loop as one operator.
+file's and add reorders, where layouts change. One core, and of each operator its fastest run. A loop's
+body is in the counts; in the times the loop is one operator.
 """
 
 from __future__ import annotations

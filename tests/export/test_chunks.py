@@ -24,9 +24,8 @@ from vfx_export.chunks import Chunks
 PAIRS = 8
 
 
-
 class Moving(nn.Module):
-    """What changes from each frame to the next, three pairs at a time; eight pairs are no multiple of that."""
+    """What changes from each frame to the next, three pairs at a time, of which eight are no multiple."""
 
     def __init__(self) -> None:
         super().__init__()
