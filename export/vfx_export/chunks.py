@@ -30,8 +30,8 @@ class Chunks:
     frames: int
     """Of a chunk; chunks may overlap."""
     part: nn.Module
-    """From the frames of a chunk ``[batch, frames, ...]`` to one tensor ``[batch, ...]``, whose other axes
-    are of fixed size."""
+    """From the frames of a chunk, ``[batch, frames, ...]``, to one tensor: float32 ``[batch, ...]``, all other
+    axes of fixed size."""
     rest: nn.Module
     """From what all chunks gave, ``[chunks, batch, ...]``, to the network's outputs."""
 
