@@ -30,7 +30,7 @@ class Chunks:
     frames: int
     """Of a chunk; chunks may overlap."""
     part: nn.Module
-    """From the frames of a chunk, ``[batch, frames, ...]``, to one tensor: float32 ``[batch, ...]``, all other
+    """From the frames of a chunk, ``[batch, frames, ...]``, to a tensor: float32 ``[batch, ...]``, its other
     axes of fixed size."""
     rest: nn.Module
     """From what all chunks gave, ``[chunks, batch, ...]``, to the network's outputs."""
