@@ -70,11 +70,8 @@ def joined(part: onnx.ModelProto, rest: onnx.ModelProto, chunks: Chunks, input_:
         *body.node,
         helper.make_node("Identity", [_PREFIX + "go"], [_PREFIX + "go_on"]),
     ]
-    # Weights stay outside of the body: backends then look at them as at any others.
-    constants = {_PREFIX + "index": index, _PREFIX + "count": np.array(len(chunks.starts))}
-    graph = rest.graph
-    graph.initializer.extend(body.initializer)
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    # ONNX Runtime lays out kernels for its convolutions only where they are in the same graph: a quarter faster.
+    constants = [*body.initializer, numpy_helper.from_array(index, _PREFIX + "index")]
     loop = helper.make_node(
         "Loop",
         [_PREFIX + "count", ""],
@@ -84,8 +81,11 @@ def joined(part: onnx.ModelProto, rest: onnx.ModelProto, chunks: Chunks, input_:
             "chunk",
             [_scalar("number", TensorProto.INT64), _scalar("go", TensorProto.BOOL)],
             [_scalar("go_on", TensorProto.BOOL), given],
+            initializer=constants,
         ),
     )
+    graph = rest.graph
+    graph.initializer.append(numpy_helper.from_array(np.array(len(chunks.starts)), _PREFIX + "count"))
     graph.node.insert(0, loop)
     dtype = helper.np_dtype_to_tensor_dtype(np.dtype(input_.dtype))
     whole = helper.make_tensor_value_info(input_.name, dtype, input_.shape)
