@@ -23,6 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vfx_engines.errors import ExportError, reason
 from vfx_engines.onnx_file import FLOAT32_NODE, embed_spec
 from vfx_engines.spec import EngineSpec, Precision
+from vfx_export.chunks import Chunked, joined, stacked_shape
 from vfx_export.unrolling import unrolled
 
 OPSET = 18
@@ -101,14 +102,41 @@ def trace(
         for i, axis in enumerate(spec.input.shape)
         if isinstance(axis, str)
     }
+    outputs = [output.name for output in spec.outputs]
+    if isinstance(module, Chunked):
+        chunks = module.chunks(example.shape[1])
+        few = example[:, : chunks.frames]
+        part = _exported(chunks.part, few, dynamic, [spec.input.name], ["given"], spec.model)
+        stacked = torch.zeros(*stacked_shape(part, chunks, len(example)))
+        rest = _exported(chunks.rest, stacked, {1: dynamic[0]}, ["stacked"], outputs, spec.model)
+        model = joined(part, rest, chunks, spec.input)
+    else:
+        model = _exported(module, example, dynamic, [spec.input.name], outputs, spec.model, tuple(float32))
+    _name_axes(model, spec)
+    _check_axes(model, spec)
+    embed_spec(model, spec)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _exported(
+    module: nn.Module,
+    example: Tensor,
+    dynamic: dict[int, Any],
+    inputs: list[str],
+    outputs: list[str],
+    name: str,
+    float32: tuple[str, ...] = (),
+) -> onnx.ModelProto:
+    """What torch's exporter makes of a module, for a model of this name."""
     try:
         with _quiet():
             program = torch.onnx.export(
                 module,
                 (example,),
                 None,
-                input_names=[spec.input.name],
-                output_names=[output.name for output in spec.outputs],
+                input_names=inputs,
+                output_names=outputs,
                 opset_version=OPSET,
                 dynamo=True,
                 dynamic_shapes=(dynamic,),
@@ -120,16 +148,12 @@ def trace(
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ExportError(f"{spec.model}: torch cannot trace it: {reason(cause)}") from error
+        raise ExportError(f"{name}: torch cannot trace it: {reason(cause)}") from error
     assert program is not None, "only the TorchScript exporter returns nothing"
     model = program.model_proto
-    _mark_float32(model, tuple(float32))
+    _mark_float32(model, float32)
     unrolled(model)
     _strip(model)
-    _name_axes(model, spec)
-    _check_axes(model, spec)
-    embed_spec(model, spec)
-    onnx.checker.check_model(model)
     return model
 
 

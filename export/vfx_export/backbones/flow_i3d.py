@@ -7,8 +7,12 @@ from torch import Tensor, nn
 
 from vfx_export.backbones.i3d import I3D
 from vfx_export.backbones.raft import RAFT
+from vfx_export.chunks import Chunks
 
 _CROP = 224
+
+PAIRS_AT_ONCE = 8
+"""Most pairs of frames whose flow is in memory: more save nothing but the few frames that chunks share."""
 
 
 class FlowI3D(nn.Module):
@@ -33,11 +37,49 @@ class FlowI3D(nn.Module):
         Returns:
             float32 ``[batch, 1024]``, then float32 ``[batch, 400]`` before softmax.
         """
+        return self.chunks(frames.shape[1])(frames)
+
+    def chunks(self, frames: int) -> Chunks:
+        """Flow of a few pairs at a time, in chunks as even as can be; then I3D on the whole window."""
+        pairs = frames - 1
+        count = -(-pairs // PAIRS_AT_ONCE)
+        size = -(-pairs // count)
+        starts = tuple(min(i * size, pairs - size) for i in range(count))
+        return Chunks(starts, size + 1, _MiddleFlow(self.flow), _FlowFeatures(self.i3d, pairs))
+
+
+class _MiddleFlow(nn.Module):
+    """uint8 frames ``[batch, time, height, width, 3]`` to flow ``[batch, time - 1, 2, 224, 224]``."""
+
+    def __init__(self, flow: nn.Module) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, frames: Tensor) -> Tensor:
         # RAFT's border stays on before the crop: the published features were made so.
-        flow = self.flow.padded_flow(frames) if isinstance(self.flow, RAFT) else self.flow(frames)
+        flow: Tensor = self.flow.padded_flow(frames) if isinstance(self.flow, RAFT) else self.flow(frames)
         for axis in (-2, -1):
             first = (flow.shape[axis] - _CROP) // 2
             flow = flow.index_select(axis, torch.arange(_CROP, device=flow.device) + first)
+        return flow
+
+
+class _FlowFeatures(nn.Module):
+    """Flow of all chunks ``[chunks, batch, pairs of a chunk, 2, 224, 224]`` to what I3D gives."""
+
+    def __init__(self, i3d: I3D, pairs: int) -> None:
+        super().__init__()
+        self.i3d = i3d
+        self.pairs = pairs
+
+    def forward(self, flow: Tensor) -> tuple[Tensor, ...]:
+        chunks, _, size = flow.shape[:3]
+        flow = flow.transpose(0, 1).flatten(1, 2)
+        # The last chunk ends with the window, so it may begin with pairs that are there already.
+        twice = chunks * size - self.pairs
+        if twice:
+            keep = torch.arange(self.pairs, device=flow.device)
+            flow = flow.index_select(1, keep + twice * (keep >= (chunks - 1) * size))
         return self.i3d.features(flow.permute(0, 1, 3, 4, 2), quantised)
 
 
