@@ -26,10 +26,11 @@ from vfx_export.catalogue import catalogue_shapes
 from vfx_export.checkpoints import read_with_config
 from vfx_export.fitting import key_shapes, load_into
 from vfx_export.inflating import inflated
+from vfx_export.lowering import LowPrecision, lowered
 from vfx_export.model import Model
 from vfx_export.proof import TOLERANCES, example_inputs, prove, reference
 from vfx_export.pyslowfast_config import check_config
-from vfx_export.trace import LowPrecision, lowered, trace
+from vfx_export.trace import trace
 
 Stage = Callable[[str], None]
 """Told the name of each stage as it begins."""
@@ -56,7 +57,7 @@ def export_module(
         spec: what it eats and gives; ``precision`` is that of the graph.
         path: the ``.onnx`` file to write; one that is there is replaced.
         low_precision: a rewriting of the module for matrix units, used unless the precision is fp32.
-        published_half: see `vfx_export.trace.lowered`.
+        published_half: see `vfx_export.lowering.lowered`.
         quantised: names of outputs that the module rounds to whole numbers: the proof lets them be one apart.
         tolerances: largest relative L2 errors, where they are not those of `vfx_export.proof.TOLERANCES`.
         float32: ends of paths of submodules that stay float32 where the engine runs in bf16 (OpenVINO).

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from vfx_engines.errors import UsageError
 from vfx_engines.spec import Activation, Input, Output, Pool, Precision, Resize, Sampling, Transform
+from vfx_export.lowering import LowPrecision
 from vfx_export.pyslowfast_config import Config
-from vfx_export.trace import LowPrecision
 
 State = Mapping[str, Tensor]
 
@@ -118,7 +118,7 @@ class Model:
     activation: Activation = "softmax"
     """What makes probabilities of the head's logits."""
     published_half: bool = False
-    """Whether the weights were published in half precision, see `vfx_export.trace.lowered`."""
+    """Whether the weights were published in half precision, see `vfx_export.lowering.lowered`."""
     float32: tuple[str, ...] = ()
     """Ends of paths of submodules that stay float32 where an engine runs in bf16. OpenVINO (2026.4) heeds it
     for convolutions and reductions; linear layers become nodes of its own, which lose it."""
