@@ -142,7 +142,14 @@ def in_half(key: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [heavy(name, p) for name in LARGER for p in ("fp32", "fp16", "bf16")]
+    ("name", "precision"),
+    [
+        heavy(name, precision)
+        for name in LARGER
+        for precision in ("fp32", "fp16", "bf16")
+        # The pools of ResNets, see the test above.
+        if not (precision == "bf16" and "_rn" in name)
+    ],
 )
 def test_larger_encoders_agree_with_torch(tmp_path: Path, name: str, precision: Any) -> None:
     from vfx_export.catalogue import find
