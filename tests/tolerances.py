@@ -72,11 +72,6 @@ MAP_PARITY = 1e-5
 """fp32 pools and inflated weights against the same sums in NumPy or torch, in another order: at 5e-7."""
 
 
-AVA_BF16 = 2e-2
-"""SlowFast R101 of AVA in bf16: beyond the issue's bound of 1e-2, measured 1.4e-2, a third of what tells two
-clips apart (0.041). It is the slow pathway's (the fast one's is 2e-3): its non-local blocks multiply three
-maps, and the errors of all three (4e-3 to 9e-3) come out as 1.7e-2 to 3.6e-2. fp16 is within the bound."""
-
 DENSE_END_TO_END = 1e-5
 """Rows of windows on every frame against slowfast_feature_extractor's own, and against windows made alone:
 the issue allows 2e-3, measured 4e-7; with the nearest grey outside the video 4e-4."""
