@@ -59,7 +59,8 @@ def seed_parity(precision: str, input_seed_difference: float) -> float:
 
     Measured: CLIP fp32 1e-6 to 5e-6, fp16 5e-4 to 2e-3, bf16 8e-3 (RN50) and 9e-3 (ViT-B/32). PySlowFast's
     ResNets and SlowFast fp32 2e-7 to 5e-7 (AVA 3e-6). X3D fp32 8e-7 to 1.4e-5, fp16 5e-4 to 9e-4, bf16 4e-3
-    (L) to 1.3e-2 (XS). MViT fp32 6e-7 (Rev) to 2e-6 (version 2 S), bf16 6e-3 to 1.4e-2 (the same).
+    (L) to 1.3e-2 (XS). SlowFast R101 of AVA bf16 5e-3 and 6e-3. MViT fp32 6e-7 (Rev) to 2e-6 (version 2 S),
+    bf16 6e-3 to 1.4e-2 (the same).
     """
     return 1e-4 if precision == "fp32" else max(1e-2, input_seed_difference / 10)
 

@@ -32,9 +32,11 @@ _NON_LOCAL = NonLocal(after=((), (1, 3), (1, 3, 5), ()), weighing="softmax", poo
 _AVA = NonLocal(after=((), (), (6, 13, 20), ()), weighing="dot_product", pool=(2, 2, 2))
 # Non-local blocks multiply three maps that each carry the error of all layers before: in bf16 4e-3
 # becomes 1.7e-2 at the first, 9e-3 becomes 3.6e-2 at the last. So what stays float32 is the last one and
-# the residual blocks around it. Kit's weights, 32 frames of 224x224, error and CPU-seconds of a window:
-# nothing 1.4e-2, 0.5; these 5e-3, 0.7; the non-local blocks alone 1.5e-2, 0.6; blocks 18 to 22 8e-3,
-# 0.68; 14 to 22 6e-3, 0.76; all of the stage 4e-3, 1.2; the two stages before it 1.1e-2, 0.73.
+# the residual blocks around it. Kit's weights, 32 frames, error at 224x224 and at 256x256, CPU-seconds of
+# a window of 224x224: nothing 1.40e-2, 1.44e-2, 0.5; these 5.0e-3, 6.2e-3, 0.7; the non-local blocks
+# alone 1.5e-2, -, 0.6; blocks 18 to 22 8e-3, 1.1e-2, 0.68; 14 to 22 6e-3, 1.02e-2, 0.76; 7 to 22 6e-3,
+# 5e-3, 1.0; all of the stage 4e-3, -, 1.2; the two stages before it 1.1e-2, -, 0.73. That more can be
+# worse says that part of it is chance.
 _AVA_FLOAT32 = ("s4.pathway0_nonlocal20", *(f"s4.pathway0_res{i}" for i in range(16, 23)))
 
 
