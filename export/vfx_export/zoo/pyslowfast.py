@@ -35,7 +35,7 @@ _AVA = NonLocal(after=((), (), (6, 13, 20), ()), weighing="dot_product", pool=(2
 # the residual blocks around it. Kit's weights, 32 frames, error at 224x224 and at 256x256, CPU-seconds of
 # a window of 224x224: nothing 1.40e-2, 1.44e-2, 0.5; these 5.0e-3, 6.2e-3, 0.7; the non-local blocks
 # alone 1.5e-2, -, 0.6; blocks 18 to 22 8e-3, 1.1e-2, 0.68; 14 to 22 6e-3, 1.02e-2, 0.76; 7 to 22 6e-3,
-# 5e-3, 1.0; all of the stage 4e-3, -, 1.2; the two stages before it 1.1e-2, -, 0.73. That more can be
+# 5e-3, 1.0; all of the stage 4e-3, 9e-3, 1.2; the two stages before it 1.1e-2, -, 0.73. That more can be
 # worse says that part of it is chance.
 _AVA_FLOAT32 = ("s4.pathway0_nonlocal20", *(f"s4.pathway0_res{i}" for i in range(16, 23)))
 
