@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from exports import heavy
 from parity_kit import Kit, e2e, kit, video
 from tolerances import FLOW_PIXELS, FLOW_PIXELS_END_TO_END, PARITY, TIMESTAMP_MS
 from vfx_engines import open_engine
@@ -60,7 +61,11 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name in CASES for case in CASES[name][1]])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    # RAFT's export, proof and runs take a minute; tests/export/test_unrolling.py unrolls in each run.
+    [heavy(name, case) if name == "raft" else (name, case) for name in CASES for case in CASES[name][1]],
+)
 def test_exported_engine_gives_the_golden_flow(engines: Any, name: str, case: str, backend: Any) -> None:
     """One file at two sizes: its height and width are named axes."""
     window = frames(kit(name), case)
