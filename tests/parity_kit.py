@@ -76,19 +76,6 @@ def kit(name: str) -> Kit:
     return Kit(name, folder, json.loads((folder / "spec.json").read_text()))
 
 
-def generated(shapes: dict[str, list[int]], gain: float, halves: list[str]) -> dict[str, np.ndarray]:
-    """Weights of seed 0 as the kit makes them, of a model that it lacks; ``halves`` in float16."""
-    dtypes = dict.fromkeys(halves, "float16")
-    made: dict[str, np.ndarray] = _weights().state_dict(shapes, gain, dtype=dtypes)
-    return made
-
-
-def pictures(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """The kit's pixels, uint8 [N, 1, H, W, 3], of ``shape`` [N, 3, H, W]."""
-    made = _weights().images(shape, seed).astype(np.uint8)
-    return np.ascontiguousarray(made.transpose(0, 2, 3, 1)[:, None])
-
-
 def chirp(rate: int, seed: int = 0) -> np.ndarray:
     """The kit's sound: 3.2 s, mono, float64 in [-1, 1] on the grid of 16 bits."""
     made: np.ndarray = _weights().chirp(rate, 3.2, seed)
