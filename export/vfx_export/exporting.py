@@ -195,7 +195,8 @@ def export_model(
         path,
         low_precision=model.low_precision,
         published_half=model.published_half,
-        tolerances=model.tolerances,
+        # Maps have no mean that takes noise away: SlowFast 4x16's are at 1.3e-2 in bf16.
+        tolerances={"bf16": 2e-2, **model.tolerances} if pool == "none" else model.tolerances,
         float32=model.float32,
         quantised=quantised,
         stage=stage,
