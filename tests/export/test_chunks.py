@@ -20,12 +20,12 @@ from vfx_engines.onnx_file import FLOAT32_NODE
 from vfx_export import export_module
 from vfx_export.backbones.flow_i3d import PAIRS_AT_ONCE, FlowI3D
 from vfx_export.backbones.pwc import PWCNet
-from vfx_export.chunks import Chunks
+from vfx_export.chunks import Chunked, Chunks
 
 PAIRS = 8
 
 
-class Moving(nn.Module):
+class Moving(nn.Module, Chunked):
     """What changes from each frame to the next, three pairs at a time, of which eight are no multiple."""
 
     def __init__(self) -> None:
