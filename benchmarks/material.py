@@ -77,9 +77,15 @@ def looped(source: Path, seconds: float) -> Path:
 
 
 def pieces(source: Path, seconds: float, paths: Sequence[Path]) -> None:
-    """Encode pieces of a video, each of so many seconds and begun half as many after the one before."""
+    """Encode pieces of a video, each of so many seconds and begun half as many after the one before.
+
+    Raises:
+        SystemExit: the video ends before the last piece begins.
+    """
     for number, path in enumerate(paths):
-        with open_video(source) as decoder, av.open(str(path), "w") as out:
+        part = path.with_suffix(".part.mp4")
+        index = -1
+        with open_video(source) as decoder, av.open(str(part), "w") as out:
             rate = Fraction(decoder.info.fps).limit_denominator(1001)
             stream = out.add_stream("libx264", rate=rate, options={"preset": "medium"})
             stream.width, stream.height, stream.pix_fmt = decoder.info.width, decoder.info.height, "yuv420p"
@@ -90,6 +96,9 @@ def pieces(source: Path, seconds: float, paths: Sequence[Path]) -> None:
                 picture.pts, picture.time_base = index, 1 / rate
                 out.mux(stream.encode(picture))
             out.mux(stream.encode())
+        if index < 0:
+            raise SystemExit(f"{source}: of less than {number * seconds / 2:g} s, too short to be cut")
+        part.rename(path)
 
 
 def save(name: str, found: dict[str, Any]) -> Path:

@@ -31,6 +31,7 @@ class Own(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.conv = nn.Conv3d(3, 4, 2)
         self.classify = nn.Linear(4, 5)
+        self.chunks = 2  # of its own: only a `Chunked` network is computed in chunks
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.5, 0.5, generator=generator)
 

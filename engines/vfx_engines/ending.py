@@ -17,9 +17,9 @@ def ends(command: str, debug: bool, interrupted: str = "interrupted") -> Iterato
     Exit codes: 2 for a `UsageError`, 1 for any other `VfxError`, 130 when Ctrl-C came.
 
     Args:
-        command: Its name, with which the line begins.
-        debug: Print the traceback of an error too.
-        interrupted: What the line says after Ctrl-C.
+        command: its name, with which the line begins.
+        debug: print the traceback of an error too.
+        interrupted: what the line says after Ctrl-C.
     """
     try:
         yield

@@ -6,9 +6,9 @@ dynamic, so both parts are traced alone and joined here.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -42,13 +42,15 @@ class Chunks:
         return outputs
 
 
-@runtime_checkable
-class Chunked(Protocol):
-    """A network that is computed in chunks."""
+class Chunked(ABC):
+    """A network that is computed in chunks.
 
+    It says so by this class and not by the method alone: a user's module may have other ``chunks``.
+    """
+
+    @abstractmethod
     def chunks(self, frames: int) -> Chunks:
         """How it computes a window of so many frames."""
-        ...
 
 
 def joined(part: onnx.ModelProto, rest: onnx.ModelProto, chunks: Chunks, input_: Input) -> onnx.ModelProto:

@@ -305,12 +305,14 @@ def _run(
     )
 
 
+_OF_PLANS = {"level", "workspace", "version_compatible", "hardware", "device"}
+
+
 def _refuse_plan_options(*, served: bool) -> None:
     """An .onnx file was asked for: what says something of a plan would be ignored."""
+    # Triton batches for ONNX too.
+    names = _OF_PLANS if served else _OF_PLANS | {"batches"}
     context = click.get_current_context()
-    names = {"level", "workspace", "version_compatible", "hardware", "device"} | (
-        set() if served else {"batches"}
-    )
     for option in context.command.params:
         given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
         if given and option.name in names:
@@ -356,8 +358,8 @@ def _export_catalogue(
         model = model.resized(resize)
     if head:
         model.logits()
-    if exact_zeros and model.zero_blanks is None:
-        raise UsageError(f"--exact-zeros: {name} has none, PySlowFast's networks do")
+    if exact_zeros:
+        model.check_exact_zeros()
     model.check_pool(pool)
     if inflate:
         model.check_inflation()
@@ -546,7 +548,7 @@ def _length(feature: Output) -> int | str:
 
 
 def _size(taken: Input) -> str:
-    """Height and width of frames; the length of sound stands in the column before."""
+    """Height and width of frames; the length of sound is its window's."""
     return "audio" if taken.modality == "audio" else "x".join(map(str, taken.shape[2:4]))
 
 

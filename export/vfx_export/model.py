@@ -233,9 +233,18 @@ class Model:
         Raises:
             UsageError: it cannot.
         """
+        self.check_exact_zeros()
+        assert self.zero_blanks is not None
+        self.zero_blanks(module)
+
+    def check_exact_zeros(self) -> None:
+        """Whether there is a `with_exact_zeros`.
+
+        Raises:
+            UsageError: there is none.
+        """
         if self.zero_blanks is None:
             raise UsageError(f"--exact-zeros: {self.name} has none, PySlowFast's networks do")
-        self.zero_blanks(module)
 
     def input(self, frames: int) -> Input:
         """The engine's input for windows of ``frames`` frames, or samples."""

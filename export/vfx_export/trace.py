@@ -37,10 +37,11 @@ def trace(
         example: an input of the spec's shape and dtype; two rows, since a batch of one would be baked in.
         spec: names the inputs, outputs and dynamic axes, and travels in the file.
         float32: ends of paths of submodules whose nodes are marked to stay float32 where the file runs in
-            bf16.
+            bf16; of a network that is computed in chunks, in what follows them.
 
     Raises:
-        ExportError: torch cannot trace the module, or an axis came out dynamic that the spec does not name.
+        ExportError: torch cannot trace the module, an axis came out dynamic that the spec does not name, or
+            what is to stay float32 has no nodes.
     """
     # A batch of one must do; how small other axes may be is the network's to say (`Dim.DYNAMIC`).
     dynamic: dict[int, Any] = {
@@ -54,10 +55,11 @@ def trace(
         few = example[:, : chunks.frames]
         part = _exported(chunks.part, few, dynamic, [spec.input.name], ["given"], spec.model)
         stacked = torch.zeros(*stacked_shape(part, chunks, len(example)))
-        rest = _exported(chunks.rest, stacked, {1: dynamic[0]}, ["stacked"], outputs, spec.model)
+        # Not in the loop: OpenVINO does not look for marks there.
+        rest = _exported(chunks.rest, stacked, {1: dynamic[0]}, ["stacked"], outputs, spec.model, float32)
         model = joined(part, rest, chunks, spec.input)
     else:
-        model = _exported(module, example, dynamic, [spec.input.name], outputs, spec.model, tuple(float32))
+        model = _exported(module, example, dynamic, [spec.input.name], outputs, spec.model, float32)
     _name_axes(model, spec)
     _check_axes(model, spec)
     embed_spec(model, spec)
@@ -72,7 +74,7 @@ def _exported(
     inputs: list[str],
     outputs: list[str],
     name: str,
-    float32: tuple[str, ...] = (),
+    float32: Collection[str] = (),
 ) -> onnx.ModelProto:
     """What torch's exporter makes of a module, for a model of this name."""
     try:
@@ -97,15 +99,15 @@ def _exported(
         raise ExportError(f"{name}: torch cannot trace it: {reason(cause)}") from error
     assert program is not None, "only the TorchScript exporter returns nothing"
     model = program.model_proto
-    _mark_float32(model, float32)
     unrolled(model)
+    _mark_float32(model, float32, name)
     _strip(model)
     return model
 
 
-def _mark_float32(model: onnx.ModelProto, ends: tuple[str, ...]) -> None:
+def _mark_float32(model: onnx.ModelProto, ends: Collection[str], name: str) -> None:
     """Put the mark into the names of the nodes that these submodules made, which torch notes on each."""
-    marked = set()
+    marked: set[str] = set()
     for node in model.graph.node:
         notes = {item.key: item.value for item in node.metadata_props}
         scopes: list[str] = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
@@ -113,7 +115,9 @@ def _mark_float32(model: onnx.ModelProto, ends: tuple[str, ...]) -> None:
         marked |= found
         if found:
             node.name = FLOAT32_NODE + node.name
-    assert marked == set(ends), f"no nodes of {set(ends) - marked}"
+    for end in ends:
+        if end not in marked:
+            raise ExportError(f"{name}: the graph has no nodes of {end!r}, which is to stay float32")
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -16,15 +16,16 @@ from exports import relative
 from own_modules import own_spec
 from tolerances import PARITY
 from vfx_engines import EngineSpec, Input, Output, Sampling, Transform, open_engine
+from vfx_engines.onnx_file import FLOAT32_NODE
 from vfx_export import export_module
 from vfx_export.backbones.flow_i3d import PAIRS_AT_ONCE, FlowI3D
 from vfx_export.backbones.pwc import PWCNet
-from vfx_export.chunks import Chunks
+from vfx_export.chunks import Chunked, Chunks
 
 PAIRS = 8
 
 
-class Moving(nn.Module):
+class Moving(nn.Module, Chunked):
     """What changes from each frame to the next, three pairs at a time, of which eight are no multiple."""
 
     def __init__(self) -> None:
@@ -73,9 +74,11 @@ def moving_spec(precision: Any) -> EngineSpec:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_loop_gives_what_the_module_gives(tmp_path: Path, precision: Any) -> None:
     path = tmp_path / "moving.onnx"
-    export_module(Moving().eval(), moving_spec(precision), path)
+    export_module(Moving().eval(), moving_spec(precision), path, float32=("line",))
 
     graph = onnx.load(path).graph
+    marked = [node for node in graph.node if node.name.startswith(FLOAT32_NODE)]
+    assert bool(marked) == (precision == "bf16")
     (loop,) = [node for node in graph.node if node.op_type == "Loop"]
     kernels = [
         item for part in (graph, loop.attribute[0].g) for item in part.initializer if len(item.dims) == 5

@@ -17,6 +17,7 @@ from exports import relative
 from own_modules import FRAMES, SIZE, own_spec
 from tolerances import PARITY
 from vfx_engines import EngineSpec, ExportError, Output, open_engine
+from vfx_engines.onnx_file import FLOAT32_NODE
 from vfx_export import export_module
 from vfx_export.unrolling import repeated
 
@@ -61,13 +62,15 @@ def rounds_spec(precision: Any = "fp32") -> EngineSpec:
 def test_the_graph_has_all_rounds_and_the_weights_once(tmp_path: Path, times: int, precision: Any) -> None:
     path = tmp_path / "rounds.onnx"
     module = Rounds(times).eval()
-    export_module(module, rounds_spec(precision), path)
+    export_module(module, rounds_spec(precision), path, float32=("step",))
 
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     kinds = Counter(node.op_type for node in model.graph.node)
     assert kinds["Tanh"] == times
     assert kinds["Relu"] == 1
+    marked = [node for node in model.graph.node if node.name.startswith(FLOAT32_NODE)]
+    assert len(marked) == (times if precision == "bf16" else 0)
     assert kinds["Mul"] + kinds["Pow"] == 1, "what no round changes is computed once"
     weights = [item for item in model.graph.initializer if list(item.dims) in ([8, 16], [16, 8])]
     assert len(weights) == 1

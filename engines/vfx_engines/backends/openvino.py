@@ -56,23 +56,15 @@ class OpenVinoBackend:
                 for i, axis in enumerate(spec.input.shape)
             ]
             model.reshape({spec.input.name: shape})
-            lowered = precision == "bf16" and "BF16" not in core.get_property(
-                "CPU", "OPTIMIZATION_CAPABILITIES"
-            )
-            if precision == "bf16" and not lowered:
-                _keep_float32(core, model)
-            self._model = core.compile_model(
-                model,
-                "CPU",
-                settings("fp32" if lowered else precision, streams, threads),
-            )
+            lacking = _lacking_for_bf16(core, model) if precision == "bf16" else ""
+            self.precision: Precision = "fp32" if lacking else precision
+            self._model = core.compile_model(model, "CPU", settings(self.precision, streams, threads))
             self._requests = [self._model.create_infer_request() for _ in range(streams + 1)]
         except Exception as error:  # RuntimeError, or UnicodeDecodeError where its message quotes damage
             # The last line: those before it say where in OpenVINO's own source.
             raise EngineError(f"{shown(path)}: OpenVINO cannot compile it: {reason(error, -1)}") from None
         version = ".".join(ov.__version__.split("-")[0].split(".")[:2])
-        said = "fp32, this CPU has no bf16" if lowered else precision
-        self.precision: Precision = "fp32" if lowered else precision
+        said = f"{self.precision}, {lacking}" if lacking else precision
         self.name = f"OpenVINO {version}, CPU, {said}"
         self.buffers = [np.zeros(shape, spec.input.dtype) for _ in self._requests]
         for request, buffer in zip(self._requests, self.buffers, strict=True):
@@ -99,16 +91,22 @@ class OpenVinoBackend:
         del self._model
 
 
-def _keep_float32(core: ov.Core, model: ov.Model) -> None:
-    """Let the nodes that are named for it compute in float32."""
+def _lacking_for_bf16(core: ov.Core, model: ov.Model) -> str:
+    """Why a model cannot run in bf16; nothing where it can, its nodes that are named for it kept float32."""
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "this CPU has no bf16"
     kept = [node for node in model.get_ops() if node.get_friendly_name().startswith(FLOAT32_NODE)]
     if not kept:
-        return
+        return ""
     nodes = core.read_model(_KEEPING.encode(), b"").get_ops()
-    (keeping,) = (node for node in nodes if node.get_friendly_name() == "y")
+    (keeping,) = (node.get_rt_info() for node in nodes if node.get_friendly_name() == "y")
     key = f"{_KEPT}_0"
+    # Versions that do not know an attribute drop it and say nothing, and would compute all of it in bf16.
+    if key not in keeping:
+        return "parts of it stay float32, which takes OpenVINO 2026.3"
     for node in kept:
-        node.set_rt_info(keeping.get_rt_info()[key], key)
+        node.set_rt_info(keeping[key], key)
+    return ""
 
 
 def settings(precision: Precision, streams: int, threads: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vfx_export.backbones.i3d import I3D
 from vfx_export.backbones.raft import RAFT
-from vfx_export.chunks import Chunks
+from vfx_export.chunks import Chunked, Chunks
 
 _CROP = 224
 
@@ -15,7 +15,7 @@ PAIRS_AT_ONCE = 8
 """Most pairs of frames whose flow is in memory: more save nothing but the few frames that chunks share."""
 
 
-class FlowI3D(nn.Module):
+class FlowI3D(nn.Module, Chunked):
     """Flow of the whole frames, its middle, in 8 bits as I3D was trained on it, and I3D's feature of that.
 
     Args:

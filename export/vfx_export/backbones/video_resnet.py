@@ -67,8 +67,11 @@ class Stem(nn.Module):
         self.bn: nn.Module = nn.BatchNorm3d(path.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pixels, channels last, to ``[batch, channels, time, height / 4, width / 4]``."""
-        # Before the permutation: engines that compute with channels last then drop it.
+        """Normalised pixels, float32 ``[batch, time, height, width, 3]``, to maps of the stem's width.
+
+        Those are ``[batch, width of the pathway, time, height / 4, width / 4]``, in the weights' precision.
+        """
+        # All before the permutation: engines that compute with channels last then drop it.
         x = for_stem(self.conv, x)
         x = x.to(next(self.conv.parameters()).dtype).permute(0, 4, 1, 2, 3)
         return F.max_pool3d(F.relu(self.bn(self.conv(x))), (1, 3, 3), (1, 2, 2), (0, 1, 1))
