@@ -35,6 +35,10 @@ SHARD_BYTES = 256 << 20
 SHARD_VIDEOS = 4096
 """Or when it holds so many videos."""
 
+SHARD_NAMES = f"features-{'[0-9a-f]' * 16}"
+"""What names of shards look like, without suffix, as a pattern of files. A ``features-all.parquet`` is the
+user's own."""
+
 
 @dataclass(slots=True)
 class Contents:
@@ -291,7 +295,7 @@ class Shards:
 
     def refresh(self) -> None:
         """Note shards that have come, gone, or are another file than before."""
-        pattern = f"features-*{self._layout.suffix}"
+        pattern = f"{SHARD_NAMES}{self._layout.suffix}"
         states = {shard: _state(shard) for shard in sorted(self._output.glob(pattern))}
         found = {shard: state for shard, state in states.items() if state is not None}
         for shard in self._contents.keys() - found.keys():

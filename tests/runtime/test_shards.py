@@ -307,6 +307,20 @@ def test_a_shard_of_a_stranger_is_left_alone(
     assert (output / name).read_bytes() == text
 
 
+def test_a_file_of_the_user_is_left_alone(
+    writer: Callable[..., ShardWriter], layout: Layout, output: Path, jobs: list[Job]
+) -> None:
+    """It has no name that vfx gives, so it is no damaged shard, though nobody can read it."""
+    own = output / f"features-all{layout.suffix}"
+    own.write_bytes(b"mine")
+    one = writer()
+    assert not one.is_done(jobs[0])
+    save(one, jobs[0])
+    one.finish()
+    assert one.is_done(jobs[0])
+    assert own.read_bytes() == b"mine"
+
+
 def test_a_video_is_read_from_its_shard(
     writer: Callable[..., ShardWriter], output: Path, jobs: list[Job], claims: Claims
 ) -> None:
