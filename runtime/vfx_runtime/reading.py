@@ -48,5 +48,5 @@ def read_features(path: str | Path, video: str | None = None) -> Features:
         if path.match(f"{SHARD_NAMES}{layout.suffix}") and not bears_its_hash(path):
             raise ValueError("other bytes than its name says")
         return layout.read(path, video or names[0])
-    except (*npz.DAMAGE, TypeError, AttributeError, AssertionError) as error:
+    except layout.damage as error:
         raise npz.unreadable(path, error) from None

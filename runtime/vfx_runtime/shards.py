@@ -52,7 +52,7 @@ class Contents:
     """Whether it could be read to its end."""
 
     def add(self, name: object, meta: Mapping[str, Any]) -> None:
-        """Note a video; raises one of `DAMAGE` or TypeError for what vfx does not write."""
+        """Note a video; raises one of `Layout.damage` for what vfx does not write."""
         self.videos[str(name)] = (sys.intern(str(meta["fingerprint"])), json.dumps(meta["source"]))
 
 
@@ -63,6 +63,8 @@ class Layout(Protocol):
     """Of shards: ``.tar``."""
     staging: str
     """Name of the hidden folder where videos wait."""
+    damage: tuple[type[Exception], ...]
+    """What reading a damaged shard may raise."""
 
     def kind(self, archive: zipfile.ZipFile) -> Hashable:
         """What a staged video must have in common with others of a shard; raises one of ``DAMAGE``."""
@@ -73,7 +75,7 @@ class Layout(Protocol):
         ...
 
     def read(self, shard: Path, name: str) -> Features:
-        """The features of one video of a shard, whole, in memory; raises what reading damage may raise."""
+        """The features of one video of a shard, whole, in memory; raises one of ``damage``."""
         ...
 
     def write(

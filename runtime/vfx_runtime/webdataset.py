@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from vfx_runtime.features import Features
-from vfx_runtime.npz import features_of, read_meta
+from vfx_runtime.npz import DAMAGE, features_of, read_meta
 from vfx_runtime.shards import Contents
-
-_DAMAGE = (tarfile.TarError, OSError, ValueError, LookupError, TypeError, RuntimeError)
 
 
 class TarLayout:
@@ -23,6 +21,7 @@ class TarLayout:
 
     suffix = ".tar"
     staging = ".shards.parts"
+    damage: tuple[type[Exception], ...] = (*DAMAGE, tarfile.TarError, LookupError, TypeError, AttributeError)
 
     def kind(self, archive: zipfile.ZipFile) -> Hashable:
         """Any videos may share a shard."""
@@ -33,13 +32,12 @@ class TarLayout:
         found = Contents()
         try:
             with shard.open("rb") as file, _tar(file, "r") as archive:
-                for member in archive:
-                    data = archive.extractfile(member) if member.name.endswith(".json") else None
-                    if data is not None:
+                for member, data in _members(archive):
+                    if member.name.endswith(".json"):
                         said = json.load(data)
                         found.add(said["name"], said["meta"])
             found.whole = True
-        except _DAMAGE:
+        except self.damage:
             # What could be read stays: those videos are found damaged, and the shard is set aside with them.
             pass
         return found
@@ -72,18 +70,25 @@ class TarLayout:
                     _add(archive, name, npz)
 
 
-def _videos(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes], int]]:
-    """Name, ``.npz`` file and its length, of each video of a shard that is intact."""
-    features: tarfile.TarInfo | None = None
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """The files of a shard; raises ValueError for links, and for holes, which may be of any length."""
     for member in archive:
+        data = archive.extractfile(member) if member.isreg() and not member.issparse() else None
+        if data is None:
+            raise ValueError("a member is no plain file")
+        yield member, data
+
+
+def _videos(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes], int]]:
+    """Name, ``.npz`` file and its length, of each video of a shard; raises one of `TarLayout.damage`."""
+    features: tuple[IO[bytes], int] | None = None
+    for member, data in _members(archive):
         if member.name.endswith(".npz"):
-            features = member
-            continue
-        assert features is not None, "in a shard that is intact features come before their JSON"
-        said, data = archive.extractfile(member), archive.extractfile(features)
-        assert said is not None, "both are files"
-        assert data is not None, "both are files"
-        yield json.load(said)["name"], data, features.size
+            features = data, member.size
+        elif features is None:
+            raise ValueError("JSON stands before its features")
+        else:
+            yield json.load(data)["name"], *features
 
 
 def _add(archive: tarfile.TarFile, name: str, data: IO[bytes]) -> None:
