@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from vfx_engines.spec import Output
-from vfx_runtime.atomic import new_parts, remove
+from vfx_runtime.atomic import new_parts, output_error, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool
 from vfx_runtime.job import Job
-from vfx_runtime.npz import DAMAGE, NpzWriter, read_meta, same_run, source_of
+from vfx_runtime.npz import DAMAGE, NpzWriter, check_members, read_meta, same_run, source_of
 from vfx_runtime.staging import Staging
 
 SHARD_BYTES = 256 << 20
@@ -184,6 +184,8 @@ def pack(layout: Layout, output: Path, claims: Claims, *, whole: bool = False) -
         for kind, staged in _shares(layout, staging, whole):
             made += _pack(layout, output, claims, kind, staged)
         staging.tidy()
+    except OSError as error:
+        raise output_error(error, output) from None
     finally:
         claims.release(claim)
     return made
@@ -195,13 +197,17 @@ def _shares(layout: Layout, staging: Staging, whole: bool) -> Iterator[tuple[Has
     sizes: dict[Hashable, int] = {}
     for name in staging.names():
         path = staging.path(name)
+        state = _state(path)
+        if state is None:
+            # Gone, where there are no claims and another process packs too.
+            continue
         kind = _sound_kind(layout, path)
         if kind is None:
             remove([path])
             continue
         share = shares.setdefault(kind, {})
         share[name] = path
-        sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
+        sizes[kind] = sizes.get(kind, 0) + state[1]
         if sizes[kind] >= SHARD_BYTES or len(share) >= SHARD_VIDEOS:
             yield kind, shares.pop(kind)
             del sizes[kind]
@@ -213,6 +219,7 @@ def _sound_kind(layout: Layout, path: Path) -> Hashable | None:
     """The kind of a staged video, None if it is damaged. Reads all of it."""
     try:
         with zipfile.ZipFile(path) as archive:
+            check_members(archive, path.stat().st_size)
             meta = read_meta(archive)
             if not isinstance(meta, dict) or not meta.keys() >= {"fingerprint", "source"}:
                 return None
@@ -229,7 +236,8 @@ def _pack(
     shards.refresh()
     replaced = sorted({shard for name in staged for shard in shards.holding(name)})
     damaged = [shard for shard in shards.suspect(replaced) if not shards.is_intact(shard)]
-    plans = [_Plan(kind, staged, sum(path.stat().st_size for path in staged.values()))]
+    before = {path: _state(path) for path in staged.values()}
+    plans = [_Plan(kind, staged, sum(state[1] for state in before.values() if state is not None))]
     taken = {*staged}
     for shard in (shard for shard in replaced if shard not in damaged):
         names = shards.names(shard)
@@ -263,7 +271,8 @@ def _pack(
             part.replace(final)
         made.append(final)
     remove([shard for shard in replaced if shard not in made])
-    remove([*staged.values()])
+    # What was done again meanwhile, by a run of other settings, is in no shard yet.
+    remove([path for path, state in before.items() if _state(path) == state])
     return made
 
 

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,6 +237,42 @@ def test_a_part_that_was_damaged_is_not_packed(
     (shard,) = one.finish()
     assert names(shard) == [jobs[1].name]
     assert not one.is_done(jobs[0])
+
+
+def test_a_part_that_comes_while_its_video_is_packed_stays(
+    writer: Callable[..., ShardWriter], layout: Layout, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another run into the folder, with other settings, which has said that the video is done."""
+    first, second = writer(), writer("g")
+    save(first, jobs[0])
+    save(first, jobs[1])
+    write = layout.write
+
+    def meanwhile(*arguments: Any) -> None:
+        write(*arguments)
+        save(second, jobs[0])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "write", meanwhile)
+        first.finish()
+    assert second.is_done(jobs[0])
+    second.finish()
+    assert second.is_done(jobs[0])
+    assert first.is_done(jobs[1])
+
+
+def test_pipes_and_compressed_parts_are_not_packed(
+    writer: Callable[..., ShardWriter], layout: Layout, output: Path, jobs: list[Job]
+) -> None:
+    one = writer()
+    save(one, jobs[0])
+    save(one, jobs[1])
+    part = output / layout.staging / "a.npz"
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("meta.npy", bytes(1 << 20))
+    os.mkfifo(part.with_name("pipe.npz"))
+    (shard,) = one.finish()
+    assert names(shard) == [jobs[1].name]
 
 
 def test_links_in_place_of_parts_are_not_followed(
