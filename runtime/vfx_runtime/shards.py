@@ -42,7 +42,7 @@ user's own."""
 
 @dataclass(slots=True)
 class Contents:
-    """What a shard holds, as far as it could be read."""
+    """What a shard holds; nothing where it could not be read to its end."""
 
     kind: Hashable = ()
     """What the videos of one shard have in common, see `Layout.kind`."""
@@ -71,7 +71,7 @@ class Layout(Protocol):
         ...
 
     def contents(self, shard: Path) -> Contents:
-        """What a shard holds; of a damaged one what can be read."""
+        """What a shard holds; nothing of one that is damaged too badly to be read."""
         ...
 
     def read(self, shard: Path, name: str) -> Features:

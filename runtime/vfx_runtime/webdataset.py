@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from vfx_runtime.features import Features
 from vfx_runtime.npz import DAMAGE, features_of, read_meta
@@ -28,25 +28,22 @@ class TarLayout:
         return ()
 
     def contents(self, shard: Path) -> Contents:
-        """What a shard holds; of a damaged one what can be read."""
+        """What a shard holds; nothing of one that cannot be read to its end."""
         found = Contents()
         try:
             with shard.open("rb") as file, _tar(file, "r") as archive:
-                for member, data in _members(archive):
-                    if member.name.endswith(".json"):
-                        said = json.load(data)
-                        found.add(said["name"], said["meta"])
+                for said, _, _ in _videos(archive):
+                    found.add(said["name"], said["meta"])
             found.whole = True
         except self.damage:
-            # What could be read stays: those videos are found damaged, and the shard is set aside with them.
-            pass
+            return Contents()
         return found
 
     def read(self, shard: Path, name: str) -> Features:
         """The features of one video of a shard, whole, in memory."""
         with shard.open("rb") as file, _tar(file, "r") as archive:
-            for found, data, size in _videos(archive):
-                if found == name:
+            for said, data, size in _videos(archive):
+                if said["name"] == name:
                     return features_of(data, size)
         raise KeyError(name)
 
@@ -62,9 +59,9 @@ class TarLayout:
             for shard, names in kept.items():
                 chosen = {*names}
                 with shard.open("rb") as old_file, _tar(old_file, "r") as old:
-                    for name, data, _ in _videos(old):
-                        if name in chosen:
-                            _add(archive, name, data)
+                    for said, data, _ in _videos(old):
+                        if said["name"] in chosen:
+                            _add(archive, said["name"], data)
             for name, path in staged.items():
                 with path.open("rb") as npz:
                     _add(archive, name, npz)
@@ -79,8 +76,8 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[byt
         yield member, data
 
 
-def _videos(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes], int]]:
-    """Name, ``.npz`` file and its length, of each video of a shard; raises one of `TarLayout.damage`."""
+def _videos(archive: tarfile.TarFile) -> Iterator[tuple[Any, IO[bytes], int]]:
+    """JSON, ``.npz`` file and its length, of each video of a shard; raises one of `TarLayout.damage`."""
     features: tuple[IO[bytes], int] | None = None
     for member, data in _members(archive):
         if member.name.endswith(".npz"):
@@ -88,7 +85,7 @@ def _videos(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes], int]]:
         elif features is None:
             raise ValueError("JSON stands before its features")
         else:
-            yield json.load(data)["name"], *features
+            yield json.load(data), *features
 
 
 def _add(archive: tarfile.TarFile, name: str, data: IO[bytes]) -> None:

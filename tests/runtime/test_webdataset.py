@@ -95,15 +95,23 @@ def link(name: str) -> bytes:
     return member.tobuf()
 
 
+def json_alone(name: str) -> bytes:
+    text = b'{"name": "a", "meta": {"fingerprint": "f", "source": null}}'
+    member = tarfile.TarInfo(name)
+    member.size = len(text)
+    return member.tobuf() + text.ljust(512, b"\0")
+
+
 @pytest.mark.parametrize(
     "content",
     [
         sparse("a.json"),
         link("a.json"),
+        json_alone("a.json"),
         b"damaged" * 100,
         b"",
     ],
-    ids=["sparse", "link", "damaged", "empty"],
+    ids=["sparse", "link", "no features", "damaged", "empty"],
 )
 def test_tars_of_strangers_hold_nothing(tmp_path: Path, content: bytes) -> None:
     shard = tmp_path / "a.tar"
