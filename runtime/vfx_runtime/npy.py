@@ -54,7 +54,7 @@ class NpyWriter:
         self._suffix = ".npy" if kind == "npy" else ".pkl"
         self._outputs = tuple(outputs)
         features = {item.name for item in outputs if item.kind == "feature"}
-        beside = () if features <= _UNTIMED else ("fps", "timestamps_ms")
+        beside = () if features and features <= _UNTIMED else ("fps", "timestamps_ms")
         # The features get their names last: a partial set is never taken for a whole one.
         self._keys = [*beside, *(item.name for item in outputs)]
         self._dtypes = dict.fromkeys(beside, "<f8")

@@ -149,7 +149,7 @@ def unreadable(path: str | Path, error: Exception) -> OutputError:
 def features_of(file: IO[bytes], size: int) -> Features:
     """What an ``.npz`` file of ``size`` bytes holds; raises `DAMAGE`, TypeError or AttributeError."""
     with zipfile.ZipFile(file) as archive:
-        _check_members(archive, size)
+        check_members(archive, size)
         names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
         arrays = {name: _read_array(archive, name) for name in names}
     frame_range, timestamps = arrays.pop("frame_range"), arrays.pop("timestamps_ms")
@@ -192,7 +192,7 @@ def is_whole(
         with zipfile.ZipFile(path) as archive:
             if sorted(archive.namelist()) != sorted(f"{k}.npy" for k in (*columns, "fps", "meta")):
                 return False
-            _check_members(archive, path.stat().st_size)
+            check_members(archive, path.stat().st_size)
             if not same_run(read_meta(archive), fingerprint, source):
                 return False
             # ZipFile checks a member's sum when it has been read to the end.
@@ -233,8 +233,8 @@ def read_meta(archive: zipfile.ZipFile) -> Any:
     return json.loads(data[head.end() :].decode("utf-32-le"))
 
 
-def _check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuse what vfx never writes, and what would be more in memory than it is in the file."""
+def check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse, by ValueError, what vfx never writes, and what would be more in memory than in the file."""
     members = archive.infolist()
     if any(
         member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size
@@ -270,8 +270,7 @@ def read_fps(archive: zipfile.ZipFile) -> float:
 
 
 def read_columns(archive: zipfile.ZipFile) -> tuple[int, dict[str, tuple[str, tuple[int, ...]]]]:
-    """Rows, and as of `column_types` what an archive holds; raises one of ``DAMAGE``."""
-    _check_members(archive, archive.start_dir)
+    """Rows, and as of `column_types` what a checked archive holds; raises one of ``DAMAGE``."""
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     counts: set[int | None] = set()
     for name in (info.filename.removesuffix(".npy") for info in archive.infolist()):

@@ -71,9 +71,13 @@ class ParquetLayout:
 
     def __init__(self, outputs: Sequence[Output] = ()) -> None:
         try:
-            import pyarrow.parquet  # noqa: F401  # only tried here: not every run takes its 36 MB
+            import pyarrow.parquet  # here: not every run takes its 36 MB
         except ImportError:
             raise UsageError("Parquet needs PyArrow, which is not installed: pip install pyarrow") from None
+        self.damage: tuple[type[Exception], ...] = (
+            *(*DAMAGE, LookupError, TypeError, AttributeError),
+            pyarrow.ArrowException,
+        )
         twice = _twice(_kind({output.name: (column_dtype(output), output.row) for output in outputs}))
         if twice is not None:
             raise UsageError(
@@ -91,15 +95,13 @@ class ParquetLayout:
 
     def contents(self, shard: Path) -> Contents:
         """What a shard holds; nothing of one whose end is damaged, which is where that stands."""
-        import pyarrow as pa
-
         found = Contents()
         try:
             kind, settings, videos = _said(shard)
             for video in videos:
                 found.add(video.name, {**settings[video.settings], "source": video.source})
             found.kind, found.whole = kind, True
-        except (*DAMAGE, TypeError, AttributeError, IndexError, pa.ArrowException):
+        except self.damage:
             return Contents()
         return found
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from vfx_engines.errors import OutputError, UsageError, shown
 from vfx_runtime import npz
 from vfx_runtime.features import Features
 from vfx_runtime.parquet import ParquetLayout
-from vfx_runtime.shards import Layout, bears_its_hash
+from vfx_runtime.shards import SHARD_NAMES, Layout, bears_its_hash
 from vfx_runtime.webdataset import TarLayout
 
 _LAYOUTS: dict[str, type[Layout]] = {layout.suffix: layout for layout in (TarLayout, ParquetLayout)}
-_NAME = re.compile("features-[0-9a-f]{16}")
 _NAMED = 5
 
 
@@ -47,8 +45,8 @@ def read_features(path: str | Path, video: str | None = None) -> Features:
     if video is not None and video not in names:
         raise OutputError(f"{shown(path)}: holds no video {shown(video)}, but {some}")
     try:
-        if _NAME.fullmatch(path.stem) and not bears_its_hash(path):
+        if path.match(f"{SHARD_NAMES}{layout.suffix}") and not bears_its_hash(path):
             raise ValueError("other bytes than its name says")
         return layout.read(path, video or names[0])
-    except (*npz.DAMAGE, TypeError, AttributeError, AssertionError) as error:
+    except layout.damage as error:
         raise npz.unreadable(path, error) from None

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from vfx_engines.spec import Output
-from vfx_runtime.atomic import new_parts, remove
+from vfx_runtime.atomic import new_parts, output_error, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool
 from vfx_runtime.job import Job
-from vfx_runtime.npz import DAMAGE, NpzWriter, read_meta, same_run, source_of
+from vfx_runtime.npz import DAMAGE, NpzWriter, check_members, read_meta, same_run, source_of
 from vfx_runtime.staging import Staging
 
 SHARD_BYTES = 256 << 20
@@ -35,10 +35,14 @@ SHARD_BYTES = 256 << 20
 SHARD_VIDEOS = 4096
 """Or when it holds so many videos."""
 
+SHARD_NAMES = f"features-{'[0-9a-f]' * 16}"
+"""What names of shards look like, without suffix, as a pattern of files. A ``features-all.parquet`` is the
+user's own."""
+
 
 @dataclass(slots=True)
 class Contents:
-    """What a shard holds, as far as it could be read."""
+    """What a shard holds; nothing where it could not be read to its end."""
 
     kind: Hashable = ()
     """What the videos of one shard have in common, see `Layout.kind`."""
@@ -48,7 +52,7 @@ class Contents:
     """Whether it could be read to its end."""
 
     def add(self, name: object, meta: Mapping[str, Any]) -> None:
-        """Note a video; raises one of `DAMAGE` or TypeError for what vfx does not write."""
+        """Note a video; raises one of `Layout.damage` for what vfx does not write."""
         self.videos[str(name)] = (sys.intern(str(meta["fingerprint"])), json.dumps(meta["source"]))
 
 
@@ -59,17 +63,19 @@ class Layout(Protocol):
     """Of shards: ``.tar``."""
     staging: str
     """Name of the hidden folder where videos wait."""
+    damage: tuple[type[Exception], ...]
+    """What reading a damaged shard may raise."""
 
     def kind(self, archive: zipfile.ZipFile) -> Hashable:
         """What a staged video must have in common with others of a shard; raises one of ``DAMAGE``."""
         ...
 
     def contents(self, shard: Path) -> Contents:
-        """What a shard holds; of a damaged one what can be read."""
+        """What a shard holds; nothing of one that is damaged too badly to be read."""
         ...
 
     def read(self, shard: Path, name: str) -> Features:
-        """The features of one video of a shard, whole, in memory; raises what reading damage may raise."""
+        """The features of one video of a shard, whole, in memory; raises one of ``damage``."""
         ...
 
     def write(
@@ -178,6 +184,8 @@ def pack(layout: Layout, output: Path, claims: Claims, *, whole: bool = False) -
         for kind, staged in _shares(layout, staging, whole):
             made += _pack(layout, output, claims, kind, staged)
         staging.tidy()
+    except OSError as error:
+        raise output_error(error, output) from None
     finally:
         claims.release(claim)
     return made
@@ -189,13 +197,17 @@ def _shares(layout: Layout, staging: Staging, whole: bool) -> Iterator[tuple[Has
     sizes: dict[Hashable, int] = {}
     for name in staging.names():
         path = staging.path(name)
+        state = _state(path)
+        if state is None:
+            # Gone, where there are no claims and another process packs too.
+            continue
         kind = _sound_kind(layout, path)
         if kind is None:
             remove([path])
             continue
         share = shares.setdefault(kind, {})
         share[name] = path
-        sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
+        sizes[kind] = sizes.get(kind, 0) + state[1]
         if sizes[kind] >= SHARD_BYTES or len(share) >= SHARD_VIDEOS:
             yield kind, shares.pop(kind)
             del sizes[kind]
@@ -207,6 +219,7 @@ def _sound_kind(layout: Layout, path: Path) -> Hashable | None:
     """The kind of a staged video, None if it is damaged. Reads all of it."""
     try:
         with zipfile.ZipFile(path) as archive:
+            check_members(archive, path.stat().st_size)
             meta = read_meta(archive)
             if not isinstance(meta, dict) or not meta.keys() >= {"fingerprint", "source"}:
                 return None
@@ -223,7 +236,8 @@ def _pack(
     shards.refresh()
     replaced = sorted({shard for name in staged for shard in shards.holding(name)})
     damaged = [shard for shard in shards.suspect(replaced) if not shards.is_intact(shard)]
-    plans = [_Plan(kind, staged, sum(path.stat().st_size for path in staged.values()))]
+    before = {path: _state(path) for path in staged.values()}
+    plans = [_Plan(kind, staged, sum(state[1] for state in before.values() if state is not None))]
     taken = {*staged}
     for shard in (shard for shard in replaced if shard not in damaged):
         names = shards.names(shard)
@@ -257,7 +271,8 @@ def _pack(
             part.replace(final)
         made.append(final)
     remove([shard for shard in replaced if shard not in made])
-    remove([*staged.values()])
+    # What was done again meanwhile, by a run of other settings, is in no shard yet.
+    remove([path for path, state in before.items() if _state(path) == state])
     return made
 
 
@@ -291,7 +306,7 @@ class Shards:
 
     def refresh(self) -> None:
         """Note shards that have come, gone, or are another file than before."""
-        pattern = f"features-*{self._layout.suffix}"
+        pattern = f"{SHARD_NAMES}{self._layout.suffix}"
         states = {shard: _state(shard) for shard in sorted(self._output.glob(pattern))}
         found = {shard: state for shard, state in states.items() if state is not None}
         for shard in self._contents.keys() - found.keys():

@@ -9,13 +9,11 @@ import tarfile
 import zipfile
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from vfx_runtime.features import Features
-from vfx_runtime.npz import features_of, read_meta
+from vfx_runtime.npz import DAMAGE, features_of, read_meta
 from vfx_runtime.shards import Contents
-
-_DAMAGE = (tarfile.TarError, OSError, ValueError, LookupError, TypeError, RuntimeError)
 
 
 class TarLayout:
@@ -23,32 +21,29 @@ class TarLayout:
 
     suffix = ".tar"
     staging = ".shards.parts"
+    damage: tuple[type[Exception], ...] = (*DAMAGE, tarfile.TarError, LookupError, TypeError, AttributeError)
 
     def kind(self, archive: zipfile.ZipFile) -> Hashable:
         """Any videos may share a shard."""
         return ()
 
     def contents(self, shard: Path) -> Contents:
-        """What a shard holds; of a damaged one what can be read."""
+        """What a shard holds; nothing of one that cannot be read to its end."""
         found = Contents()
         try:
             with shard.open("rb") as file, _tar(file, "r") as archive:
-                for member in archive:
-                    data = archive.extractfile(member) if member.name.endswith(".json") else None
-                    if data is not None:
-                        said = json.load(data)
-                        found.add(said["name"], said["meta"])
+                for said, _, _ in _videos(archive):
+                    found.add(said["name"], said["meta"])
             found.whole = True
-        except _DAMAGE:
-            # What could be read stays: those videos are found damaged, and the shard is set aside with them.
-            pass
+        except self.damage:
+            return Contents()
         return found
 
     def read(self, shard: Path, name: str) -> Features:
         """The features of one video of a shard, whole, in memory."""
         with shard.open("rb") as file, _tar(file, "r") as archive:
-            for found, data, size in _videos(archive):
-                if found == name:
+            for said, data, size in _videos(archive):
+                if said["name"] == name:
                     return features_of(data, size)
         raise KeyError(name)
 
@@ -64,26 +59,33 @@ class TarLayout:
             for shard, names in kept.items():
                 chosen = {*names}
                 with shard.open("rb") as old_file, _tar(old_file, "r") as old:
-                    for name, data, _ in _videos(old):
-                        if name in chosen:
-                            _add(archive, name, data)
+                    for said, data, _ in _videos(old):
+                        if said["name"] in chosen:
+                            _add(archive, said["name"], data)
             for name, path in staged.items():
                 with path.open("rb") as npz:
                     _add(archive, name, npz)
 
 
-def _videos(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes], int]]:
-    """Name, ``.npz`` file and its length, of each video of a shard that is intact."""
-    features: tarfile.TarInfo | None = None
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """The files of a shard; raises ValueError for links, and for holes, which may be of any length."""
     for member in archive:
+        data = archive.extractfile(member) if member.isreg() and not member.issparse() else None
+        if data is None:
+            raise ValueError("a member is no plain file")
+        yield member, data
+
+
+def _videos(archive: tarfile.TarFile) -> Iterator[tuple[Any, IO[bytes], int]]:
+    """JSON, ``.npz`` file and its length, of each video of a shard; raises one of `TarLayout.damage`."""
+    features: tuple[IO[bytes], int] | None = None
+    for member, data in _members(archive):
         if member.name.endswith(".npz"):
-            features = member
-            continue
-        assert features is not None, "in a shard that is intact features come before their JSON"
-        said, data = archive.extractfile(member), archive.extractfile(features)
-        assert said is not None, "both are files"
-        assert data is not None, "both are files"
-        yield json.load(said)["name"], data, features.size
+            features = data, member.size
+        elif features is None:
+            raise ValueError("JSON stands before its features")
+        else:
+            yield json.load(data), *features
 
 
 def _add(archive: tarfile.TarFile, name: str, data: IO[bytes]) -> None:

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +239,42 @@ def test_a_part_that_was_damaged_is_not_packed(
     assert not one.is_done(jobs[0])
 
 
+def test_a_part_that_comes_while_its_video_is_packed_stays(
+    writer: Callable[..., ShardWriter], layout: Layout, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another run into the folder, with other settings, which has said that the video is done."""
+    first, second = writer(), writer("g")
+    save(first, jobs[0])
+    save(first, jobs[1])
+    write = layout.write
+
+    def meanwhile(*arguments: Any) -> None:
+        write(*arguments)
+        save(second, jobs[0])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "write", meanwhile)
+        first.finish()
+    assert second.is_done(jobs[0])
+    second.finish()
+    assert second.is_done(jobs[0])
+    assert first.is_done(jobs[1])
+
+
+def test_pipes_and_compressed_parts_are_not_packed(
+    writer: Callable[..., ShardWriter], layout: Layout, output: Path, jobs: list[Job]
+) -> None:
+    one = writer()
+    save(one, jobs[0])
+    save(one, jobs[1])
+    part = output / layout.staging / "a.npz"
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("meta.npy", bytes(1 << 20))
+    os.mkfifo(part.with_name("pipe.npz"))
+    (shard,) = one.finish()
+    assert names(shard) == [jobs[1].name]
+
+
 def test_links_in_place_of_parts_are_not_followed(
     writer: Callable[..., ShardWriter], layout: Layout, output: Path, jobs: list[Job], tmp_path: Path
 ) -> None:
@@ -305,6 +343,20 @@ def test_a_shard_of_a_stranger_is_left_alone(
     one.finish()
     assert one.is_done(jobs[0])
     assert (output / name).read_bytes() == text
+
+
+def test_a_file_of_the_user_is_left_alone(
+    writer: Callable[..., ShardWriter], layout: Layout, output: Path, jobs: list[Job]
+) -> None:
+    """It has no name that vfx gives, so it is no damaged shard, though nobody can read it."""
+    own = output / f"features-all{layout.suffix}"
+    own.write_bytes(b"mine")
+    one = writer()
+    assert not one.is_done(jobs[0])
+    save(one, jobs[0])
+    one.finish()
+    assert one.is_done(jobs[0])
+    assert own.read_bytes() == b"mine"
 
 
 def test_a_video_is_read_from_its_shard(

@@ -9,13 +9,16 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from run_kit import files_in
+from vfx_engines.errors import OutputError
 from vfx_engines.spec import Output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
 from vfx_runtime.job import Job
 from vfx_runtime.npz import NpzWriter
+from vfx_runtime.reading import read_features
 from vfx_runtime.shards import ShardWriter
 from vfx_runtime.webdataset import TarLayout
 
@@ -71,3 +74,48 @@ def test_a_shard_holds_the_files_of_npz(tmp_path: Path) -> None:
         later = ShardWriter(TarLayout(), output, OUTPUTS, "f", claims)
         assert all(later.is_done(job) and later.paths(job) == [shard] for job in jobs)
         assert later.finish() == []
+
+
+def sparse(name: str) -> bytes:
+    """A member of 2 KiB that claims 1 TiB of holes, as GNU tar writes it."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+    head = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    for at, number in ((386, 0), (398, 512)):
+        head[at : at + 12] = b"%011o\0" % number
+    head[483:495] = b"\x80" + (1 << 40).to_bytes(11, "big")
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + bytes(512)
+
+
+def link(name: str) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = tarfile.SYMTYPE, "b.json"
+    return member.tobuf()
+
+
+def json_alone(name: str) -> bytes:
+    text = b'{"name": "a", "meta": {"fingerprint": "f", "source": null}}'
+    member = tarfile.TarInfo(name)
+    member.size = len(text)
+    return member.tobuf() + text.ljust(512, b"\0")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        sparse("a.json"),
+        link("a.json"),
+        json_alone("a.json"),
+        b"damaged" * 100,
+        b"",
+    ],
+    ids=["sparse", "link", "no features", "damaged", "empty"],
+)
+def test_tars_of_strangers_hold_nothing(tmp_path: Path, content: bytes) -> None:
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(content + bytes(1024))
+    assert TarLayout().contents(shard).videos == {}
+    with pytest.raises(OutputError, match="not a feature file of vfx, or damaged"):
+        read_features(shard)

@@ -297,6 +297,13 @@ def test_rate_and_times_stand_beside_what_video_features_saves_them_with(
     assert one.is_done(job)
 
 
+@pytest.mark.parametrize("format", ["npy", "pickle"])
+def test_logits_alone_have_rate_and_times(writer, job, format):
+    """Of a module of one's own: video_features has no such network to take after."""
+    keys = {path.stem.removeprefix("a_") for path in writer(format, outputs=OUTPUTS[1:]).paths(job)}
+    assert keys == {"logits", "fps", "timestamps_ms"}
+
+
 @pytest.mark.parametrize(("fps", "last"), [(50.0, 4020.0), (0.0, 4499.75)])
 @pytest.mark.parametrize("format", ["npy", "pickle"])
 def test_pairs_have_a_time_for_each_frame(tmp_path, writer, job, format, fps, last):
