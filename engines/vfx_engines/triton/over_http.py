@@ -24,6 +24,8 @@ from vfx_engines.triton.server import Question, TransientError
 from vfx_engines.triton.tensors import as_input, read_outputs, requested
 
 _TRANSIENT = {408, 425, 429, 502, 503, 504}
+_CONNECTING = 10.0
+"""Seconds, at most."""
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -111,15 +113,15 @@ class HttpServer:
     @contextmanager
     def _connection(self) -> Iterator[HTTPConnection]:
         with self._lock:
-            connection = (
-                self._idle.pop()
-                if self._idle
-                else HTTPConnection(self._address.host, timeout=self._address.timeout)
-            )
+            connection = self._idle.pop() if self._idle else HTTPConnection(self._address.host)
             self._busy.add(connection)
         try:
-            if self._cancelled:
-                raise ConnectionError("cancelled")
+            if connection.sock is None:
+                self._connect(connection)
+            with self._lock:
+                # From here on `cancel` finds a socket that it can end.
+                if self._cancelled:
+                    raise ConnectionError("cancelled")
             yield connection
         except BaseException:
             with self._lock:
@@ -129,6 +131,15 @@ class HttpServer:
         with self._lock:
             self._busy.discard(connection)
             self._idle.append(connection)
+
+    def _connect(self, connection: HTTPConnection) -> None:
+        # Nobody can end this, so closing an engine waits for it.
+        connection.timeout = min(_CONNECTING, self._address.timeout)
+        try:
+            connection.connect()
+        except TimeoutError:
+            raise TransientError(f"no connection in {connection.timeout:g} s") from None
+        connection.sock.settimeout(self._address.timeout)
 
     def _failure(self, path: str, status: int, answer: bytes) -> Exception:
         try:

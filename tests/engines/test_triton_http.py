@@ -1,0 +1,34 @@
+"""Connections over HTTP that are made while their engine is closed."""
+
+from __future__ import annotations
+
+import socket
+from http.client import HTTPConnection
+
+import pytest
+
+from vfx_engines import EngineError
+from vfx_engines.triton.address import ServerAddress
+
+pytest.importorskip("tritonclient.http")
+
+from vfx_engines.triton.over_http import HttpServer
+
+
+def test_a_connection_that_is_being_made_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cancel` finds no socket to end: the request must see by itself that it is over."""
+    connect = HTTPConnection.connect
+
+    def cancelled_meanwhile(connection: HTTPConnection) -> None:
+        server.cancel()
+        connect(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = HttpServer(ServerAddress("http", f"127.0.0.1:{silent.getsockname()[1]}", "tiny", timeout=5))
+        monkeypatch.setattr(HTTPConnection, "connect", cancelled_meanwhile)
+        with pytest.raises(EngineError, match="given up, since the engine was closed"):
+            server.ask("ready")
+        silent.settimeout(5)
+        accepted, _ = silent.accept()
+        with accepted:
+            assert accepted.recv(1) == b"", "a request was sent"
