@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ from vfx_runtime.image_names import Images
 from vfx_runtime.inputs import find_videos
 from vfx_runtime.npy import _pickle_rows, npy_rows
 from vfx_runtime.npz import _write, is_whole, read_features
+from vfx_runtime.parquet import ParquetLayout
+from vfx_runtime.reading import read_features as read_shard
+from vfx_runtime.shards import Layout
+from vfx_runtime.webdataset import TarLayout
 
 _SLOWEST = timedelta(seconds=10)
 """For what takes milliseconds: what is looked for has no end, and machines may be busy."""
@@ -307,6 +311,27 @@ def _read_npz(data: bytes) -> None:
         raise
 
 
+@cache
+def _shard(layout: Layout) -> bytes:
+    """Two videos of a shard."""
+    staged = _folder() / "staged.npz"
+    staged.write_bytes(_npz())
+    with zipfile.ZipFile(staged) as archive:
+        kind = layout.kind(archive)
+    file = io.BytesIO()
+    layout.write(file, kind, {}, {"a": staged, "b": staged})
+    return file.getvalue()
+
+
+def _read_shard(layout: Layout, data: bytes) -> None:
+    path = _folder() / f"a{layout.suffix}"
+    path.write_bytes(data)
+    # What resuming reads of it, which must not raise at all; then what a user reads.
+    for name in layout.contents(path).videos:
+        read_shard(path, name)
+    read_shard(path, "a")
+
+
 @st.composite
 def _arrays(draw: st.DrawFn) -> bytes:
     data = draw(_archives())
@@ -368,6 +393,10 @@ READERS: dict[str, Reader] = {
     ),
     "tuples of a pickle": Reader(_opcodes(), _scan_tuples),
     "npz": Reader(_archives() | mutated(_npz), _read_npz),
+    **{
+        f"shard, {layout.suffix}": Reader(mutated(partial(_shard, layout)), partial(_read_shard, layout))
+        for layout in (TarLayout(), ParquetLayout())
+    },
     "npy": Reader(_arrays() | mutated(lambda: pickle.dumps(np.zeros((3, 4)), 5)), _read_array),
     "names of images": Reader(st.tuples(_patterns, st.text(max_size=255), st.floats()), _read_pattern),
     "config of PySlowFast": Reader(
