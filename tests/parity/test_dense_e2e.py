@@ -54,7 +54,8 @@ def separate_windows(engine: Path, middles: list[int], stride: int) -> NDArray[n
     return windows
 
 
-@pytest.mark.parametrize("job", ["slowfast_windows", heavy("slowfast_windows_half_rate")])
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS)
 def test_rows_are_those_of_slowfast_feature_extractor(tmp_path: Path, engine: Path, job: str) -> None:
     stride = JOBS[job]
     done = vfx_run(

@@ -59,13 +59,11 @@ MATRIX = [
     ("x3d_xs", "bf16", "openvino"),
     ("x3d_xs", "fp16", "onnxruntime"),
     ("x3d_xs:main", "fp32", "openvino"),
-    ("x3d_m:main", "fp32", "openvino"),
     *(
         heavy(f"x3d_{size}{case}", precision, "openvino")
         for size in "sml"
         for case in ("", ":main")
         for precision in ("fp32", "fp16", "bf16")
-        if (size, case, precision) != ("m", ":main", "fp32")
     ),
     heavy("x3d_m", "fp16", "onnxruntime"),
     heavy("x3d_l", "fp32", "onnxruntime"),

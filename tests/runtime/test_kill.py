@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -28,6 +29,19 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(VIDEOS):
         frames = 300 if number % 8 == 0 else 20 + number
         make_video(folder / "videos" / f"v{number:02}.mp4", width=160, height=120, frames=frames)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def more_work(work: Path) -> Path:
+    """The same, for half a minute: a test that is kept waiting still meets a run in the middle."""
+    folder = work / "more"
+    folder.mkdir()
+    os.link(work / "tiny.onnx", folder / "tiny.onnx")
+    for video in (work / "videos").iterdir():
+        for copy in range(20):
+            (folder / "videos" / str(copy)).mkdir(parents=True, exist_ok=True)
+            os.link(video, folder / "videos" / str(copy) / video.name)
     return folder
 
 
@@ -63,9 +77,11 @@ def test_kills_lose_nothing_and_leave_nothing(work: Path, tmp_path: Path, format
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_a_polite_end_leaves_a_clean_folder(work: Path, tmp_path: Path, which: signal.Signals) -> None:
+def test_a_polite_end_leaves_a_clean_folder(more_work: Path, tmp_path: Path, which: signal.Signals) -> None:
     output = tmp_path / "out"
-    run = subprocess.Popen(command(work, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command(more_work, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert run.stdout is not None
     first = run.stdout.readline()  # it is in the middle of its work
     run.send_signal(which)
