@@ -4,7 +4,7 @@ A vector is a fixed_size_list. A map, whose size may be that of its video, is a 
 column beside it. ``fps``, ``meta`` and what else a column cannot hold stand in the file's key-value metadata
 under ``vfx``, and nothing of an ``.npz`` file is lost.
 
-Features are written as they are: zstd takes some 8 % off, and Arrow's dictionaries take all NaNs for one.
+Features are written as they are: zstd takes some 8 % off, and dictionaries are for what repeats.
 """
 
 from __future__ import annotations
