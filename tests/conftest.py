@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+from vfx_runtime.claims import Claims
 
 REQUIRED = set(os.environ.get("VFX_REQUIRE", "").split(",")) - {""}
 """What this machine is said to have; a test that misses it fails."""
@@ -17,6 +20,20 @@ def lacking(what: str, why: str) -> NoReturn:
     if what in REQUIRED:
         pytest.fail(f"VFX_REQUIRE asks for {what}: {why}")
     pytest.skip(why)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """An output folder."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def claims(output: Path) -> Iterator[Claims]:
+    """Those of this process on it."""
+    with Claims(output) as claims:
+        yield claims
 
 
 @pytest.fixture(scope="session")

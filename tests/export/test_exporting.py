@@ -94,7 +94,9 @@ def test_a_part_stays_float32_in_bf16(tmp_path: Path, monkeypatch: pytest.Monkey
     errors = {}
     for kept in ((), ("first",), ("first", "second")):
         path = tmp_path / f"{len(kept)}.onnx"
-        errors[len(kept)] = export_module(module, spec, path, float32=kept).proof.error  # type: ignore[union-attr]
+        proof = export_module(module, spec, path, float32=kept).proof
+        assert proof is not None
+        errors[len(kept)] = proof.error
         marked = {node.name for node in onnx.load(path).graph.node if node.name.startswith("float32/")}
         assert bool(marked) == bool(kept)
     if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -99,7 +99,7 @@ def test_what_cannot_be_is_refused(engine: Path, videos: list[Path], tmp_path: P
     for wrong in ({"tail": "pad"}, {"anchor": "center"}, {"step": 2.5}, {"stride": "2"}):
         (name,) = wrong
         with pytest.raises(UsageError, match=f"{name} .*: expected "):
-            extract(videos[0], engine, **wrong)  # type: ignore[arg-type]
+            extract(videos[0], engine, **wrong)  # type: ignore[arg-type]  # wrong types are what is tested
     with pytest.raises(UsageError, match="features come back from npz alone"):
         extract(videos[0], engine, output=tmp_path / "out", format="npy")
     assert not (tmp_path / "out").exists()

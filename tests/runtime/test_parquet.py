@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,6 @@ VECTORS = (Output("rgb", (8,)), Output("logits", (3,), kind="logits"))
 FLOW = (Output("raft", (2, 6, 4), dtype="float16"),)
 META = {"spec": {"model": "i3d", "source": "ü\n", "macs": 0.1}, "others": [], "vfx_version": "0"}
 ROWS = {"a": 3, "sub/b.1%": 700, "sub/c": 0, "\udcff ä": 1}
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
-
-
-@pytest.fixture
-def claims(output: Path) -> Iterator[Claims]:
-    with Claims(output) as claims:
-        yield claims
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,6 @@ from vfx_runtime.webdataset import TarLayout
 
 OUTPUTS = (Output("rgb", (8,)),)
 WIDER = (Output("rgb", (9,)),)
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
-
-
-@pytest.fixture
-def claims(output: Path) -> Iterator[Claims]:
-    with Claims(output) as claims:
-        yield claims
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from vfx_runtime import features as features_module
 from vfx_runtime import hdf5 as hdf5_module
 from vfx_runtime import npy
 from vfx_runtime.atomic import new_files, part_path, prepare_output
-from vfx_runtime.claims import Claims
 from vfx_runtime.features import Column, Features, RowSpool
 from vfx_runtime.job import Job
 from vfx_runtime.reading import read_features
@@ -44,13 +43,6 @@ def spool(rows, folder=None, outputs=OUTPUTS, seed=0):
             np.array([[1000.0 * k, 1000.0 * k + 999.5]]),
         )
     return spool
-
-
-@pytest.fixture
-def claims(tmp_path):
-    (tmp_path / "out").mkdir()
-    with Claims(tmp_path / "out") as claims:
-        yield claims
 
 
 @pytest.fixture
