@@ -90,6 +90,8 @@ class Input:
                 f"input {self.name}: texts are int32 [batch, tokens] of one length, and nothing else is, "
                 f"found {self.modality}, {self.dtype} {list(self.shape)}"
             )
+        if self.modality == "audio" and len(self.blank) < 1:
+            raise SpecError(f"input {self.name}: blank is the sample that fills windows up, found none")
         if self.modality != "frames":
             return
         if len(self.shape) != 5 or self.shape[4] != 3 or self.dtype != "uint8":
@@ -365,6 +367,15 @@ class EngineSpec:
                 raise SpecError(
                     f"output {output.name}: axis {unnamed[0]!r} is none of {list(self.input.shape)}"
                 )
+        pairs = self.sampling.frames - 1
+        if any(output.per == "pair" for output in self.outputs) and not all(
+            output.per == "pair" and output.shape[:1] == (pairs,) for output in self.outputs
+        ):
+            shapes = ", ".join(f"{output.per} {list(output.shape)}" for output in self.outputs)
+            raise SpecError(
+                f"spec of {self.model}: windows of {self.sampling.frames} frames have {pairs} pairs, so all "
+                f"outputs are per 'pair' and begin with {pairs}, or none is; found {shapes}"
+            )
         if self.input.modality == "frames" and self.input.shape[1] not in (
             self.sampling.frames,
             "time",

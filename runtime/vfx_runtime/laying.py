@@ -39,8 +39,8 @@ def check_alike(
     """Engines of one run lay their windows alike, so that their rows belong together.
 
     Raises:
-        UsageError: they do not, one takes texts, two of their outputs share a name, frames are not to be
-            neighbours where rows are of pairs, or an engine is not one for views.
+        UsageError: they do not, one takes texts, two of their outputs share a name, neighbours in a window are
+            not neighbours in the video where rows are of pairs, or an engine is not one for views.
     """
     for spec in specs:
         if spec.input.modality == "text":
@@ -60,6 +60,11 @@ def check_alike(
             raise UsageError(
                 f"{spec.model} gives a row for each pair of neighbouring frames: leave --anchor and --stride "
                 "out; --fps takes frames further apart"
+            )
+        if spec.outputs[0].per == "pair" and sampling.edges == "loop":
+            raise UsageError(
+                f"{spec.model} gives a row for each pair of neighbouring frames, and --tail loop puts the "
+                "first frames of a window behind the last one of the video: take --tail repeat"
             )
 
     def layout(spec: EngineSpec, sampling: Sampling) -> tuple[object, ...]:

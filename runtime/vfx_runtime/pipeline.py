@@ -632,7 +632,7 @@ class _Counted:
 
 def _too_short(job: Job, spec: EngineSpec, sampling: Sampling, frames: int, span: int) -> VideoError:
     found = f"{shown(job.where)}: {frames} frame{'s' * (frames != 1)}"
-    if spec.outputs[0].per == "pair":
+    if spec.outputs[0].per == "pair" and frames < 2:
         return VideoError(f"{found}, a pair of {spec.model} needs 2: use a longer video")
     lead = sampling.lead if sampling.seed is None else 1
     needed = f"{span + lead} frames"

@@ -213,7 +213,7 @@ outputs = st.one_of(
         names,
         st.lists(sizes, max_size=3).map(tuple),
         dtype=st.sampled_from(["float32", "float16"]),
-        per=st.sampled_from(["window", "frame", "pair"]),
+        per=st.sampled_from(["window", "frame"]),
         pool=st.sampled_from(["head", "global", "none"]),
     ),
     st.builds(
@@ -240,6 +240,10 @@ def specs(draw: st.DrawFn) -> EngineSpec:
         taken = Input(draw(names), "audio", "float32", ("batch", draw(sizes | st.just("samples"))), (0,))
         transform = Transform()
     finite = st.floats(0, allow_nan=False, allow_infinity=False)
+    given_out = draw(st.lists(outputs, min_size=1, max_size=3, unique_by=lambda item: item.name))
+    if sampling.frames > 1 and draw(st.booleans()):
+        pairs = sampling.frames - 1
+        given_out = [Output(item.name, (pairs, *item.shape), per="pair") for item in given_out]
     return EngineSpec(
         model=draw(names),
         weights=draw(st.builds(Weights, st.text(), st.none() | st.text(), st.text(), st.text())),
@@ -247,7 +251,7 @@ def specs(draw: st.DrawFn) -> EngineSpec:
         input=taken,
         sampling=sampling,
         transform=transform,
-        outputs=tuple(draw(st.lists(outputs, min_size=1, max_size=3, unique_by=lambda item: item.name))),
+        outputs=tuple(given_out),
         macs=draw(st.none() | st.integers(0)),
         proof=draw(st.none() | st.builds(Proof, st.text(), finite, finite, st.integers(1))),
         text=text,
@@ -396,6 +400,7 @@ RULES: list[tuple[str, str, Any]] = [
     ("2 labels do not fit shape [3]", "outputs.1.shape", [3]),
     ("2 labels do not fit shape [1, 2]", "outputs.1.shape", [1, 2]),
     ("sizes must be at least 1, found [0]", "outputs.0.shape", [0]),
+    ("16 frames have 15 pairs, so all outputs are per 'pair'", "outputs.0.per", "pair"),
     ("no outputs", "outputs", []),
     ("two outputs share a name", "outputs.1.name", "rgb"),
     ("input takes 8 frames, sampling gives 16", "input.shape.1", 8),
@@ -411,6 +416,20 @@ RULES: list[tuple[str, str, Any]] = [
     ("input '..': expected a name", "input.name", ".."),
     (r"axis '\x1f': expected a name", "input.shape.1", "\x1f"),
 ]
+
+
+def test_pairs_are_those_of_the_window() -> None:
+    (rgb, _) = SPEC.outputs
+    pairs = replace(SPEC, outputs=(replace(rgb, shape=(15, 1024), per="pair"),))
+    assert EngineSpec.from_json(pairs.to_json()) == pairs
+    with pytest.raises(SpecError, match="16 frames have 15 pairs"):
+        replace(SPEC, outputs=(replace(rgb, shape=(16, 1024), per="pair"),))
+
+
+def test_sound_has_a_sample_to_fill_up_with() -> None:
+    assert Input("samples", "audio", "float32", ("batch", 16), blank=(0,)).blank == (0,)
+    with pytest.raises(SpecError, match="blank is the sample that fills windows up, found none"):
+        Input("samples", "audio", "float32", ("batch", 16), blank=())
 
 
 @pytest.mark.parametrize(("says", "place", "value"), RULES)

@@ -179,6 +179,25 @@ def test_a_single_frame_has_no_pair(tmp_path: Path) -> None:
     assert "No such file" in reasons["absent"]
 
 
+def test_too_short_for_a_whole_window_of_pairs(tmp_path: Path) -> None:
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    video = make_video(tmp_path / "two.mp4", frames=2)
+    done = vfx_run("--engine", engine, video, "--tail", "drop", "--output", tmp_path / "out")
+
+    assert done.exit_code == 1
+    assert "2 frames, a window of tiny_flow needs 3 frames: use --tail repeat" in failures(tmp_path / "out")["two"]
+
+
+def test_pairs_are_never_of_the_end_and_the_start(tmp_path: Path) -> None:
+    engine = tiny_flow_engine(tmp_path / "flow.onnx")
+    video = make_video(tmp_path / "four.mp4", frames=4)
+    done = vfx_run("--engine", engine, video, "--tail", "loop", "--output", tmp_path / "out")
+
+    assert done.exit_code == 2
+    assert "take --tail repeat" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_resize_rule_sets_the_size(tmp_path: Path, videos: list[Path]) -> None:
     transform = Transform(Resize("short_side", 20, 20))
     engine = tiny_flow_engine(tmp_path / "flow.onnx", transform)
