@@ -7,7 +7,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
@@ -29,9 +29,6 @@ from vfx_engines.opening import cuda_index
 from vfx_engines.spec import EngineSpec, Input, Output, Pool, Precision
 from vfx_export.target import CONSOLE, Target, batch, missing_for_plan
 from vfx_export.triton_config import Serving, parse_instances
-
-if TYPE_CHECKING:
-    pass
 
 # torch is imported by the functions that need it: --help and --list must not wait three seconds for it.
 
@@ -235,7 +232,7 @@ def _run(
     if inspect is not None:
         from vfx_engines.inspection import inspect_plan, layer_table
 
-        click.echo(layer_table(*inspect_plan(inspect, cuda_index(device) or 0)))
+        click.echo(layer_table(*inspect_plan(inspect, _gpu(device))))
         return None
     _require_torch()
     if json_ and not list_:
@@ -255,6 +252,8 @@ def _run(
         raise UsageError("--text takes --checkpoint, --precision and --output only, and writes ONNX")
     if module is not None and (checkpoints or random_weights or of_frames or text):
         raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
+    if workspace is not None and not 0 < workspace < 2**20:
+        raise UsageError(f"--workspace {workspace:g}: expected GiB, more than 0")
     settings = BuildSettings(
         tuple(batch(text) for text in batches) or ((1, 8, 8),),
         level,
@@ -273,7 +272,7 @@ def _run(
     missing = "" if text else missing_for_plan(format_, output)
     if missing == "":
         _refuse_plan_options(served=repository is not None)
-    target = Target(output, settings if missing is None else None, cuda_index(device) or 0, missing or "")
+    target = Target(output, settings if missing is None else None, _gpu(device), missing or "")
     if target.settings and precision == "bf16":
         raise UsageError("--precision bf16 is for CPUs: a plan takes fp16 or fp32")
     if module is not None:
@@ -303,6 +302,13 @@ def _run(
         inflate,
         pca,
     )
+
+
+def _gpu(device: str) -> int:
+    index = cuda_index(device)
+    if index is None:
+        raise UsageError(f"--device {device}: plans are built and inspected on a GPU: expected cuda:N")
+    return index
 
 
 _OF_PLANS = {"level", "workspace", "version_compatible", "hardware", "device"}

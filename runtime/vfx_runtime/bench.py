@@ -136,7 +136,11 @@ def _measure(
     with tempfile.TemporaryDirectory(prefix="vfx-bench-") as scratch:
         folder = Path(scratch)
         if videos:
-            paths = [job.path for job in find_videos(videos)]
+            jobs = find_videos(videos)
+            for job in jobs:
+                if job.url is not None:
+                    raise UsageError(f"{shown(job.url)}: vfx-bench measures local videos: copy it first")
+            paths = [job.path for job in jobs]
         else:
             _say("no VIDEO given: making one of 320x240 pixels, 20 s")
             paths = [make_video(folder / "made.mp4")]

@@ -26,7 +26,7 @@ from rich.progress import (
 
 from vfx_engines.devices import device_list
 from vfx_engines.ending import ends
-from vfx_engines.errors import EngineError, UsageError, shown
+from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import EngineSpec, Output, Precision
 from vfx_runtime.atomic import check_folder, check_page, new_files, output_error, prepare_output
@@ -510,10 +510,10 @@ def _write_report(path: Path, recording: Recording) -> None:
 
 @contextmanager
 def _noted(file: Path, failures: list[Extracted]) -> Iterator[None]:
-    """Where an engine's failure ends the run, the videos that it cost are in its list of failures."""
+    """Where a failure ends the run (of the engine, of a pack), the videos that failed until then are listed."""
     try:
         yield
-    except EngineError:
+    except VfxError:
         if failures:
             _write_failures(file, failures)
         raise

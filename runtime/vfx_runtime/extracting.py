@@ -28,6 +28,7 @@ from vfx_runtime.job import Job
 from vfx_runtime.laying import FPS_LIMIT
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
+from vfx_runtime.remote import is_url
 from vfx_runtime.sampling import rate
 from vfx_runtime.sizing import grouped
 from vfx_runtime.views import TARGET_FPS, Views
@@ -89,7 +90,7 @@ def run_sampling(
     """
     for name, count in (("step", step), ("stride", stride)):
         if count is not None and not (isinstance(count, int) and count > 0):
-            raise UsageError(f"{name} {count!r}: expected 1 or more frames, as an int")
+            raise UsageError(f"{name} {count!r}: expected 1 or more frames, a whole number")
     for name, choice, known in (("tail", tail, get_args(Tail)), ("anchor", anchor, get_args(Anchor))):
         if choice is not None and choice not in known:
             raise UsageError(f"{name} {choice!r}: expected {', '.join(known)}")
@@ -284,7 +285,7 @@ def extract(
     """Extract the features of one video, or of many.
 
     Args:
-        videos: the path of one video; or a sequence of videos, folders, ``.txt`` and ``.csv`` lists.
+        videos: the path or URL of one video; or a sequence of videos, folders, ``.txt`` and ``.csv`` lists.
         engine: a file made by vfx-export, or an engine that is open and stays so. Several share one decode
             and give one row each; their windows must lie alike.
         output: folder to write to; None returns the features instead. Finished outputs are verified
@@ -332,9 +333,10 @@ def extract(
         )
     read_as = None if images is None else Images(images, images_fps)
     if one and output is None:
-        path = Path(given[0])
+        path, text = Path(given[0]), os.fspath(given[0])
         is_folder = read_as is not None and path.is_dir()
-        found = [Job(path, path.name, read_as) if is_folder else Job(path, path.stem)]
+        url = text if is_url(text) else None
+        found = [Job(path, path.name, read_as) if is_folder else Job(path, path.stem, url=url)]
     else:
         paths = [os.fspath(path) for path in given]
         # A spec is read for folders alone: a file or a list says itself what is meant.

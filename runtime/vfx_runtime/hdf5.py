@@ -26,7 +26,7 @@ import numpy as np
 
 from vfx_engines.errors import OutputError, UsageError, shown
 from vfx_engines.spec import Output
-from vfx_runtime.atomic import is_file, new_files, part_path, remove
+from vfx_runtime.atomic import is_file, new_files, output_error, part_path, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, RowSpool
 from vfx_runtime.job import Job
@@ -120,7 +120,11 @@ class Hdf5Writer:
     def _pack(self, staged: list[str]) -> list[str]:
         intact = self._is_intact()
         if not intact and is_file(self._file):
-            self._file.replace(self._file.with_name(f"{self._file.name}.old"))
+            aside = self._file.with_name(f"{self._file.name}.old")
+            try:
+                self._file.replace(aside)
+            except OSError as error:
+                raise output_error(error, aside) from None
         with new_files([self._file], exclusive=self._claims.active, inside=self._file.parent) as (part,):
             room = sum(self._staging.path(name).stat().st_size + _VIDEO_OVERHEAD for name in staged)
             _reserve(part, room + (self._file.stat().st_size if intact else 0))

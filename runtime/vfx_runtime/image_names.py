@@ -70,7 +70,7 @@ def folder_bytes(folder: str, images: Images) -> int | None:
                 if images.fits(entry.name):
                     # What cannot be looked at counts nothing: it was no part of a finished output.
                     with suppress(OSError):
-                        total += 0 if entry.is_dir() else entry.stat().st_size
+                        total += 0 if leads_to_folder(entry) else entry.stat().st_size
     except (OSError, ValueError):
         return None
     return total
@@ -199,12 +199,20 @@ def _natural(name: str) -> tuple[list[Any], str]:
     return parts, name
 
 
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one; a link that leads in a circle does not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _files(folder: str) -> Iterator[str]:
     """Names of all that is no folder: what is no file, or a link to nothing, is noticed when it is read."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.is_dir():
+                if not leads_to_folder(entry):
                     yield entry.name
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)

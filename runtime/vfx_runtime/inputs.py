@@ -29,7 +29,7 @@ from pathlib import Path
 
 from vfx_engines.errors import UsageError, shown
 from vfx_runtime import remote
-from vfx_runtime.image_names import Images
+from vfx_runtime.image_names import Images, leads_to_folder
 from vfx_runtime.job import Job
 
 MEDIA_SUFFIXES = frozenset(
@@ -246,7 +246,7 @@ def _search(top: str, suffixes: frozenset[str]) -> list[str]:
         for _, entry in _walk(top)
         if os.path.splitext(entry.name)[1].lower() in suffixes
         # A dangling link is a video that is missing: it is reported, not passed over.
-        and (entry.is_file() or entry.is_symlink())
+        and (entry.is_symlink() or entry.is_file())
     ]
     if not found:
         raise UsageError(
@@ -290,7 +290,7 @@ def _walk(top: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir():
+                    if leads_to_folder(entry):
                         folders.append((entry.path, above))
                     else:
                         yield folder, entry
@@ -357,7 +357,7 @@ def _by_stem(folder: str, suffixes: frozenset[str]) -> dict[str, list[str]]:
     with suppress(OSError, ValueError), os.scandir(folder) as entries:
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in suffixes and not entry.is_dir():
+            if suffix.lower() in suffixes and not leads_to_folder(entry):
                 found.setdefault(stem, []).append(entry.name)
     return found
 

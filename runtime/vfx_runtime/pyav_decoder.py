@@ -291,8 +291,9 @@ class PyAvDecoder:
             raise self._damaged(f"FFmpeg says: {error.strerror}") from None
         self._ahead = picture
         if picture is None:
-            self._check_length()
+            # First: of a file that is gone no length can be read.
             self._unchanged.check()
+            self._check_length()
             return
         self._index += 1
         if picture.is_corrupt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,9 +162,12 @@ def video_stream(container: InputContainer, name: str) -> VideoStream:
     return stream
 
 
-def _head(path: str) -> bytes:
-    with Path(path).open("rb") as file:
+def _head(path: str, start: int = 0) -> bytes:
+    """64 bytes of a file; none where it is gone by now, which `Unchanged` notices."""
+    with suppress(OSError), Path(path).open("rb") as file:
+        file.seek(start)
         return file.read(64)
+    return b""
 
 
 def announced_size(path: str) -> int:
@@ -186,16 +190,13 @@ def announced_size(path: str) -> int:
 
 def announced_mp3_size(path: str) -> int:
     """Bytes that the file has at least by the Xing header of an MP3 file; 0 where there is none."""
-    with Path(path).open("rb") as file:
-        head = file.read(10)
-        start = 0
-        if head[:3] == b"ID3" and len(head) == 10:
-            size = 0
-            for byte in head[6:]:  # 7 bits in each
-                size = size << 7 | byte & 0x7F
-            start = 10 + size
-        file.seek(start)
-        frame = file.read(64)
+    head, start = _head(path), 0
+    if head[:3] == b"ID3" and len(head) >= 10:
+        size = 0
+        for byte in head[6:10]:  # 7 bits in each
+            size = size << 7 | byte & 0x7F
+        start = 10 + size
+    frame = _head(path, start)
     at = max(frame.find(b"Xing"), frame.find(b"Info"))
     if frame[:1] != b"\xff" or at < 0 or len(frame) < at + 16:
         return 0

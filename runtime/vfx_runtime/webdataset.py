@@ -86,6 +86,7 @@ def _videos(archive: tarfile.TarFile) -> Iterator[tuple[Any, IO[bytes], int]]:
             raise ValueError("JSON stands before its features")
         else:
             yield json.load(data), *features
+            features = None
 
 
 def _add(archive: tarfile.TarFile, name: str, data: IO[bytes]) -> None:

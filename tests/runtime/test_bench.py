@@ -80,6 +80,7 @@ def test_without_a_video_one_is_made(engine: Path) -> None:
         (["--batch", "0"], 2, "batch 0"),
         (["--device", "abacus"], 2, "abacus"),
         (["missing.mp4"], 1, "missing.mp4"),
+        (["memory://clips/none.mp4"], 2, "memory://clips/none.mp4: vfx-bench measures local videos"),
         (["--chart", "/nowhere/chart.png"], 2, "/nowhere/chart.png"),
         (["--chart", "chart.jpg"], 2, "chart.jpg"),
     ],

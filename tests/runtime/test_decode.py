@@ -300,6 +300,15 @@ def test_paths_that_hold_no_file(tmp_path: Path) -> None:
     assert "null" in refusal("nul\0byte.mp4")
 
 
+def test_a_file_that_goes_away_while_it_is_read(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "gone.mp4")
+    with open_video(path) as video:
+        next(video)
+        path.unlink()
+        with pytest.raises(VideoError, match="gone.mp4: changed while it was read"):
+            list(video)
+
+
 def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     assert "not a regular file" in refusal(tmp_path / "pipe.mp4")

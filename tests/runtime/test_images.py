@@ -333,6 +333,12 @@ def test_a_number_without_a_file(tmp_path: Path) -> None:
     assert numbers(folder, "frame_*.png") == [3, 4, 5, 6, 8, 9, 10, 11]
 
 
+def test_a_link_to_itself_hides_no_frame(tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "v", range(3))
+    (folder / "notes").symlink_to("notes")
+    assert numbers(folder, "frame_%06d.png") == [0, 1, 2]
+
+
 def test_no_frames(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "v")
     assert "no file fits --images *.jpg: it holds 10 files, such as frame_000000.png" in refusal(

@@ -61,6 +61,16 @@ def test_links_to_folders_are_followed_but_loops_end(tmp_path):
     assert names(tmp_path / "top") == ["other/y", "x"]
 
 
+def test_a_link_to_itself_hides_nothing(tmp_path):
+    touch(tmp_path / "clips/a.mp4", tmp_path / "clips/z.mp4")
+    for name in ("b.mp4", "notes", "0"):
+        (tmp_path / "clips" / name).symlink_to(name)
+    # One that is called like a video is a video that cannot be read.
+    assert names(tmp_path / "clips") == ["a", "b", "z"]
+    (tmp_path / "clips/list.txt").write_text("a\nz\n")
+    assert [job.path.name for job in find_videos([tmp_path / "clips/list.txt"])] == ["a.mp4", "z.mp4"]
+
+
 def test_a_folder_without_videos_is_an_error(tmp_path):
     touch(tmp_path / "a.txt")
     assert "no video in this folder" in error(tmp_path)

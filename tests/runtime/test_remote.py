@@ -16,7 +16,7 @@ from make_video import make_video
 from run_kit import failures, files_in, vfx_run
 from tiny import tiny_engine
 from vfx_engines.errors import UsageError, VideoError
-from vfx_runtime import remote
+from vfx_runtime import extract, remote
 from vfx_runtime.inputs import find_videos
 
 
@@ -51,6 +51,12 @@ def server(tmp_path: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{httpd.server_port}"
         httpd.shutdown()
         thread.join()
+
+
+def test_one_url_from_python(memory: str, engine: Path) -> None:
+    assert extract(f"{memory}/clips/a.mp4", engine).arrays["features"].shape == (2, 4)
+    with pytest.raises(VideoError, match=f"^{memory}/clips/none.mp4: cannot be fetched: no such file"):
+        extract(f"{memory}/clips/none.mp4", engine)
 
 
 def test_a_folder_and_a_list(memory: str) -> None:

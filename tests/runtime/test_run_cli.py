@@ -118,6 +118,20 @@ def test_failures_are_named_live_at_the_end_and_in_the_file(
     assert failures(output) == {}
 
 
+def test_failures_are_listed_where_the_pack_cannot_be_made(
+    engine: Path, clips: Path, tmp_path: Path
+) -> None:
+    (clips / "bad.mp4").write_bytes(b"no video")
+    output = tmp_path / "out"
+    (output / "features.h5.old").mkdir(parents=True)
+    (output / "features.h5").write_bytes(b"damaged")
+    result = vfx_run("--engine", engine, clips, "--output", output, "--format", "hdf5")
+
+    assert result.exit_code == 1
+    assert "vfx-run: cannot write" in result.stderr
+    assert list(failures(output)) == ["bad"]
+
+
 def test_dry_run_says_and_writes_nothing(engine: Path, clips: Path, tmp_path: Path) -> None:
     result = vfx_run("--engine", engine, clips, "--output", tmp_path / "out", "--dry-run")
 

@@ -69,6 +69,13 @@ def test_a_run_that_fails_has_a_page_that_says_so(place: Path, monkeypatch: pyte
     assert "1</span></dd>" in page.split("<dt>failed</dt>")[1][:60]
 
 
+def test_a_url_is_named_as_it_was_given(place: Path) -> None:
+    run = "--engine", "tiny.onnx", "memory://clips/none.mp4", "--report", "run.html"
+    assert vfx_run(*run).exit_code == 1
+    page = Path("run.html").read_text("utf-8")
+    assert '<th scope="row">memory://clips/none.mp4</th><td>cannot be fetched: no such file</td>' in page
+
+
 def test_a_folder_that_is_not_there_is_said_first(place: Path) -> None:
     result = vfx_run("--engine", "tiny.onnx", "a.mp4", "--report", "none/run.html")
     assert result.exit_code == 2

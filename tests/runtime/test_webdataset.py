@@ -102,16 +102,21 @@ def json_alone(name: str) -> bytes:
     return member.tobuf() + text.ljust(512, b"\0")
 
 
+def npz_alone(name: str) -> bytes:
+    return tarfile.TarInfo(name).tobuf()
+
+
 @pytest.mark.parametrize(
     "content",
     [
         sparse("a.json"),
         link("a.json"),
         json_alone("a.json"),
+        npz_alone("a.npz") + json_alone("a.json") + json_alone("b.json"),
         b"damaged" * 100,
         b"",
     ],
-    ids=["sparse", "link", "no features", "damaged", "empty"],
+    ids=["sparse", "link", "no features", "features of two", "damaged", "empty"],
 )
 def test_tars_of_strangers_hold_nothing(tmp_path: Path, content: bytes) -> None:
     shard = tmp_path / "a.tar"

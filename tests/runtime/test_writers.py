@@ -619,6 +619,16 @@ def test_a_damaged_hdf5_file_is_set_aside_and_its_videos_redone(tmp_path, writer
     assert (tmp_path / "out/features.h5.old").stat().st_size == len(damaged) - at % 2
 
 
+def test_a_damaged_hdf5_file_that_cannot_be_set_aside_is_said_in_one_line(tmp_path, writer, job):
+    (tmp_path / "out/features.h5").write_bytes(b"damaged")
+    (tmp_path / "out/features.h5.old").mkdir()
+    one = writer("hdf5")
+    save(one, job)
+    with pytest.raises(OutputError, match=r"features\.h5\.old: this is a folder, expected a file"):
+        one.finish()
+    assert one.is_done(job)
+
+
 # Failures
 
 
