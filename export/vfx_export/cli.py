@@ -34,34 +34,37 @@ from vfx_export.triton_config import Serving, parse_instances
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--model", metavar="NAME", help="Catalogue model to export; --list names them.")
+@click.option("--model", metavar="NAME", help="Model to export; --list shows all of them.")
 @click.option(
     "--checkpoint",
     "checkpoints",
     multiple=True,
     metavar="FILE|URL",
-    help="Weights to use instead of downloading the published ones; once for each part of a model "
-    "that is made of several (i3d_flow_raft: the flow network's, then I3D's).",
+    help="Weights to use instead of downloading the published ones. Give one for each network of a model "
+    "that is made of several (i3d_flow_raft: first the flow network's, then I3D's).",
 )
-@click.option("--random-weights", is_flag=True, help="Random weights, for trials; the spec says so.")
+@click.option(
+    "--random-weights", is_flag=True, help="Use random weights, to try things out; the spec says so."
+)
 @click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),
-    help="fp32; fp16: tensors of the graph in half precision; bf16: a float32 graph, laid out for and run "
-    "in bf16.  [default: fp32 for onnx, fp16 for plan]",
+    help="fp32; fp16: half-precision tensors in the graph; bf16: a float32 graph, optimised for bf16 and run "
+    "in it.  [default: fp32 for onnx, fp16 for plan]",
 )
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["onnx", "plan"]),
-    help="File to write.  [default: plan where TensorRT and a GPU are, else onnx]",
+    help="Kind of file to write.  [default: plan if TensorRT and a GPU are there, else onnx]",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     default=Path(),
     metavar="FILE|FOLDER",
-    help="Where to write; a folder gets <model>.onnx or .plan.  [default: the current folder]",
+    help="Where to write; in a folder, the file is called <model>.onnx or <model>.plan.  [default: the "
+    "current folder]",
 )
 @click.option(
     "--triton",
@@ -74,62 +77,68 @@ from vfx_export.triton_config import Serving, parse_instances
 @click.option(
     "--instances",
     metavar="cpu|gpu[:N]",
-    help="Triton: where it runs the model, and how many copies of it there.  [default: gpu for a .plan, "
-    "cpu for an .onnx file]",
+    help="With --triton: where the server runs the model, and how many copies of it.  [default: gpu for a "
+    ".plan file, cpu for an .onnx file]",
 )
-@click.option("--frames", type=int, metavar="N", help="Frames of a window, if not the model's own.")
+@click.option(
+    "--frames",
+    type=int,
+    metavar="N",
+    help="Frames in a window (for optical flow, pairs of frames).  [default: the model's own]",
+)
 @click.option(
     "--resize",
     metavar="short:N|long:N|squash",
-    help="Optical flow: bring a side of the frames to N pixels first.  [default: the video's own size]  "
-    "Others: squash brings whole frames to the input's size, as slowfast_feature_extractor does, instead of "
-    "cutting it from the middle.",
+    help="Optical flow: resize frames so that the short or long side has N pixels.  [default: the video's "
+    "own size]  Other models: squash resizes whole frames to the input's size, as "
+    "slowfast_feature_extractor does, instead of keeping their shape and cropping the centre.",
 )
 @click.option(
     "--exact-zeros",
     is_flag=True,
-    help="PySlowFast's networks: frames outside a video (vfx-run --tail zeros) are zeros to the network, "
-    "and not the nearest grey.",
+    help="PySlowFast models: frames outside the video (vfx-run --tail zeros) are exactly zero after "
+    "normalisation, instead of the nearest grey.",
 )
-@click.option("--head", is_flag=True, help="Give the classifier's logits too, with their labels.")
+@click.option("--head", is_flag=True, help="Also output the classifier's logits, with their labels.")
 @click.option(
     "--pool",
     type=click.Choice(get_args(Pool)),
     default="head",
     show_default=True,
-    help="PySlowFast: pool as the published head does, by the mean over all positions, or give the map "
-    "itself, or the tokens.",
+    help="PySlowFast models: pool as the published head does (head), average over all positions (global), or "
+    "output the unpooled map or tokens (none).",
 )
 @click.option(
     "--inflate",
     is_flag=True,
-    help="PySlowFast's C2D, I3D and Slow: --checkpoint is a 2D ResNet-50, as torchvision's; its kernels are "
-    "repeated over time.",
+    help="PySlowFast's C2D, I3D and Slow: --checkpoint is a 2D ResNet-50, such as torchvision's, whose "
+    "kernels are repeated over time.",
 )
 @click.option(
     "--pca",
     type=click.Path(path_type=Path),
     metavar="FILE.npz",
-    help="vggish: give its PCA-transformed, quantised features too, with this file's parameters.",
+    help="VGGish: also output the PCA-transformed and quantised features, with the parameters in this file.",
 )
 @click.option(
     "--text",
     is_flag=True,
-    help="CLIP: export the text encoder, for vfx-run --pred-texts; a folder gets <model>_text.onnx.",
+    help="CLIP: export the text encoder, for vfx-run --pred-texts; in a folder, the file is called "
+    "<model>_text.onnx.",
 )
 @click.option(
     "--vocabulary",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="With --text: the tokenizer's merges.  [default: OpenAI's, downloaded]",
+    help="With --text: the merges of the tokenizer.  [default: OpenAI's, downloaded]",
 )
 @click.option(
     "--batch",
     "batches",
     multiple=True,
     metavar="N|MIN,OPT,MAX",
-    help="Plan, Triton: windows per call, up to N and tuned for it; or the fewest, what is tuned for, the "
-    "most. Once for each optimisation profile.  [default: 1,8,8]",
+    help="Plan, Triton: windows per call. N is the most, and what the plan is tuned for; or give the fewest, "
+    "the tuned and the most. Repeat it for several optimisation profiles.  [default: 1,8,8]",
 )
 @click.option(
     "--level",
@@ -137,7 +146,7 @@ from vfx_export.triton_config import Serving, parse_instances
     default=3,
     show_default=True,
     metavar="N",
-    help="Plan: TensorRT's builder level, 0 to 5.",
+    help="Plan: TensorRT's builder optimisation level, 0 to 5.",
 )
 @click.option("--workspace", type=float, metavar="GIB", help="Plan: scratch memory that a layer may use.")
 @click.option(
@@ -150,7 +159,8 @@ from vfx_export.triton_config import Serving, parse_instances
     type=click.Choice(["same", "same_compute_capability", "ampere_plus"]),
     default="same",
     show_default=True,
-    help="Plan: which GPUs run it, beside those of this model.",
+    help="Plan: which GPUs may run it: those of the same model, of the same compute capability, or Ampere "
+    "and later.",
 )
 @click.option(
     "--device",
@@ -163,28 +173,29 @@ from vfx_export.triton_config import Serving, parse_instances
     "--inspect",
     type=click.Path(path_type=Path),
     metavar="FILE.plan",
-    help="Print a plan's layers and the time of each, and leave.",
+    help="Print the layers of a plan and the time that each takes, and exit.",
 )
-@click.option("--list", "list_", is_flag=True, help="Print the catalogue and leave.")
-@click.option("--json", "json_", is_flag=True, help="With --list: as JSON.")
+@click.option("--list", "list_", is_flag=True, help="Print the catalogue, and exit.")
+@click.option("--json", "json_", is_flag=True, help="With --list: print it as JSON.")
 @click.option(
     "--module",
     metavar="FILE.py:FACTORY",
-    help="Export your own torch module: FACTORY() in FILE.py returns it. Needs --spec.",
+    help="Export your own PyTorch module: FACTORY() in FILE.py returns it. Needs --spec.",
 )
 @click.option(
     "--spec",
     type=click.Path(path_type=Path),
     metavar="FILE.json",
-    help="What the module eats and gives, as JSON (see docs/spec.md).",
+    help="What the module takes and gives, as JSON; see docs/spec.md.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-export")
 def main(debug: bool, **options: Any) -> None:
-    """Cut a video backbone at its features, and write it as an engine that vfx-run runs.
+    """Export a video backbone as an engine file, which vfx-run runs.
 
-    The file is compared with the torch module on two inputs before it gets its name; one that
-    computes anything else is not written. Its path is printed on stdout.
+    The network is cut at its features, and traced to ONNX. The file is then compared with the PyTorch
+    module on two inputs; if it does not compute the same, it is not written. The path of the file is
+    printed to stdout.
 
     \b
     vfx-export --list

@@ -45,7 +45,7 @@ from vfx_runtime.sizing import Sizes, grouped
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE|URL",
-    help="File made by vfx-export, or a served engine, as vfx-run takes it.",
+    help="Engine file made by vfx-export, or the address of a served engine, as for vfx-run.",
 )
 @click.option(
     "--batch",
@@ -53,24 +53,28 @@ from vfx_runtime.sizing import Sizes, grouped
     type=int,
     multiple=True,
     metavar="N",
-    help="Windows per call to measure the engine with; may be given several times.  "
-    "[default: what vfx-run takes; of a file twice and four times that too]",
+    help="Windows per call when the engine is measured alone; may be given several times.  [default: the "
+    "batch of vfx-run; for a file, also twice and four times that]",
 )
 @click.option(
     "--device",
     metavar="cpu|cuda|cuda:N",
-    help="Where to run.  [default: cuda for a .plan, cpu for an .onnx file]",
+    help="Where to run.  [default: cuda for a .plan file, cpu for an .onnx file]",
 )
 @click.option(
     "--backend",
     type=click.Choice(get_args(BackendName)),
-    help="What executes the graph.  [default: openvino]",
+    help="Library that runs an .onnx file on a CPU.  [default: openvino]",
 )
-@click.option("--precision", type=click.Choice(get_args(Precision)), help="[default: the engine's own]")
-@click.option("--fps", type=float, metavar="RATE", help="Bring videos to this frame rate first.")
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    help="Precision to compute in.  [default: the engine's own]",
+)
+@click.option("--fps", type=float, metavar="RATE", help="Convert videos to this frame rate first.")
 @click.option("--step", type=int, metavar="N", help="Frames from one window to the next.")
 @click.option(
-    "--tail", type=click.Choice(get_args(Tail)), help="As vfx-run takes it.  [default: what the spec says]"
+    "--tail", type=click.Choice(get_args(Tail)), help="As for vfx-run.  [default: from the engine's spec]"
 )
 @click.option(
     "--seconds",
@@ -78,7 +82,7 @@ from vfx_runtime.sizing import Sizes, grouped
     default=3.0,
     show_default=True,
     metavar="S",
-    help="Time for each stage in each round.",
+    help="Time to measure each stage for, in each round.",
 )
 @click.option(
     "--rounds",
@@ -86,19 +90,21 @@ from vfx_runtime.sizing import Sizes, grouped
     default=3,
     show_default=True,
     metavar="N",
-    help="Of all stages; medians are shown.",
+    help="Rounds of all stages; their medians are shown.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print all that was measured as JSON.")
-@click.option("--chart", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw it.")
+@click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON.")
+@click.option(
+    "--chart", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw a chart of the results."
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-bench")
 def main(debug: bool, as_json: bool, chart: Path | None, **options: Any) -> None:
-    """Measure an engine alone, decoding, resizing, and all of it end to end.
+    """Measure how fast an engine, decoding and resizing are, alone and together.
 
-    VIDEO is what vfx-run takes: videos, folders or lists; without any, one of 320x240 is made. Each
-    stage runs alone on all cores, in rounds, so that what else the machine does hits all of them.
-    The limit is what the stages' own CPU-seconds allow; the peak is that of the matrix units, measured
-    here with plain matrix products.
+    VIDEO is a video, a folder or a list, as for vfx-run; without any, a video of 320x240 pixels is made.
+    Each stage runs alone on all cores, then all of them run end to end. This is repeated in rounds, so
+    that other load on the machine affects all stages alike. The limit is what the CPU-seconds of the
+    stages allow together; the peak is the speed of plain matrix products, measured on the same machine.
 
     \b
     vfx-bench --engine i3d.onnx

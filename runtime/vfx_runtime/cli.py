@@ -60,8 +60,9 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE|URL",
-    help="Made by vfx-export, or grpc://host:8001/model or http://host:8000/model of a "
-    "server. Several share one decode, and each gives a part of a row.",
+    help="Engine file made by vfx-export, or a served engine: grpc://host:8001/model or "
+    "http://host:8000/model. May be given several times: the engines share one decode, and their "
+    "outputs go into one file.",
 )
 @click.option(
     "--output",
@@ -69,14 +70,14 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     default=Path("features"),
     show_default=True,
     metavar="FOLDER",
-    help="Where to write.",
+    help="Folder to write to.",
 )
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Outputs are named by the path of their video below it.  [default: the folder of each list, the "
-    "folder itself, or the file's own]",
+    help="Name each output by its video's path below this folder.  [default: the folder of the list, the "
+    "folder given, or the file's own folder]",
 )
 @click.option(
     "--format",
@@ -84,114 +85,137 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     type=click.Choice(FORMATS),
     default="npz",
     show_default=True,
-    help="npz: one file a video; npy, pickle: video_features' files; slowfast: slowfast_feature_extractor's; "
-    "hdf5: one file a run; webdataset, parquet: shards of many videos, tar files or tables.",
+    help="npz: one file per video; npy, pickle: the files of video_features; slowfast: those of "
+    "slowfast_feature_extractor; hdf5: one file for the whole run; webdataset, parquet: many videos per "
+    "file, as tar shards or tables.",
 )
-@click.option("--float16", is_flag=True, help="Save features in half precision: optical flow is large.")
+@click.option(
+    "--float16", is_flag=True, help="Save features in half precision, for example large optical flow."
+)
 @click.option(
     "--images",
     metavar="PATTERN",
-    help="Folders of frame images are videos: those whose files look like 'frame_%06d.jpg', "
+    help="Treat folders of frame images as videos. PATTERN is how the files are named: 'frame_%06d.jpg', "
     "'frame_{:06d}.jpg' or '*.png'.",
 )
 @click.option(
     "--images-fps",
     type=float,
     metavar="RATE",
-    help=f"Frames per second of such a folder.  [default: {DEFAULT_FPS:g}]",
+    help=f"Frame rate of such folders.  [default: {DEFAULT_FPS:g}]",
 )
 @click.option(
     "--fps",
     callback=lambda context, option, value: _fps(value),
     metavar="RATE|source",
-    help="Bring videos to this frame rate first; source: keep their own.  [default: what the spec says]",
+    help="Convert videos to this frame rate first; source keeps each video's own.  [default: from the "
+    "engine's spec]",
 )
 @click.option(
-    "--total", type=int, metavar="N", help="Bring each video to N frames, evenly spread over it, instead."
+    "--total",
+    type=int,
+    metavar="N",
+    help="Sample about N frames evenly from each video, instead of using a frame rate.",
 )
 @click.option(
     "--step",
     type=int,
     metavar="N",
-    help="Frames from one window to the next; of sound, samples at the engine's rate (VGGish: 16 are 1 ms).",
+    help="Frames from one window to the next; for audio, samples at the engine's rate (VGGish: 16 samples "
+    "are 1 ms).  [default: from the engine's spec]",
 )
 @click.option(
     "--stride",
     type=int,
     metavar="N",
-    help="Frames from one frame of a window to the next.  [default: what the engine's spec says]",
+    help="Frames from one frame of a window to the next; 1 takes every frame.  [default: from the engine's "
+    "spec]",
 )
 @click.option(
     "--anchor",
     type=click.Choice(get_args(Anchor)),
-    help="Window k starts at, or is centred on, frame k times the step.  [default: what the spec says]",
+    help="Whether window k starts at frame k * step or is centred on it.  [default: from the engine's spec]",
 )
 @click.option(
     "--tail",
     type=click.Choice(get_args(Tail)),
-    help="A window that reaches outside the video: drop it, or fill it with the edge frame, blank ones, or "
-    "its own frames again.  [default: what the engine's spec says]",
+    help="What to do with a window that reaches beyond the video: drop it, repeat the frame at the edge, "
+    "fill it with blank frames (zeros), or loop over the window's own frames.  [default: from the "
+    "engine's spec]",
 )
 @click.option(
     "--seed",
     type=int,
     metavar="N",
-    help="With --tail loop: draw the frames that fill the last window, and leave out a last window that ends "
-    "with the video and videos shorter than one, as the Decord-based extractor of PySlowFast does.",
+    help="With --tail loop: fill the last window with frames drawn at random, as the Decord-based extractor "
+    "for PySlowFast does. Like it, leave out a last window that ends exactly with the video, and videos "
+    "shorter than a window.",
 )
 @click.option(
     "--target-fps",
     type=float,
     metavar="RATE",
-    help="Rate that --stride counts at: a window lasts as long in videos of any rate, and takes their own "
-    "frames, at positions rounded down.",
+    help="Frame rate that --stride refers to: windows then cover the same time in videos of any frame rate. "
+    "Their frames are the video's own, at positions rounded down.",
 )
 @click.option(
     "--views",
     "view_count",
     type=int,
     metavar="T",
-    help="Test-time views: T clips spread over each video, in place of windows, and their mean as one row.",
+    help="Test-time views: T clips spread over each video instead of windows. Their mean is saved as one "
+    "row.",
 )
 @click.option(
     "--crops",
     type=click.Choice(["1", "3"]),
-    help="Of each view: the centre, or three along the longer side, resized to fit the shorter one.  "
-    "[default: 1]",
+    help="Crops of each view: 1 is the centre; 3 are taken along the longer side, after a resize to fit the "
+    "shorter one.  [default: 1]",
 )
-@click.option("--keep-views", is_flag=True, help="A row for each crop of each view, not their mean.")
+@click.option("--keep-views", is_flag=True, help="Save a row for each crop of each view, not their mean.")
 @click.option(
     "--offset-sampling",
     is_flag=True,
-    help="The last view ends with the video (MViT's DATA.USE_OFFSET_SAMPLING).",
+    help="Let the last view end with the video (DATA.USE_OFFSET_SAMPLING in MViT's configs).",
 )
 @click.option(
     "--device",
     metavar="cpu|cuda|cuda:N,...|all",
-    help="Where to run; several GPUs share the list.  [default: cuda for a .plan, cpu for an .onnx file]",
+    help="Where to run; several GPUs share the list.  [default: cuda for a .plan file, cpu for an .onnx "
+    "file]",
 )
 @click.option(
     "--backend",
     type=click.Choice(get_args(BackendName)),
-    help="What executes the graph.  [default: openvino]",
+    help="Library that runs an .onnx file on a CPU.  [default: openvino]",
 )
-@click.option("--precision", type=click.Choice(get_args(Precision)), help="[default: the engine's own]")
-@click.option("--batch", type=int, metavar="N", help="Windows per call.  [default: by their size]")
-@click.option("--threads", type=int, metavar="N", help="Cores for the engine.  [default: all]")
 @click.option(
-    "--workers", type=int, metavar="N", help="Videos decoded at once on the CPU.  [default: one per core]"
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    help="Precision to compute in.  [default: the engine's own]",
+)
+@click.option(
+    "--batch", type=int, metavar="N", help="Windows per call.  [default: chosen by the size of a window]"
+)
+@click.option("--threads", type=int, metavar="N", help="CPU cores for the engine.  [default: all]")
+@click.option(
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Videos to decode at the same time on the CPU.  [default: one per core, at most 16]",
 )
 @click.option(
     "--decoder",
     type=click.Choice(DECODERS),
     default="auto",
     show_default=True,
-    help="nvdec: on the engine's GPU alone; auto: there and on the CPU, each video by who is free first.",
+    help="cpu or nvdec: decode only there. auto: use both; whichever is free takes the next video.",
 )
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Do share I of N, counted from 0: by the names of the videos, however the list is sorted.",
+    help="Do share I of N, counted from 0. Which share a video belongs to depends on its name alone, not on "
+    "the order of the list.",
 )
 @click.option(
     "--ray",
@@ -199,54 +223,56 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
     is_flag=False,
     flag_value=LOCAL,
     metavar="[ADDRESS]",
-    help="Run on a Ray cluster: HOST:PORT, ray://HOST:PORT or auto; without an address on a Ray of its own.",
+    help="Run on a Ray cluster: HOST:PORT, ray://HOST:PORT or auto. Without an address, start Ray on this "
+    "machine for this run.",
 )
 @click.option(
     "--actors",
     type=int,
     metavar="N",
-    help="With --ray: processes.  [default: one for each GPU, or for each 4 cores]",
+    help="With --ray: number of processes.  [default: one per GPU, or one per 4 cores]",
 )
-@click.option("--show-pred", is_flag=True, help="Print the five likeliest classes of each window.")
+@click.option("--show-pred", is_flag=True, help="Print the five most likely classes of each window.")
 @click.option(
     "--pred-texts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="CLIP, with --show-pred: the classes are the texts of this file, one a line.",
+    help="With --show-pred, for CLIP: use the lines of this file as the classes.",
 )
 @click.option(
     "--text-engine",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Made by vfx-export --text.  [default: <model>_text.onnx beside the engine]",
+    help="With --pred-texts: text encoder made by vfx-export --text.  [default: <model>_text.onnx beside the "
+    "engine]",
 )
 @click.option(
     "--show-flow",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Write optical flow as pictures too: a PNG for each pair of frames, direction as colour.",
+    help="Also write optical flow as images: a PNG for each pair of frames, with direction as colour.",
 )
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
     metavar="FILE.html",
-    help="Write a page about the run: speed over time, what each stage takes, failures.",
+    help="Write an HTML report of the run: speed over time, time of each stage, failures.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and leave.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and exit.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-run")
 def main(debug: bool, **options: Any) -> None:
     """Extract features from videos.
 
-    INPUT is a video, a folder that is searched for videos, or a list: a .txt file with one path a
-    line, or a .csv file with paths in its first column or in one called video or path. Paths in a
-    list are relative to the list, and may lack the suffix of their file. With --images PATTERN, a
-    folder of frame images is a video, and folders are searched for those.
+    INPUT is a video, a folder to search for videos, or a list: a .txt file with one path per line, or a
+    .csv file with paths in its first column or in a column called video, path or video_path. Paths in a
+    list are relative to the list, and may omit the file's suffix. With --images PATTERN, a folder of
+    frame images is a video, and folders are searched for such folders.
 
-    Outputs that are finished are verified and skipped, so a run can be stopped at any moment and
-    started again, and several processes may share one list and one folder. The paths of new files
-    are printed on stdout. Exit code 0: all done; 1: some inputs failed, named at the end and in
-    failures.jsonl; 2: the command itself is wrong.
+    Finished outputs are verified and skipped. So a run can be stopped at any moment and started again,
+    and several processes can share one list and one output folder. The paths of new files are printed to
+    stdout. Exit code: 0 if everything is done; 1 if some inputs failed, which are then listed at the end
+    and in failures.jsonl; 2 if the command itself is wrong.
 
     \b
     vfx-run --engine i3d.onnx videos.txt
@@ -510,7 +536,7 @@ def _write_report(path: Path, recording: Recording) -> None:
 
 @contextmanager
 def _noted(file: Path, failures: list[Extracted]) -> Iterator[None]:
-    """Where a failure ends the run (of the engine, of a pack), the videos that failed until then are listed."""
+    """Write the list of failures also where an error ends the run: of the engine, or of a pack."""
     try:
         yield
     except VfxError:

@@ -39,8 +39,8 @@ def check_alike(
     """Engines of one run lay their windows alike, so that their rows belong together.
 
     Raises:
-        UsageError: they do not, one takes texts, two of their outputs share a name, neighbours in a window are
-            not neighbours in the video where rows are of pairs, or an engine is not one for views.
+        UsageError: they do not; one takes texts; two of their outputs share a name; rows are of pairs, and
+            neighbours in a window are not neighbours in the video; or an engine cannot have views.
     """
     for spec in specs:
         if spec.input.modality == "text":

@@ -15,29 +15,29 @@ from vfx_runtime.image_names import DEFAULT_FPS, Images
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("features", type=click.Path(path_type=Path), metavar="FEATURES")
-@click.option("--name", metavar="NAME", help="Which video of a shard of many, by its name.")
+@click.option("--name", metavar="NAME", help="Which video to show, if the file holds several.")
 @click.option(
     "--video",
     type=click.Path(path_type=Path),
     metavar="FILE|FOLDER",
-    help="The video that the features are of, for thumbnails; or its folder of frame images.",
+    help="The video that the features come from, or its folder of frame images: adds thumbnails to the page.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE.html",
-    help="Where to write.  [default: beside the features, with .html for .npz, or called as NAME]",
+    help="Where to write.  [default: beside the features: the same name with .html, or NAME.html]",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-show")
 def main(debug: bool, **options: Any) -> None:
-    """Write one HTML page that shows what is in a feature file.
+    """Write an HTML page that shows what is in a feature file.
 
-    FEATURES is an .npz file, or a shard of --format webdataset or parquet.
+    FEATURES is an .npz file, or a shard written with --format webdataset or parquet.
 
-    Thumbnails along the time axis, the length of each row, how alike all rows are, the five likeliest
-    classes where there are logits, the engines and their specs. The page needs no network and no other
-    file. Its path is printed on stdout.
+    The page shows frames of the video along the time axis, the length of each row, how similar all rows
+    are to each other, the five most likely classes where there are logits, and the engines with their
+    specs. It needs no network and no other file. Its path is printed to stdout.
 
     \b
     vfx-show features/a.npz

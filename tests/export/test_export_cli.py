@@ -210,7 +210,7 @@ def test_the_list_is_a_table_and_json() -> None:
         (["--model", "i3d", "--workspace", "nan"], "--workspace nan: expected GiB, more than 0"),
         (["--model", "i3d", "--workspace", "-1"], "--workspace -1: expected GiB, more than 0"),
         (["--model", "i3d", "--device", "cpu"], "--device cpu: plans are built and inspected on a GPU"),
-        (["--inspect", "i3d.plan", "--device", "cpu"], "--device cpu: plans are built and inspected on a GPU"),
+        (["--inspect", "i3d.plan", "--device", "cpu"], "--device cpu: plans are built and inspected on"),
         (["--model", "i3d", "--output", "i3d.onnx", "--batch", "4"], "--batch is of plans"),
         (["--model", "i3d", "--format", "onnx", "--triton", "r", "--device", "cpu"], "--device is of plans"),
         (["--model", "i3d", "--spec", "a.json"], "go together"),

@@ -305,7 +305,7 @@ def test_a_file_that_goes_away_while_it_is_read(tmp_path: Path) -> None:
     with open_video(path) as video:
         next(video)
         path.unlink()
-        with pytest.raises(VideoError, match="gone.mp4: changed while it was read"):
+        with pytest.raises(VideoError, match=r"gone\.mp4: changed while it was read"):
             list(video)
 
 

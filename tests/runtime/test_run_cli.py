@@ -118,9 +118,7 @@ def test_failures_are_named_live_at_the_end_and_in_the_file(
     assert failures(output) == {}
 
 
-def test_failures_are_listed_where_the_pack_cannot_be_made(
-    engine: Path, clips: Path, tmp_path: Path
-) -> None:
+def test_failures_are_listed_where_the_pack_cannot_be_made(engine: Path, clips: Path, tmp_path: Path) -> None:
     (clips / "bad.mp4").write_bytes(b"no video")
     output = tmp_path / "out"
     (output / "features.h5.old").mkdir(parents=True)

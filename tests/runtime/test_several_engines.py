@@ -185,7 +185,8 @@ def test_too_short_for_a_whole_window_of_pairs(tmp_path: Path) -> None:
     done = vfx_run("--engine", engine, video, "--tail", "drop", "--output", tmp_path / "out")
 
     assert done.exit_code == 1
-    assert "2 frames, a window of tiny_flow needs 3 frames: use --tail repeat" in failures(tmp_path / "out")["two"]
+    reason = failures(tmp_path / "out")["two"]
+    assert "2 frames, a window of tiny_flow needs 3 frames: use --tail repeat" in reason
 
 
 def test_pairs_are_never_of_the_end_and_the_start(tmp_path: Path) -> None:
