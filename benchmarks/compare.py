@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pytorch_extractor import PyTorchExtractor
 
 from vfx_engines import Engine, open_engine
+from vfx_engines.devices import available_cores
 from vfx_engines.peak import matrix_peak
 from vfx_engines.spec import Precision
 from vfx_runtime.extracting import in_memory
@@ -71,7 +72,7 @@ def main() -> None:
 
     alone = network_alone(extractors, engines, arguments.windows, arguments.rounds)
     ends = end_to_end(extractors, engines, list(videos) * arguments.turns, arguments.rounds)
-    peaks = {precision: matrix_peak(item.precision, 2) for precision, item in engines.items()}
+    peaks = {precision: matrix_peak(item.precision, available_cores()) for precision, item in engines.items()}
     found = {
         "videos": [video.name for video in videos],
         "difference_from_eager_fp32": agreement,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from vfx_engines.cuda import Cuda
@@ -42,12 +43,15 @@ class _Capabilities(ctypes.Structure):
     )
 
 
-def gpu_decoders(engine: Engine, choice: DecoderName = "auto") -> int:
+def gpu_decoders(
+    engine: Engine, choice: DecoderName = "auto", said: Callable[[str], None] = lambda line: None
+) -> int:
     """Videos to decode at once on the engine's GPU; 0 for none.
 
     Args:
         engine: open.
         choice: ``auto`` takes what the GPU has, beside the CPU; ``nvdec`` insists on it.
+        said: told why the CPU decodes alone, where frames go to a GPU and ``auto`` finds no NVDEC there.
 
     Raises:
         UsageError: ``nvdec``, and the engine is not on a GPU or the GPU has no NVDEC that can be reached.
@@ -62,6 +66,8 @@ def gpu_decoders(engine: Engine, choice: DecoderName = "auto") -> int:
         units, missing = _units(engine.cuda)
     if choice == "nvdec" and not units:
         raise UsageError(f"--decoder nvdec: {missing}: leave --decoder out")
+    if not units and engine.cuda is not None and engine.spec.input.modality == "frames":
+        said(f"decoding: on the CPU alone: {missing}")
     return units * _PER_UNIT
 
 

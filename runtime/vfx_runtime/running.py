@@ -182,7 +182,7 @@ class Runner:
             )
             engines.append(self._engines.enter_context(engine))
             self._say_once(f"engine: {engine_label(path)}, {engine.name}")
-        on_gpu = gpu_decoders(engines[0], task.decoder)
+        on_gpu = gpu_decoders(engines[0], task.decoder, self._say_once)
         if on_gpu:
             beside = "" if task.decoder == "nvdec" else ", and on the CPU"
             self._say_once(f"decoding: {on_gpu} videos at once on NVDEC{beside}")

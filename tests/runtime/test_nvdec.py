@@ -72,14 +72,19 @@ def test_there_are_two_decoders_for_each_unit(
 def test_without_the_library_the_cpu_decodes(on_gpu: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvdec, "_LIBRARY", "libnvcuvid-that-is-not-there.so")
 
-    assert nvdec.gpu_decoders(on_gpu) == 0
+    lines: list[str] = []
+    assert nvdec.gpu_decoders(on_gpu, said=lines.append) == 0
+    (line,) = lines
+    assert line.startswith("decoding: on the CPU alone: libnvcuvid-that-is-not-there.so is not found")
     with pytest.raises(UsageError, match="NVIDIA_DRIVER_CAPABILITIES"):
         nvdec.gpu_decoders(on_gpu, "nvdec")
 
 
 def test_an_engine_on_a_cpu_has_its_videos_decoded_there(tmp_path: Path) -> None:
     with open_engine(tiny_engine(tmp_path / "tiny.onnx")) as engine:
-        assert nvdec.gpu_decoders(engine) == 0
+        lines: list[str] = []
+        assert nvdec.gpu_decoders(engine, said=lines.append) == 0
+        assert lines == []
         with pytest.raises(UsageError, match="is not on a GPU"):
             nvdec.gpu_decoders(engine, "nvdec")
 
