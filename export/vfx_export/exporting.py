@@ -154,7 +154,7 @@ def export_model(
     model.check_pool(pool)
     if inflate:
         model.check_inflation()
-    logits: tuple[Output, ...] = (model.logits(),) if head else ()
+    logits = (model.logits(),) if head else ()
     stage("reading the weights")
     if checkpoint is None:
         module = model.network(head)
@@ -165,15 +165,7 @@ def export_model(
         module, weights = _load(model, head, files, inflate)
     if exact_zeros:
         model.with_exact_zeros(module)
-    feature = dataclasses.replace(model.output(sampling.frames), pool=pool)
-    outputs: tuple[Output, ...] = (feature,)
-    if pool != "head":
-        cast(Pooling, module).pool = pool
-    if pool == "none":
-        outputs = map_outputs(module, feature, model.input(sampling.frames).shape)
-    if pool == "global":
-        logits = tuple(dataclasses.replace(item, pool=pool) for item in logits)
-    outputs = (*outputs, *logits)
+    outputs = _pooled(module, model, sampling.frames, pool, logits)
     quantised: tuple[str, ...] = ()
     if pca is not None:
         quantiser = model.postprocessed(module, pca)
@@ -201,6 +193,19 @@ def export_model(
         quantised=quantised,
         stage=stage,
     )
+
+
+def _pooled(
+    module: nn.Module, model: Model, frames: int, pool: Pool, logits: tuple[Output, ...]
+) -> tuple[Output, ...]:
+    """Let ``module`` pool as asked; the outputs that it then gives."""
+    feature = dataclasses.replace(model.output(frames), pool=pool)
+    if pool == "head":
+        return feature, *logits
+    cast(Pooling, module).pool = pool
+    if pool == "none":
+        return *map_outputs(module, feature, model.input(frames).shape), *logits
+    return feature, *(dataclasses.replace(item, pool=pool) for item in logits)
 
 
 def map_outputs(module: nn.Module, feature: Output, shape: tuple[int | str, ...]) -> tuple[Output, ...]:
