@@ -182,13 +182,14 @@ def _similarity(array: NDArray[Any], times: Timeline) -> Markup:
 
 
 def _predictions(array: NDArray[Any], output: Output, times: Timeline) -> Iterator[Markup]:
-    shares = showing.chances(array)
+    activation = output.activation or "softmax"
+    shares = showing.chances(array, activation)
 
     def label(index: int) -> str:
         return output.labels[index] if output.labels else f"class {index}"
 
     best = showing.line(shares.max(1))
-    yield _line(times, best, "Chance of the likeliest class", "softmax of the logits", zero=True)
+    yield _line(times, best, "Chance of the likeliest class", f"{activation} of the logits", zero=True)
     known = shares[np.isfinite(shares).all(1)]
     overall: Markup | None = None
     if len(known):

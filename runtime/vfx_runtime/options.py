@@ -147,8 +147,9 @@ def _videos(given: Options, spec: EngineSpec, share: Share | None) -> list[Job]:
 
 def _views(given: Options) -> Views | None:
     if given.view_count is not None:
-        crops = 3 if given.crops == "3" else 1
-        return Views(given.view_count, crops, given.keep_views, given.offset_sampling)
+        return Views(
+            given.view_count, 3 if given.crops == "3" else 1, given.keep_views, given.offset_sampling
+        )
     options = {
         "--crops": given.crops,
         "--keep-views": given.keep_views,

@@ -11,7 +11,7 @@ from vfx_engines.engine import Array
 from vfx_engines.errors import shown
 from vfx_engines.spec import Output
 from vfx_runtime.features import Features
-from vfx_runtime.zero_shot import ZeroShot, softmax
+from vfx_runtime.zero_shot import ZeroShot, sigmoid, softmax
 
 _SHOWN = 5
 
@@ -35,7 +35,7 @@ def heads(outputs: Sequence[Output]) -> list[Classes]:
         Classes(
             item.name,
             item.labels or [f"class {i}" for i in range(int(item.shape[0]))],
-            probabilities=_sigmoid if item.activation == "sigmoid" else softmax,
+            probabilities=sigmoid if item.activation == "sigmoid" else softmax,
         )
         for item in outputs
         if item.kind == "logits"
@@ -57,7 +57,3 @@ def prediction_lines(name: str, features: Features, classes: Sequence[Classes]) 
             # Names come from the engine's file and might hold what a terminal obeys.
             top = ", ".join(f"{shown(item.labels[i])} {chances[i]:.3f}" for i in best)
             yield f"{shown(name)} {start:.2f}-{end:.2f} s: {top}"
-
-
-def _sigmoid(logits: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-logits)))

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vfx_engines.spec import Activation
+from vfx_runtime.zero_shot import sigmoid, softmax
+
 Doubles = NDArray[np.float64]
 
 CELLS = 256
@@ -137,13 +140,12 @@ def not_finite(rows: NDArray[np.floating]) -> NDArray[np.int64]:
     return np.array([k for k, row in enumerate(rows) if not np.isfinite(row).all()], np.int64)
 
 
-def chances(logits: NDArray[np.floating]) -> Doubles:
-    """Softmax of each row, ``[rows, classes]``; NaN throughout a row with any."""
-    shifted = logits.astype(np.float64)
-    bad = ~np.isfinite(shifted).all(1)
-    shifted[bad] = 0
-    shifted = np.exp(shifted - shifted.max(1, keepdims=True))
-    shares: Doubles = shifted / shifted.sum(1, keepdims=True)
+def chances(logits: NDArray[np.floating], activation: Activation = "softmax") -> Doubles:
+    """Probabilities of the classes of each row, ``[rows, classes]``; NaN throughout a row with any."""
+    known = logits.astype(np.float64)
+    bad = ~np.isfinite(known).all(1)
+    known[bad] = 0
+    shares = sigmoid(known) if activation == "sigmoid" else softmax(known)
     shares[bad] = np.nan
     return shares
 

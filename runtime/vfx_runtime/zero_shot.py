@@ -108,6 +108,12 @@ def softmax(logits: Array) -> NDArray[np.float64]:
     return chances
 
 
+def sigmoid(logits: Array) -> NDArray[np.float64]:
+    """Of each number, in double precision."""
+    chances: NDArray[np.float64] = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+    return chances
+
+
 def read_texts(path: Path) -> tuple[str, ...]:
     """The texts of a file, one a line; empty lines are left out.
 

@@ -128,6 +128,13 @@ def test_chances_and_the_likeliest() -> None:
     assert showing.top(shares[0]).tolist() == [1, 0, 2]
 
 
+def test_chances_of_classes_that_do_not_exclude_each_other() -> None:
+    logits = np.array([[0, np.log(3), -1000], [np.nan, 0, 0]], np.float32)
+    shares = showing.chances(logits, "sigmoid")
+    np.testing.assert_allclose(shares[0], [0.5, 0.75, 0], atol=1e-7)
+    assert np.isnan(shares[1]).all()
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.9991, 1), (-3e5, 7e5), (4, 4), (0, 1e-30), (np.nan, 1)])
 def test_axes_hold_their_values(low: float, high: float) -> None:
     axis = number_axis(low, high)
@@ -162,6 +169,16 @@ def test_the_page_holds_the_matrix_in_numbers() -> None:
     page = page_of({"features": rows})
     np.testing.assert_allclose(matrix_in(page), showing.similarity(rows).values, atol=5e-5)
     assert "1 row of 40 not finite (NaN or infinity): 7" in page
+
+
+def test_a_multi_label_head_is_shown_by_its_sigmoid() -> None:
+    spec = json.loads(tiny_spec(labels=True).to_json())
+    arrays = {"features": rows_of(3, 4), "logits": np.zeros((3, 5), np.float32)}
+    assert "softmax of the logits" in page_of(arrays, {"spec": spec})
+    spec["outputs"][1]["activation"] = "sigmoid"
+    page = page_of(arrays, {"spec": spec})
+    assert "sigmoid of the logits" in page
+    assert "0.500" in page
 
 
 def test_five_thousand_rows_make_a_page_of_less_than_two_megabytes() -> None:
