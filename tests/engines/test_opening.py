@@ -126,7 +126,7 @@ def test_what_runs_is_said(tiny: Path) -> None:
 
 def test_the_batch_is_chosen_by_the_size_of_a_window(tiny: Path) -> None:
     with open_engine(tiny) as engine:
-        assert engine.batch == 32 * 224 * 224 // (FRAMES * SIZE * SIZE)
+        assert engine.batch == 8 * 224 * 224 // (FRAMES * SIZE * SIZE)
 
 
 @pytest.mark.parametrize(
