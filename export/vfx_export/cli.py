@@ -26,6 +26,7 @@ from vfx_engines.build_settings import BuildSettings
 from vfx_engines.ending import ends
 from vfx_engines.errors import SpecError, UsageError, shown
 from vfx_engines.opening import cuda_index
+from vfx_engines.paths import LocalPath
 from vfx_engines.spec import EngineSpec, Input, Output, Pool, Precision
 from vfx_export.target import CONSOLE, Target, batch, missing_for_plan
 from vfx_export.triton_config import Serving, parse_instances
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 # torch is imported by the functions that need it: --help and --list must not wait three seconds for it.
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("vfx-export", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model", metavar="NAME", help="Catalogue model to export; --list names them.")
 @click.option(
     "--checkpoint",
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=Path(),
     metavar="FILE|FOLDER",
     help="Where to write; a folder gets <model>.onnx or .plan.  [default: the current folder]",
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
 @click.option(
     "--triton",
     "repository",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="REPO",
     help="Write into a Triton model repository instead: REPO/<model>/config.pbtxt and the next "
     "REPO/<model>/<version>.",
@@ -111,7 +112,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--pca",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE.npz",
     help="vggish: give its PCA-transformed, quantised features too, with this file's parameters.",
 )
@@ -122,7 +123,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--vocabulary",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE",
     help="With --text: the tokenizer's merges.  [default: OpenAI's, downloaded]",
 )
@@ -164,7 +165,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--inspect",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE.plan",
     help="Print a plan's layers and the time of each, and leave.",
 )
@@ -177,7 +178,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--spec",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE.json",
     help="What the module eats and gives, as JSON (see docs/spec.md).",
 )
@@ -245,6 +246,8 @@ def _run(
         return None
     if (model is None) == (module is None):
         raise UsageError("give --model NAME (--list shows them) or --module FILE.py:FACTORY")
+    if "" in checkpoints:
+        raise UsageError("--checkpoint: found the empty text, expected a file or a URL")
     if (module is None) != (spec is None):
         raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
     if vocabulary is not None and not text:

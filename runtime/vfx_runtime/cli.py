@@ -28,6 +28,7 @@ from vfx_engines.devices import device_list
 from vfx_engines.ending import ends
 from vfx_engines.errors import EngineError, UsageError, shown
 from vfx_engines.opening import BackendName, read_spec
+from vfx_engines.paths import LocalPath
 from vfx_engines.spec import EngineSpec, Output, Precision
 from vfx_runtime.atomic import check_folder, check_page, new_files, output_error, prepare_output
 from vfx_runtime.extracting import Anchor, Extracted, Fps, Tail, check_frames, run_sampling
@@ -51,21 +52,21 @@ FAILURES_FILE = "failures.jsonl"
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("vfx-run", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
     "--engine",
     "engines",
     required=True,
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=LocalPath(url=True),
     metavar="FILE|URL",
     help="Made by vfx-export, or grpc://host:8001/model or http://host:8000/model of a "
     "server. Several share one decode, and each gives a part of a row.",
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=Path("features"),
     show_default=True,
     metavar="FOLDER",
@@ -73,7 +74,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 )
 @click.option(
     "--root",
-    type=click.Path(path_type=Path),
+    type=LocalPath(url=True),
     metavar="FOLDER",
     help="Outputs are named by the path of their video below it.  [default: the folder of each list, the "
     "folder itself, or the file's own]",
@@ -210,25 +211,25 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 @click.option("--show-pred", is_flag=True, help="Print the five likeliest classes of each window.")
 @click.option(
     "--pred-texts",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE",
     help="CLIP, with --show-pred: the classes are the texts of this file, one a line.",
 )
 @click.option(
     "--text-engine",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE",
     help="Made by vfx-export --text.  [default: <model>_text.onnx beside the engine]",
 )
 @click.option(
     "--show-flow",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FOLDER",
     help="Write optical flow as pictures too: a PNG for each pair of frames, direction as colour.",
 )
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE.html",
     help="Write a page about the run: speed over time, what each stage takes, failures.",
 )

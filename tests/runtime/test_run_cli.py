@@ -235,6 +235,18 @@ WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "target rate too low": (("--target-fps", "1e-300"), "frame rate is 1e-300"),
     "rate of images too low": (("--images", "*.png", "--images-fps", "1e-300"), "frame rate is 1e-300"),
     "root": (("--root", "/nowhere"), "--root"),
+    "no engine": (("--engine", ""), "--engine: found the empty text, expected a path"),
+    "no output": (("--output", ""), "--output: found the empty text, expected a path"),
+    "no root": (("--root", ""), "--root: found the empty text, expected a path"),
+    "no input": (("",), "an input is the empty text"),
+    "output elsewhere": (
+        ("--output", "s3://bucket/x"),
+        "--output: found a URL, expected a path of this mach",
+    ),
+    "report elsewhere": (
+        ("--report", "s3://bucket/x.html"),
+        "--report: found a URL, expected a path of this",
+    ),
 }
 
 
