@@ -521,8 +521,13 @@ def _noted(file: Path, failures: list[Extracted]) -> Iterator[None]:
 
 
 def _print_paths(files: Iterable[Path]) -> None:
-    for file in files:
-        click.echo(shown(file))
+    try:
+        for file in files:
+            click.echo(shown(file))
+    except BrokenPipeError:
+        raise  # of a reader that has enough, as head does: click leaves without a word
+    except OSError as error:
+        raise output_error(error, Path("standard output")) from None
 
 
 def _say(said: list[str], line: str) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from vfx_engines.devices import available_cores
 from vfx_engines.errors import UsageError, VideoError, reason, shown
+from vfx_engines.triton.address import is_address
 from vfx_runtime.claims import Claims
 from vfx_runtime.extracting import Extracted
 from vfx_runtime.job import Job
@@ -98,7 +99,7 @@ def run_on_ray(
     on_gpu = (device or "").startswith("cuda") or (device is None and task.engines[0].suffix == ".plan")
     task = replace(
         task,
-        engines=tuple(engine.absolute() for engine in task.engines),
+        engines=tuple(item if is_address(item) else item.absolute() for item in task.engines),
         output=task.output.absolute(),
         pack=False,
     )

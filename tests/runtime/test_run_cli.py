@@ -264,6 +264,19 @@ def test_a_wrong_option_is_one_line_and_nothing_is_made(
     assert files_in(tmp_path / "out") == set()
 
 
+def test_a_full_disk_behind_standard_output_is_one_line(engine: Path, clips: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from vfx_runtime.cli import main; main()"]
+    command += ["--engine", str(engine), str(clips), "--output", str(tmp_path / "out")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert last == (
+        "vfx-run: cannot write standard output: the disk is full: make room and run again, finished videos "
+        "are kept"
+    )
+
+
 def test_two_inputs_of_one_output_are_refused_before_anything_runs(engine: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
