@@ -49,7 +49,7 @@ class Recording:
     written: int = 0
     skipped: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """Path of a video, and why it failed."""
+    """Path or URL of a video, and why it failed."""
     ended: str = ""
     """Why it did not reach its end."""
     seconds: float = 0.0
@@ -61,7 +61,7 @@ class Recording:
     def note(self, done: Extracted) -> None:
         """Count what became of a video."""
         if done.error is not None:
-            self.failures.append((shown(done.path), str(done.error)))
+            self.failures.append((shown(done.url or done.path), str(done.error)))
         elif done.skipped:
             self.skipped += 1
         else:
