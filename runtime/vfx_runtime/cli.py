@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +26,7 @@ from rich.progress import (
 
 from vfx_engines.devices import device_list
 from vfx_engines.ending import ends
-from vfx_engines.errors import EngineError, UsageError, shown
+from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.paths import LocalPath
 from vfx_engines.spec import EngineSpec, Output, Precision
@@ -511,12 +511,14 @@ def _write_report(path: Path, recording: Recording) -> None:
 
 @contextmanager
 def _noted(file: Path, failures: list[Extracted]) -> Iterator[None]:
-    """Where an engine's failure ends the run, the videos that it cost are in its list of failures."""
+    """Where an error ends the run, as of an engine or a full disk, what failed before is listed still."""
     try:
         yield
-    except EngineError:
+    except VfxError:
         if failures:
-            _write_failures(file, failures)
+            # On a full disk there is no room for the list either; each was named when it failed.
+            with suppress(VfxError):
+                _write_failures(file, failures)
         raise
 
 

@@ -22,6 +22,7 @@ from tolerances import TINY
 from vfx_engines import read_spec
 from vfx_engines.onnx_file import embed_spec
 from vfx_runtime import read_features
+from vfx_runtime.atomic import part_path
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +263,16 @@ def test_a_wrong_option_is_one_line_and_nothing_is_made(
     assert line.startswith("vfx-run: ")
     assert said in line
     assert files_in(tmp_path / "out") == set()
+
+
+def test_failures_are_listed_where_the_pack_fails_too(engine: Path, clips: Path, tmp_path: Path) -> None:
+    (clips / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "out").mkdir()
+    part_path(tmp_path / "out" / "features.h5").mkdir()
+    result = vfx_run("--engine", engine, clips, "--output", tmp_path / "out", "--format", "hdf5")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("vfx-run: cannot write ")
+    assert failures(tmp_path / "out").keys() == {"bad"}
 
 
 def test_a_full_disk_behind_standard_output_is_one_line(engine: Path, clips: Path, tmp_path: Path) -> None:
