@@ -171,7 +171,7 @@ def may_mount() -> bool:
 def disk_stand_in() -> str:
     """How `full_disk` does it here."""
     return (
-        "a tmpfs of 8 to 60 KiB"
+        "a tmpfs of 8 to 60 KiB, of 40 to 90 while packing"
         if may_mount()
         else "a limit of 2,000 bytes for a file: no tmpfs may be mounted"
     )
