@@ -7,20 +7,26 @@ stands at a boundary between two stages and springs at the n-th call.
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import os
 import random
 import shutil
 import sys
+import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
+import pyarrow.parquet
+
 from make_video import make_video
 from run_kit import failures, files_in
 from tiny import tiny_engine
+from vfx_runtime.reading import read_features
 
 STAGES = {
     "decode": ("vfx_runtime.pyav_decoder", "PyAvDecoder.__next__"),
@@ -32,8 +38,29 @@ STAGES = {
 }
 """Where a stage begins and ends: module and function."""
 
+PACKING = {
+    "check staged": ("vfx_runtime.shards", "_sound_kind"),
+    "write tar": ("vfx_runtime.webdataset", "_add"),
+    "write table": ("vfx_runtime.parquet", "_batches"),
+    "sync": ("os", "fsync"),
+    "rename all": ("pathlib", "Path.replace"),
+    "remove staged": ("vfx_runtime.shards", "remove"),
+    "write HDF5": ("vfx_runtime.hdf5", "Hdf5Writer._pack_one"),
+    "remove staged of HDF5": ("vfx_runtime.hdf5", "remove"),
+}
+"""Likewise of what follows the last video where videos are packed."""
+
 CALLS = {"decode": 120, "resize": 120, "submit": 12, "collect": 12, "write .part": 30, "rename": 8}
+CALLS |= {"check staged": 8, "write tar": 8, "write table": 8, "sync": 1, "rename all": 9}
+CALLS |= {"remove staged": 2, "write HDF5": 8, "remove staged of HDF5": 2}
 """Calls that every run of `Work` has at least."""
+
+PACKS = {
+    "webdataset": ("check staged", "write tar", "sync", "rename all", "remove staged"),
+    "parquet": ("check staged", "write table", "sync", "rename all", "remove staged"),
+    "hdf5": ("write HDF5", "sync", "rename all", "remove staged of HDF5"),
+}
+"""Formats that pack videos, and what they call for it."""
 
 LENGTHS = (9, 41, 16, 4, 70, 23, 8, 12)
 _SECONDS = 60
@@ -51,7 +78,7 @@ class Trap:
 
     def set(self) -> None:
         """Put it into this process."""
-        module, path = STAGES[self.stage]
+        module, path = (STAGES | PACKING)[self.stage]
         owner: Any = importlib.import_module(module)
         *above, name = path.split(".")
         for part in above:
@@ -83,23 +110,31 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An engine, videos, and the bytes of every file of an undisturbed run."""
+    """An engine, videos, and the `results` of an undisturbed run in each format."""
 
+    folder: Path
     engine: Path
     videos: Path
-    expected: dict[str, bytes]
+    calm: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+    def expected(self, format: str) -> dict[str, bytes]:
+        """Run once, when it is first asked for."""
+        if format not in self.calm:
+            ended = run([self.engine, self.videos, self.folder / format], format=format)
+            assert ended.code == 0, ended.said
+            self.calm[format] = results(self.folder / format)
+            assert len(self.calm[format]) == len(LENGTHS)
+        return self.calm[format]
 
 
 def make_work(folder: Path) -> Work:
-    """Eight short videos, run once."""
+    """Eight short videos."""
     folder.mkdir(parents=True, exist_ok=True)
     engine, videos = tiny_engine(folder / "tiny.onnx"), folder / "videos"
     videos.mkdir()
     for number, frames in enumerate(LENGTHS):
         make_video(videos / f"v{number}.mp4", frames=frames)
-    ended = run([engine, videos, folder / "calm"])
-    assert ended.code == 0, ended.said
-    return Work(engine, videos, contents(folder / "calm"))
+    return Work(folder, engine, videos)
 
 
 @dataclass(slots=True)
@@ -111,6 +146,7 @@ class Trial:
     chance: random.Random
     undo: list[Callable[[], object]] = field(default_factory=list)
     """What ends the disturbance, before the following run."""
+    format: str = "npz"
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
@@ -124,14 +160,21 @@ class Trial:
     def output(self) -> Path:
         return self.folder / "out"
 
-    def run(self, *, trap: Trap | None = None, before: Callable[[], object] | None = None) -> Ended:
+    def run(
+        self,
+        *,
+        trap: Trap | None = None,
+        before: Callable[[], object] | None = None,
+        log: str = "said.log",
+    ) -> Ended:
         """Run in a process of its own.
 
         Args:
             trap: set in it.
             before: called in it first.
+            log: name of the file of what it says.
         """
-        return run([self.work.engine, self.videos, self.output], trap, before)
+        return run([self.work.engine, self.videos, self.output], trap, before, format=self.format, log=log)
 
     def restore(self) -> None:
         """The videos as they were."""
@@ -156,13 +199,12 @@ KINDS = (ALL, NAMED, ENDED, KILLED)
 
 def judge(trial: Trial, ended: Ended) -> Outcome:
     """Compare what a disturbed run left with the undisturbed one, then run again, and compare again."""
-    expected, problems = trial.work.expected, []
-    found = contents(trial.output)
-    wrong = {name for name, data in found.items() if name.endswith(".npz") and data != expected.get(name)}
+    expected, problems = trial.work.expected(trial.format), []
+    found, named = results(trial.output), failures(trial.output)
+    wrong = {name for name, data in found.items() if data != expected.get(name)}
     if wrong:
-        problems.append(f"wrong files: {sorted(wrong)}")
-    named = {f"{name}.npz" for name in failures(trial.output)}
-    missing = expected.keys() - found.keys() - named
+        problems.append(f"wrong: {sorted(wrong)}")
+    missing = expected.keys() - found.keys() - named.keys()
     last = (ended.said.splitlines() or [""])[-1]
     if "Traceback" in ended.said:
         problems.append(ended.said[-600:])
@@ -176,18 +218,56 @@ def judge(trial: Trial, ended: Ended) -> Outcome:
             problems.append(
                 f"exit code {ended.code}, neither done nor named: {sorted(missing)}; {ended.said[-600:]}"
             )
-    if kind != KILLED and (left := {name for name in found if ".part" in name}):
+    if kind != KILLED and (left := {name for name in files_in(trial.output) if name.endswith(".part")}):
         problems.append(f"left over: {sorted(left)}")
     for undo in trial.undo:
         undo()
     again = trial.run()
-    final = contents(trial.output)
+    final, others = results(trial.output), {name for name in files_in(trial.output) if not _is_output(name)}
     lost = {name for name in expected if final.get(name) != expected[name]} | wrong
-    if again.code or final != expected:
+    if again.code or final != expected or others:
         problems.append(
-            f"the following run: {again.code}, {sorted(final.keys() ^ expected.keys())}; {again.said[-600:]}"
+            f"the following run: {again.code}, {sorted(final.keys() ^ expected.keys())}, {sorted(others)}; "
+            f"{again.said[-600:]}"
         )
     return Outcome(kind, len(lost), "; ".join(problems))
+
+
+def _is_output(name: str) -> bool:
+    return not name.startswith(".") and name.endswith((".npz", ".tar", ".parquet", ".h5"))
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """What is saved of each video, in whichever way, byte for byte; ``twice`` of one that is there twice."""
+    found: dict[str, bytes] = {}
+    for file in sorted(name for name in files_in(folder) if _is_output(name)):
+        for name, data in _saved(folder / file, file):
+            found[name] = b"twice" if name in found else data
+    return found
+
+
+def _saved(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
+    """Read without vfx, but for Parquet, of which only vfx knows what a video's ``meta`` is."""
+    match path.suffix:
+        case ".npz":
+            yield name.removesuffix(".npz"), path.read_bytes()
+        case ".tar":
+            with tarfile.open(path, "r:") as archive:
+                for member in archive:
+                    data = archive.extractfile(member)
+                    if data is not None and member.name.endswith(".npz"):
+                        yield member.name.removesuffix(".npz"), data.read()
+        case ".h5":
+            with h5py.File(path) as file:
+                for video, group in file.items():
+                    yield video, b"".join(key.encode() + bytes(group[key][()]) for key in sorted(group))
+        case ".parquet":
+            footer = json.loads(pyarrow.parquet.read_metadata(path).metadata[b"vfx"])
+            for video in (item["name"] for item in footer["videos"]):
+                features = read_features(path, video)
+                arrays = (features.frame_range, features.timestamps_ms, *features.arrays.values())
+                said = json.dumps([features.fps, features.meta, *features.arrays]).encode()
+                yield video, said + b"".join(map(bytes, arrays))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -201,7 +281,14 @@ _context.set_forkserver_preload(
 )
 
 
-def run(paths: list[Path], trap: Trap | None = None, before: Callable[[], object] | None = None) -> Ended:
+def run(
+    paths: list[Path],
+    trap: Trap | None = None,
+    before: Callable[[], object] | None = None,
+    *,
+    format: str = "npz",
+    log: str = "said.log",
+) -> Ended:
     """vfx-run of an engine and inputs into a folder, the last path, with two decoders and small batches."""
     engine, *inputs, output = paths
     arguments = [
@@ -216,18 +303,20 @@ def run(paths: list[Path], trap: Trap | None = None, before: Callable[[], object
         1,
         "--workers",
         2,
+        "--format",
+        format,
     ]
-    log = output.parent / "said.log"
-    process = _context.Process(target=_vfx_run, args=([str(item) for item in arguments], log, trap, before))
+    words = output.parent / log
+    process = _context.Process(target=_vfx_run, args=([str(item) for item in arguments], words, trap, before))
     process.start()
     process.join(_SECONDS)
     if process.exitcode is None:
         process.kill()
         process.join()
-        return Ended(99, f"hangs: killed after {_SECONDS} s; {log.read_text('utf-8', 'replace')}")
+        return Ended(99, f"hangs: killed after {_SECONDS} s; {words.read_text('utf-8', 'replace')}")
     code = process.exitcode
     process.close()
-    return Ended(code, log.read_text("utf-8", "replace"))
+    return Ended(code, words.read_text("utf-8", "replace"))
 
 
 def _vfx_run(arguments: list[str], log: Path, trap: Trap | None, before: Callable[[], object] | None) -> None:

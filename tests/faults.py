@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import random
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from broken import cut, spoil
-from fault_kit import CALLS, STAGES, Ended, Trap, Trial, run
+from fault_kit import CALLS, PACKS, STAGES, Ended, Trap, Trial, run
 from make_video import make_video
 from tiny import tiny_engine
 from vfx_engines.errors import EngineError
@@ -111,10 +112,43 @@ def at(stage: str, action: Callable[..., None], trial: Trial, **rest: Any) -> En
     return trial.run(trap=Trap(stage, number, action, trial.chance.random() < 0.5), **rest)
 
 
-def full_disk(trial: Trial) -> Ended:
+def while_packing(action: Callable[..., None], trial: Trial, **rest: Any) -> Ended:
+    """The action at any step of packing, in any format that packs."""
+    trial.format = trial.chance.choice([*PACKS])
+    return at(trial.chance.choice(PACKS[trial.format]), action, trial, **rest)
+
+
+def disk_fails_while_packing(trial: Trial) -> Ended:
+    """To read or to write."""
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+    trial.format = trial.chance.choice([*PACKS])
+    # What removes files passes over those that cannot be.
+    stages = [stage for stage in PACKS[trial.format] if "remove" not in stage]
+    return at(trial.chance.choice(stages), partial(throw, error), trial)
+
+
+def full_disk_while_packing(trial: Trial) -> Ended:
+    trial.format = trial.chance.choice([*PACKS])
+    return full_disk(trial, (40, 90))
+
+
+def one_of_two_killed(trial: Trial) -> Ended:
+    """Two share the folder; how the one that is left ends."""
+    trial.format = trial.chance.choice(["npz", *PACKS])
+    stage = trial.chance.choice([*STAGES])
+    # With half of the videos each is sure to have.
+    trap = Trap(stage, trial.chance.randint(1, max(1, CALLS[stage] // 4)), partial(send, signal.SIGKILL))
+    beside = threading.Thread(target=partial(trial.run, trap=trap, log="beside.log"))
+    beside.start()
+    ended = trial.run()
+    beside.join()
+    return ended
+
+
+def full_disk(trial: Trial, kibibytes: tuple[int, int] = (8, 60)) -> Ended:
     """A small tmpfs; where none may be mounted, a limit on the size of files stands for it."""
     trial.output.mkdir()
-    room = trial.chance.randint(8, 60)
+    room = trial.chance.randint(*kibibytes)
     options = ["mount", "-t", "tmpfs", "-o", f"size={room}k", "vfx-faults", str(trial.output)]
     if not may_mount() or subprocess.run(options, capture_output=True).returncode:
         return trial.run(before=partial(limit_files, 2000))
@@ -137,7 +171,7 @@ def may_mount() -> bool:
 def disk_stand_in() -> str:
     """How `full_disk` does it here."""
     return (
-        "a tmpfs of 8 to 60 KiB"
+        "a tmpfs of 8 to 60 KiB, of 40 to 90 while packing"
         if may_mount()
         else "a limit of 2,000 bytes for a file: no tmpfs may be mounted"
     )
@@ -210,7 +244,11 @@ FAULTS: dict[str, Fault] = {
         for stage in STAGES
         for which in SIGNALS
     },
+    **{f"{which.name} while packing": partial(while_packing, partial(send, which)) for which in SIGNALS},
+    "one of two processes killed": one_of_two_killed,
     "disk full": full_disk,
+    "disk full while packing": full_disk_while_packing,
+    "disk fails while packing": disk_fails_while_packing,
     "output folder vanishes": vanishing_output,
     "decoder raises anything": decoder_raises,
     "decoder hangs, then Ctrl-C": decoder_hangs,

@@ -68,8 +68,9 @@ def main() -> None:
     text = DOCUMENT.read_text("utf-8")
     before, rest = text.split(START)
     earlier, after = rest.split(END)
-    stand_in = f"\n\nHere a full disk was {disk_stand_in()}.\n"
-    DOCUMENT.write_text(f"{before}{START}\n{table(outcomes, earlier)}{stand_in}{END}{after}", "utf-8")
+    made = f"Made by `scripts/reliability --times {times} --seed {seed}`; a full disk was {disk_stand_in()}."
+    rows = table(outcomes, earlier)
+    DOCUMENT.write_text(f"{before}{START}\n{rows}\n\n{made}\n{END}{after}", "utf-8")
     if problems:
         raise SystemExit("\n".join(problems))
 

@@ -9,11 +9,12 @@ import click
 
 from vfx_engines.ending import ends
 from vfx_engines.errors import shown
+from vfx_engines.paths import LocalPath
 from vfx_engines.spec import Pool, Precision
 from vfx_export.options import Options, run
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("vfx-export", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model", metavar="NAME", help="Model to export; --list shows all of them.")
 @click.option(
     "--checkpoint",
@@ -40,7 +41,7 @@ from vfx_export.options import Options, run
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=Path(),
     metavar="FILE|FOLDER",
     help="Where to write; in a folder, the file is called <model>.onnx or <model>.plan.  [default: the "
@@ -49,7 +50,7 @@ from vfx_export.options import Options, run
 @click.option(
     "--triton",
     "repository",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="REPO",
     help="Write into a Triton model repository instead: REPO/<model>/config.pbtxt and the next "
     "REPO/<model>/<version>.",
@@ -96,7 +97,7 @@ from vfx_export.options import Options, run
 )
 @click.option(
     "--pca",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE.npz",
     help="VGGish: also output the PCA-transformed and quantised features, with the parameters in this file.",
 )
@@ -108,7 +109,7 @@ from vfx_export.options import Options, run
 )
 @click.option(
     "--vocabulary",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE",
     help="With --text: the merges of the tokenizer.  [default: OpenAI's, downloaded]",
 )
@@ -151,7 +152,7 @@ from vfx_export.options import Options, run
 )
 @click.option(
     "--inspect",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE.plan",
     help="Print the layers of a plan and the time that each takes, and exit.",
 )
@@ -164,7 +165,7 @@ from vfx_export.options import Options, run
 )
 @click.option(
     "--spec",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE.json",
     help="What the module takes and gives, as JSON; see docs/spec.md.",
 )

@@ -115,6 +115,8 @@ def _check_what(given: Options) -> None:
     """Whether it is clear what is to be exported."""
     if (given.model is None) == (given.module is None):
         raise UsageError("give --model NAME (--list shows them) or --module FILE.py:FACTORY")
+    if "" in given.checkpoints:
+        raise UsageError("--checkpoint: found the empty text, expected a file or a URL")
     if (given.module is None) != (given.spec is None):
         raise UsageError("--module FILE.py:FACTORY and --spec FILE.json go together")
     if given.vocabulary is not None and not given.text:

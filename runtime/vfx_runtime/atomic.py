@@ -43,6 +43,15 @@ def output_error(error: OSError, path: Path) -> OutputError:
     return OutputError(f"cannot write {shown(path)}: {reason}")
 
 
+def input_error(error: OSError, path: Path) -> OutputError:
+    """The one line that says that the system cannot read ``path``, which is no damage, and what to do."""
+    said = " ".join((error.strerror or str(error)).split())
+    return OutputError(
+        f"cannot read {shown(path)}: {said}: run again when it can be read, or move it away to have what it "
+        "holds made again"
+    )
+
+
 def prepare_output(output: Path) -> None:
     """Make the output folder and try that files can be written there.
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from vfx_engines.ending import ends
 from vfx_engines.errors import UsageError, shown
 from vfx_engines.opening import BackendName, cuda_index, engine_label, open_engine, read_spec
+from vfx_engines.paths import LocalPath
 from vfx_engines.spec import EngineSpec, Precision
 from vfx_engines.triton.address import is_address
 from vfx_runtime.chart import check_chart
@@ -38,12 +39,12 @@ from vfx_runtime.report import Report, draw, summary, table
 from vfx_runtime.sizing import Sizes, grouped
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("vfx-bench", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("videos", nargs=-1, metavar="[VIDEO]...")
 @click.option(
     "--engine",
     required=True,
-    type=click.Path(path_type=Path),
+    type=LocalPath(url=True),
     metavar="FILE|URL",
     help="Engine file made by vfx-export, or the address of a served engine, as for vfx-run.",
 )
@@ -93,9 +94,7 @@ from vfx_runtime.sizing import Sizes, grouped
     help="Rounds of all stages; their medians are shown.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON.")
-@click.option(
-    "--chart", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw a chart of the results."
-)
+@click.option("--chart", type=LocalPath(), metavar="FILE.png", help="Draw a chart of the results.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-bench")
 def main(debug: bool, as_json: bool, chart: Path | None, **options: Any) -> None:

@@ -11,6 +11,7 @@ import click
 
 from vfx_engines.ending import ends
 from vfx_engines.opening import BackendName
+from vfx_engines.paths import LocalPath
 from vfx_engines.spec import Precision
 from vfx_runtime.extracting import Anchor, Fps, Tail
 from vfx_runtime.image_names import DEFAULT_FPS
@@ -20,14 +21,14 @@ from vfx_runtime.ray_run import LOCAL
 from vfx_runtime.writers import FORMATS
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("vfx-run", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
     "--engine",
     "engines",
     required=True,
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=LocalPath(url=True),
     metavar="FILE|URL",
     help="Engine file made by vfx-export, or a served engine: grpc://host:8001/model or "
     "http://host:8000/model. May be given several times: the engines share one decode, and their "
@@ -35,7 +36,7 @@ from vfx_runtime.writers import FORMATS
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=Path("features"),
     show_default=True,
     metavar="FOLDER",
@@ -43,7 +44,7 @@ from vfx_runtime.writers import FORMATS
 )
 @click.option(
     "--root",
-    type=click.Path(path_type=Path),
+    type=LocalPath(url=True),
     metavar="FOLDER",
     help="Name each output by its video's path below this folder.  [default: the folder of the list, the "
     "folder given, or the file's own folder]",
@@ -204,26 +205,26 @@ from vfx_runtime.writers import FORMATS
 @click.option("--show-pred", is_flag=True, help="Print the five most likely classes of each window.")
 @click.option(
     "--pred-texts",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE",
     help="With --show-pred, for CLIP: use the lines of this file as the classes.",
 )
 @click.option(
     "--text-engine",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE",
     help="With --pred-texts: text encoder made by vfx-export --text.  [default: <model>_text.onnx beside the "
     "engine]",
 )
 @click.option(
     "--show-flow",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FOLDER",
     help="Also write optical flow as images: a PNG for each pair of frames, with direction as colour.",
 )
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE.html",
     help="Write an HTML report of the run: speed over time, time of each stage, failures.",
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, overload
 
 from vfx_engines.engine import Engine
-from vfx_engines.errors import UsageError, VfxError
+from vfx_engines.errors import UsageError, VfxError, shown
 from vfx_engines.opening import open_engine, read_spec
 from vfx_engines.spec import EngineSpec, Precision, Sampling
 from vfx_engines.versions import vfx_version
@@ -354,7 +354,7 @@ def extract(
         seed=seed,
         views=views,
     )
-    folder = None if output is None else Path(output)
+    folder = None if output is None else _local(output)
     specs = [item.spec if isinstance(item, Engine) else read_spec(Path(item)) for item in engines]
     check_frames(specs, fps=fps, target_fps=target_fps, total=total, views=views)
     results = _extract(
@@ -372,6 +372,14 @@ def extract(
     from vfx_runtime.reading import read_features
 
     return read_features(result.files[0])
+
+
+def _local(output: StrPath) -> Path:
+    if is_url(os.fspath(output)) or not os.fspath(output):
+        raise UsageError(
+            f"output {shown(output)}: expected a folder of this machine; mount the place of a URL"
+        )
+    return Path(output)
 
 
 def _takes_sound(engine: StrPath | Engine) -> bool:

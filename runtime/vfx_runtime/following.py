@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -117,13 +117,20 @@ def _noted(file: Path, failures: list[Extracted]) -> Iterator[None]:
         yield
     except VfxError:
         if failures:
-            _write_failures(file, failures)
+            # On a full disk there is no room for the list either; each was named when it failed.
+            with suppress(VfxError):
+                _write_failures(file, failures)
         raise
 
 
 def _print_paths(files: Iterable[Path]) -> None:
-    for file in files:
-        click.echo(shown(file))
+    try:
+        for file in files:
+            click.echo(shown(file))
+    except BrokenPipeError:
+        raise  # of a reader that has enough, as head does: click leaves without a word
+    except OSError as error:
+        raise output_error(error, Path("standard output")) from None
 
 
 def _say(said: list[str], line: str) -> None:

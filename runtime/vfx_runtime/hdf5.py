@@ -26,7 +26,7 @@ import numpy as np
 
 from vfx_engines.errors import OutputError, UsageError, shown
 from vfx_engines.spec import Output
-from vfx_runtime.atomic import is_file, new_files, output_error, part_path, remove
+from vfx_runtime.atomic import input_error, is_file, new_files, output_error, part_path, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, RowSpool
 from vfx_runtime.job import Job
@@ -57,7 +57,7 @@ class Hdf5Writer:
 
     Raises:
         UsageError: h5py is not installed.
-        OutputError: the hidden folder for parts is a link.
+        OutputError: the hidden folder for parts is a link; ``features.h5`` is there and cannot be read.
     """
 
     def __init__(self, output: Path, outputs: Sequence[Output], fingerprint: str, claims: Claims) -> None:
@@ -70,6 +70,8 @@ class Hdf5Writer:
         self._fingerprint = fingerprint
         self._claims = claims
         self._checked: tuple[tuple[int, int, int], bool] | None = None
+        # Now, and not by each video: one that cannot be read ends the run.
+        self._is_intact()
 
     def paths(self, job: Job) -> list[Path]:
         """The one file of all jobs."""
@@ -184,19 +186,31 @@ class Hdf5Writer:
             )
 
     def _is_intact(self) -> bool:
-        """Whether ``features.h5`` is byte for byte what vfx wrote; read once for each state of it."""
+        """Whether ``features.h5`` is byte for byte what vfx wrote; read once for each state of it.
+
+        Raises:
+            OutputError: it cannot be read, which says nothing of its bytes.
+        """
         try:
             with self._file.open("rb") as file:
                 status = os.fstat(file.fileno())
                 state = (status.st_ino, status.st_size, status.st_mtime_ns)
                 if self._checked is None or self._checked[0] != state:
                     self._checked = (state, _seal(file) == _user_block(file))
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError as error:
+            raise input_error(error, self._file) from None
         return self._checked[1]
 
     def _is_staged(self, name: str) -> bool:
-        return is_whole(self._staging.path(name), self._outputs, self._fingerprint)
+        path = self._staging.path(name)
+        try:
+            return is_whole(path, self._outputs, self._fingerprint, strict=True)
+        except FileNotFoundError:  # where there are no claims another process packs too
+            return False
+        except OSError as error:
+            raise input_error(error, path) from None
 
 
 def _seal(file: IO[bytes]) -> bytes:

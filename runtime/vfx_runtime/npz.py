@@ -8,6 +8,7 @@ features give the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -52,7 +53,21 @@ DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError),
     *(struct.error, zipfile.BadZipFile),
 )
-"""What reading a damaged archive may raise."""
+"""What reading a damaged archive may raise; of these `system_failure` tells what is no damage."""
+
+
+def system_failure(error: BaseException) -> OSError | None:
+    """The system's own failure (a disk's, too many open files) behind what reading a file raised.
+
+    None where the bytes of the file are to blame, which a file that is read again has again.
+    """
+    # zipfile says "not a zip file" also where the disk failed, and h5py and Arrow raise OSError for damage.
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno not in (None, errno.EINVAL):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
 
 
 class NpzWriter:
@@ -177,7 +192,12 @@ def source_of(job: Job) -> dict[str, Any] | None:
 
 
 def is_whole(
-    path: Path, outputs: Iterable[Output], fingerprint: str, source: Mapping[str, Any] | None = None
+    path: Path,
+    outputs: Iterable[Output],
+    fingerprint: str,
+    source: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
 ) -> bool:
     """Whether ``path`` holds exactly these outputs, undamaged, with equal numbers of rows.
 
@@ -186,6 +206,10 @@ def is_whole(
         outputs: of the engine's spec.
         fingerprint: that ``meta`` must hold.
         source: of the video, see `source_of`, that ``meta`` must hold; None for any.
+        strict: raise where the file cannot be read, which may pass, rather than call it damaged.
+
+    Raises:
+        OSError: see ``strict``.
     """
     columns = column_types(outputs)
     try:
@@ -201,7 +225,10 @@ def is_whole(
                 for name, (dtype, shape) in columns.items()
             }
             fps = check_array(*_drain(archive.open("fps.npy")), "<f8", None)
-    except DAMAGE:
+    except DAMAGE as error:
+        failure = system_failure(error)
+        if strict and failure is not None:
+            raise failure from None
         return False
     return len(rows) == 1 and None not in rows and fps == 0
 

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from vfx_engines.errors import UsageError
 from vfx_engines.spec import Output
 from vfx_runtime.features import BLOCK_BYTES, Features, column_dtype
-from vfx_runtime.npz import DAMAGE, column_types, read_blocks, read_columns, read_fps, read_meta
+from vfx_runtime.npz import (
+    DAMAGE,
+    column_types,
+    read_blocks,
+    read_columns,
+    read_fps,
+    read_meta,
+    system_failure,
+)
 from vfx_runtime.shards import Contents
 from vfx_runtime.staging import text_of
 
@@ -101,7 +109,10 @@ class ParquetLayout:
             for video in videos:
                 found.add(video.name, {**settings[video.settings], "source": video.source})
             found.kind, found.whole = kind, True
-        except self.damage:
+        except self.damage as error:
+            failure = system_failure(error)
+            if failure is not None:
+                raise failure from None
             return Contents()
         return found
 

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from vfx_engines.errors import EngineError, VfxError, VideoError, shown
+from vfx_engines.errors import EngineError, OutputError, VfxError, VideoError, shown
 from vfx_runtime.extracting import Extracted
 from vfx_runtime.job import Job
 from vfx_runtime.pipeline import Stats
@@ -111,6 +111,10 @@ def run_on_all(
         if left and not devices:
             assert round_.lost, "a round ends with jobs left only where its processes were lost"
             raise round_.lost[-1].error or EngineError("no device is left")
+        # All videos are done, and nobody could pack them.
+        for error in (child.error for child in round_.lost if not devices):
+            if isinstance(error, OutputError):
+                raise error
 
 
 def _given_up(job: Job, child: _Child) -> VideoError:

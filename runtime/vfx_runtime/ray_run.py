@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vfx_engines.devices import available_cores
-from vfx_engines.errors import UsageError, VideoError, reason, shown
+from vfx_engines.errors import EngineError, UsageError, VideoError, reason, shown
+from vfx_engines.triton.address import is_address
 from vfx_runtime.claims import Claims
 from vfx_runtime.extracting import Extracted
 from vfx_runtime.job import Job
@@ -93,12 +94,12 @@ def run_on_ray(
 
     Raises:
         UsageError: Ray is not installed, there is no cluster at the address, or it has too few GPUs.
-        EngineError: no actor can open the engine.
+        EngineError: no actor can open the engine, or Ray cannot run any.
     """
     on_gpu = (device or "").startswith("cuda") or (device is None and task.engines[0].suffix == ".plan")
     task = replace(
         task,
-        engines=tuple(engine.absolute() for engine in task.engines),
+        engines=tuple(item if is_address(item) else item.absolute() for item in task.engines),
         output=task.output.absolute(),
         pack=False,
     )
@@ -186,9 +187,15 @@ def _answers(
             # A chunk whose actor died is ours to try again: Ray would do so for ever.
             ray_remote_args_fn=_restarted,
         )
-    for batch in found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        for answer in batch["answer"]:
-            yield pickle.loads(bytes(answer))
+    try:
+        for batch in found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            for answer in batch["answer"]:
+                yield pickle.loads(bytes(answer))
+    except ray.exceptions.RayError as error:
+        # As where an actor cannot import what it is to run: Ray gives up, and its last line says why.
+        raise EngineError(
+            f"Ray gave up ({reason(error, -1)}): is vfx installed on all its machines, in one version?"
+        ) from None
 
 
 def _restarted() -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Recording:
     seconds: float = 0.0
     moments: list[Moment] = field(default_factory=list)
     stages: Stages | None = None
-    """None where several devices shared the list, each in a process of its own."""
+    """None where several processes shared the list: one for each GPU, or actors of Ray."""
     engine_cpu: float = 0.0
 
     def note(self, done: Extracted) -> None:

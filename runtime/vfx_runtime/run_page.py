@@ -86,7 +86,7 @@ def _speed(run: Recording, sound: bool) -> Iterator[Markup]:
 
 def _stages(run: Recording) -> Iterator[Markup]:
     if run.stages is None:
-        yield tag("p", "Not measured: several devices shared the list, each in a process of its own.")
+        yield tag("p", "Not measured: several processes shared the list, one for each GPU or actor of Ray.")
         return
     taken, seconds = run.stages.taken, max(run.seconds, 1e-3)
     used = run.moments[-1].cpu_seconds

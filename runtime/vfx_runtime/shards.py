@@ -9,11 +9,14 @@ need not agree on numbers, and a damaged one shows.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -22,11 +25,19 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from vfx_engines.spec import Output
-from vfx_runtime.atomic import new_parts, output_error, remove
+from vfx_runtime.atomic import input_error, new_parts, output_error, remove
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import BLOCK_BYTES, Features, RowSpool
 from vfx_runtime.job import Job
-from vfx_runtime.npz import DAMAGE, NpzWriter, check_members, read_meta, same_run, source_of
+from vfx_runtime.npz import (
+    DAMAGE,
+    NpzWriter,
+    check_members,
+    read_meta,
+    same_run,
+    source_of,
+    system_failure,
+)
 from vfx_runtime.staging import Staging
 
 SHARD_BYTES = 256 << 20
@@ -38,6 +49,9 @@ SHARD_VIDEOS = 4096
 SHARD_NAMES = f"features-{'[0-9a-f]' * 16}"
 """What names of shards look like, without suffix, as a pattern of files. A ``features-all.parquet`` is the
 user's own."""
+
+_TICK_SECONDS = 2.0
+"""The coarsest times that file systems keep, which are FAT's."""
 
 
 @dataclass(slots=True)
@@ -71,7 +85,11 @@ class Layout(Protocol):
         ...
 
     def contents(self, shard: Path) -> Contents:
-        """What a shard holds; nothing of one that is damaged too badly to be read."""
+        """What a shard holds; nothing of one that is damaged too badly to be read.
+
+        Raises:
+            OSError: the system cannot read it, see `vfx_runtime.npz.system_failure`.
+        """
         ...
 
     def read(self, shard: Path, name: str) -> Features:
@@ -97,7 +115,11 @@ class Layout(Protocol):
 
 
 class ShardWriter:
-    """Packs videos into ``<output>/features-<hash><suffix>``; see `vfx_runtime.writers.Writer`."""
+    """Packs videos into ``<output>/features-<hash><suffix>``; see `vfx_runtime.writers.Writer`.
+
+    Raises:
+        OutputError: the hidden folder for videos that wait is a link; a shard is there and cannot be read.
+    """
 
     def __init__(
         self, layout: Layout, output: Path, outputs: Sequence[Output], fingerprint: str, claims: Claims
@@ -107,6 +129,8 @@ class ShardWriter:
         staging = Staging(output / layout.staging).folder
         self._staged = NpzWriter(staging, outputs, fingerprint, claims, inside=output)
         self._shards = Shards(output, layout)
+        # Now, and not by each video: a shard that cannot be read ends the run.
+        self._shards.refresh()
         self._waiting_bytes = self._waiting_videos = 0
 
     def paths(self, job: Job) -> list[Path]:
@@ -120,16 +144,17 @@ class ShardWriter:
             return True
         source = source_of(job)
         self._shards.refresh()
-        holding = self._shards.holding(job.name)
-        sound = [
-            same_run(self._shards.said(shard, job.name), self._fingerprint, source)
-            and self._shards.is_intact(shard)
-            for shard in holding
-        ]
-        if not all(sound) and not all(shard.exists() for shard in holding):
+        while True:
+            holding = self._shards.holding(job.name)
+            sound = [
+                same_run(self._shards.said(shard, job.name), self._fingerprint, source)
+                and self._shards.is_intact(shard)
+                for shard in holding
+            ]
+            if all(sound) or all(shard.exists() for shard in holding):
+                return bool(sound) and all(sound)
             # Another process has just put what is left of that shard into a new one.
-            return self.is_done(job)
-        return bool(sound) and all(sound)
+            self._shards.refresh(anew=True)
 
     def prepare(self, job: Job) -> None:
         """Remove what a killed process left of this job, whose claim the caller holds."""
@@ -149,7 +174,7 @@ class ShardWriter:
         if self._waiting_bytes < SHARD_BYTES and self._waiting_videos < SHARD_VIDEOS:
             return []
         self._waiting_bytes = self._waiting_videos = 0
-        return pack(self._layout, self._output, self._claims, whole=True)
+        return pack(self._layout, self._output, self._claims, whole=True, shards=self._shards)
 
     def finish(self) -> list[Path]:
         """Pack what is staged; see `pack`.
@@ -157,10 +182,12 @@ class ShardWriter:
         Raises:
             OutputError: a shard cannot be written; all stays staged.
         """
-        return pack(self._layout, self._output, self._claims)
+        return pack(self._layout, self._output, self._claims, shards=self._shards)
 
 
-def pack(layout: Layout, output: Path, claims: Claims, *, whole: bool = False) -> list[Path]:
+def pack(
+    layout: Layout, output: Path, claims: Claims, *, whole: bool = False, shards: Shards | None = None
+) -> list[Path]:
     """Put staged videos into shards, one process at a time; the new shards.
 
     A video that was done again, with other settings, leaves its old shard: what else that held goes into
@@ -171,10 +198,12 @@ def pack(layout: Layout, output: Path, claims: Claims, *, whole: bool = False) -
         output: the output folder.
         claims: of this process on it.
         whole: make no shard that is not full; what is left stays staged.
+        shards: of that folder and layout, where some are known already.
 
     Raises:
-        OutputError: a shard cannot be written; all stays staged.
+        OutputError: a shard cannot be written, or what goes into it not be read; all stays staged.
     """
+    shards = shards or Shards(output, layout)
     claim = f"\0shards{layout.suffix}"  # no video's name holds a NUL
     while not claims.take(claim):
         time.sleep(0.1)
@@ -182,17 +211,24 @@ def pack(layout: Layout, output: Path, claims: Claims, *, whole: bool = False) -
     try:
         staging = Staging(output / layout.staging)
         for kind, staged in _shares(layout, staging, whole):
-            made += _pack(layout, output, claims, kind, staged)
+            made += _pack(layout, output, claims, shards, kind, staged)
         staging.tidy()
     except OSError as error:
         raise output_error(error, output) from None
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        failure = system_failure(error) or OSError(f"what waits to be packed changed: {error}: run again")
+        raise output_error(failure, output) from None
     finally:
         claims.release(claim)
     return made
 
 
 def _shares(layout: Layout, staging: Staging, whole: bool) -> Iterator[tuple[Hashable, dict[str, Path]]]:
-    """Staged videos that make a shard each. Damaged ones are removed."""
+    """Staged videos that make a shard each. Damaged ones are removed.
+
+    Raises:
+        OutputError: one cannot be read: whether it is damaged is not known, so it stays.
+    """
     shares: dict[Hashable, dict[str, Path]] = {}
     sizes: dict[Hashable, int] = {}
     for name in staging.names():
@@ -201,7 +237,12 @@ def _shares(layout: Layout, staging: Staging, whole: bool) -> Iterator[tuple[Has
         if state is None:
             # Gone, where there are no claims and another process packs too.
             continue
-        kind = _sound_kind(layout, path)
+        try:
+            kind = _sound_kind(layout, path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise input_error(error, path) from None
         if kind is None:
             remove([path])
             continue
@@ -216,7 +257,11 @@ def _shares(layout: Layout, staging: Staging, whole: bool) -> Iterator[tuple[Has
 
 
 def _sound_kind(layout: Layout, path: Path) -> Hashable | None:
-    """The kind of a staged video, None if it is damaged. Reads all of it."""
+    """The kind of a staged video, None if it is damaged. Reads all of it.
+
+    Raises:
+        OSError: the system cannot read it, or there is no memory.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             check_members(archive, path.stat().st_size)
@@ -225,15 +270,25 @@ def _sound_kind(layout: Layout, path: Path) -> Hashable | None:
                 return None
             kind = layout.kind(archive)
             return kind if archive.testzip() is None else None
-    except DAMAGE:
+    except MemoryError:
+        # Of a file that holds no more than it is long, and of which vfx may have said that it is done.
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
+    except DAMAGE as error:
+        failure = system_failure(error)
+        if failure is not None:
+            raise failure from None
         return None
 
 
 def _pack(
-    layout: Layout, output: Path, claims: Claims, kind: Hashable, staged: Mapping[str, Path]
+    layout: Layout,
+    output: Path,
+    claims: Claims,
+    shards: Shards,
+    kind: Hashable,
+    staged: Mapping[str, Path],
 ) -> list[Path]:
-    shards = Shards(output, layout)
-    shards.refresh()
+    shards.refresh(anew=True)
     replaced = sorted({shard for name in staged for shard in shards.holding(name)})
     damaged = [shard for shard in shards.suspect(replaced) if not shards.is_intact(shard)]
     before = {path: _state(path) for path in staged.values()}
@@ -296,56 +351,148 @@ class _Plan:
 
 
 class Shards:
-    """The shards of a folder: which videos they hold. Each is read whole once, when it is first relied on."""
+    """The shards of a folder: which videos they hold. Safe to use from several threads.
+
+    What a shard holds is read once, and all of its bytes once more when it is first relied on, however many
+    shards come meanwhile and however often is asked.
+    """
 
     def __init__(self, output: Path, layout: Layout) -> None:
         self._output, self._layout = output, layout
+        self._pattern = re.compile(SHARD_NAMES + re.escape(layout.suffix))
+        self._lock = threading.RLock()
         self._contents: dict[Path, Contents] = {}
+        self._holding: dict[str, tuple[Path, ...]] = {}
+        """Shards of each video."""
         self._states: dict[Path, tuple[int, int, int]] = {}
         self._intact: dict[Path, bool] = {}
+        self._looked: tuple[int, int] | None = None
+        """The folder when its files were listed last."""
+        self._settled = False
+        """Whether that was long enough after its last change."""
+        self._when = 0.0
 
-    def refresh(self) -> None:
-        """Note shards that have come, gone, or are another file than before."""
-        pattern = f"{SHARD_NAMES}{self._layout.suffix}"
-        states = {shard: _state(shard) for shard in sorted(self._output.glob(pattern))}
-        found = {shard: state for shard, state in states.items() if state is not None}
-        for shard in self._contents.keys() - found.keys():
-            del self._contents[shard]
-        for shard, state in found.items():
-            if shard not in self._contents or state != self._states[shard]:
-                self._states[shard] = state
-                self._intact.pop(shard, None)
-                self._contents[shard] = self._layout.contents(shard)
+    def refresh(self, *, anew: bool = False) -> None:
+        """Note shards that have come, gone, or are another file than before.
+
+        Args:
+            anew: list the folder even if it does not look changed.
+
+        Raises:
+            OutputError: a shard cannot be read, which says nothing of its bytes.
+        """
+        with self._lock:
+            if not anew and not self._may_have_changed():
+                return
+            found: set[Path] = set()
+            for name, number in self._listed():
+                shard = self._output / name
+                known = self._contents.get(shard)
+                same = known is not None and known.whole and self._states[shard][0] == number
+                if same and self._intact.get(shard, True):
+                    # Its name says which bytes it should have, so it is looked at when it is relied on.
+                    found.add(shard)
+                elif (state := _state(shard)) is not None and self._note(shard, state):
+                    found.add(shard)
+            for shard in self._contents.keys() - found:
+                self._forget(shard)
+
+    def _may_have_changed(self) -> bool:
+        """Whether the folder has another time than when it was listed.
+
+        Files that come within one tick of its clock, which is two seconds at worst, give it no new one, so
+        it is listed once more when so much has passed.
+        """
+        try:
+            status = os.stat(self._output)
+            looked = (status.st_ino, status.st_mtime_ns)
+        except OSError:
+            return True
+        now = time.monotonic()
+        if looked == self._looked and (self._settled or now - self._when < _TICK_SECONDS):
+            return False
+        self._settled, self._looked, self._when = looked == self._looked, looked, now
+        return True
+
+    def _listed(self) -> list[tuple[str, int]]:
+        """Names that shards have, in order, and numbers of their files; none where there is no folder."""
+        try:
+            with os.scandir(self._output) as entries:
+                return sorted(
+                    (entry.name, entry.inode()) for entry in entries if self._pattern.fullmatch(entry.name)
+                )
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise input_error(error, self._output) from None
+
+    def _note(self, shard: Path, state: tuple[int, int, int]) -> bool:
+        """Read what a shard holds, unless that is known; whether it is there."""
+        if shard in self._contents and state == self._states[shard]:
+            return True
+        try:
+            contents = self._layout.contents(shard)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise input_error(error, shard) from None
+        self._forget(shard)
+        self._states[shard], self._contents[shard] = state, contents
+        for name in contents.videos:
+            self._holding[name] = (*self._holding.get(name, ()), shard)
+        return True
+
+    def _forget(self, shard: Path) -> None:
+        self._intact.pop(shard, None)
+        self._states.pop(shard, None)
+        for name in self._contents.pop(shard, Contents()).videos:
+            left = tuple(other for other in self._holding[name] if other != shard)
+            if left:
+                self._holding[name] = left
+            else:
+                del self._holding[name]
 
     def holding(self, name: str) -> list[Path]:
         """The shards that hold a video of this name: one, but after a crash while shards were made anew."""
-        return [shard for shard, contents in self._contents.items() if name in contents.videos]
+        with self._lock:
+            return [*self._holding.get(name, ())]
 
     def names(self, shard: Path) -> list[str]:
         """Of the videos of a shard, in its order."""
-        return [*self._contents[shard].videos]
+        with self._lock:
+            return [*self._contents[shard].videos]
 
     def kind(self, shard: Path) -> Hashable:
         """What its videos have in common."""
-        return self._contents[shard].kind
+        with self._lock:
+            return self._contents[shard].kind
 
     def said(self, shard: Path, name: str) -> dict[str, Any]:
-        """Of ``meta`` of a video what `vfx_runtime.npz.same_run` compares."""
-        fingerprint, source = self._contents[shard].videos[name]
-        return {"fingerprint": fingerprint, "source": json.loads(source)}
+        """Of ``meta`` of a video what `vfx_runtime.npz.same_run` compares; nothing where it is gone."""
+        with self._lock:
+            known = self._contents.get(shard, Contents()).videos.get(name)
+        return {} if known is None else {"fingerprint": known[0], "source": json.loads(known[1])}
 
     def suspect(self, shards: Sequence[Path]) -> list[Path]:
         """These shards, and those that cannot be read: nobody would look for their videos there."""
-        return sorted({*shards, *(shard for shard, found in self._contents.items() if not found.whole)})
+        with self._lock:
+            return sorted({*shards, *(shard for shard, found in self._contents.items() if not found.whole)})
 
     def is_intact(self, shard: Path) -> bool:
-        """Whether a shard is byte for byte what vfx wrote."""
-        if shard not in self._intact:
-            try:
-                self._intact[shard] = bears_its_hash(shard)
-            except OSError:
-                return False
-        return self._intact[shard]
+        """Whether a shard is byte for byte what vfx wrote; False where it is gone.
+
+        Raises:
+            OutputError: it cannot be read, which says nothing of its bytes.
+        """
+        with self._lock:
+            if shard not in self._intact:
+                try:
+                    self._intact[shard] = bears_its_hash(shard)
+                except FileNotFoundError:
+                    return False
+                except OSError as error:
+                    raise input_error(error, shard) from None
+            return self._intact[shard]
 
 
 def bears_its_hash(shard: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,24 @@ import click
 
 from vfx_engines.ending import ends
 from vfx_engines.errors import UsageError, shown
+from vfx_engines.paths import LocalPath
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("features", type=click.Path(path_type=Path), metavar="FEATURES")
+@click.command("vfx-show", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("features", type=LocalPath(), metavar="FEATURES")
 @click.option("--name", metavar="NAME", help="Which video to show, if the file holds several.")
 @click.option(
     "--video",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE|FOLDER",
     help="The video that the features come from, or its folder of frame images: adds thumbnails to the page.",
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE.html",
-    help="Where to write.  [default: beside the features: the same name with .html, or NAME.html]",
+    help="Where to write.  [default: beside the features: the same name with .html; for a shard, NAME.html]",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="vfx", prog_name="vfx-show")
@@ -52,11 +54,7 @@ def _show(features: Path, name: str | None, video: Path | None, output: Path | N
     """The file that was written."""
     if features.suffix in (".npy", ".pkl", ".h5"):
         raise UsageError(f"{shown(features)}: vfx-show reads .npz files and shards, which say what made them")
-    path = output or (
-        features.with_suffix(".html")
-        if name is None
-        else features.with_name(f"{name.rpartition('/')[2]}.html")
-    )
+    path = output or (features.with_suffix(".html") if name is None else _page_of(features, name))
     if path.absolute() == features.absolute():
         raise UsageError(f"--output {shown(path)}: this would replace the features")
     # Here, not above: NumPy and FFmpeg are time that --help need not take.
@@ -66,9 +64,22 @@ def _show(features: Path, name: str | None, video: Path | None, output: Path | N
     if output is not None:
         check_page("--output", output)
     page = feature_page(_collected(features, name, video))
-    with new_files([path], exclusive=False, inside=path.parent) as (part,):
+    # Folders of a name are made, but for that of the shard, and no link among them leads elsewhere.
+    inside = features.parent if output is None else path.parent
+    with new_files([path], exclusive=False, inside=inside) as (part,):
         part.write_text(page, "utf-8")
     return path
+
+
+def _page_of(shard: Path, name: str) -> Path:
+    """Where the page of a shard's video goes: beside the shard, as its ``.npz`` file would be.
+
+    Raises:
+        UsageError: vfx gives no such name, and it may lead out of the folder.
+    """
+    if name != posixpath.normpath(name) or name.startswith(("/", "../")) or name in (".", ".."):
+        raise UsageError(f"--name {shown(name)}: this names no page below the shard's folder: give --output")
+    return shard.parent / f"{name}.html"
 
 
 def _collected(path: Path, name: str | None, video: Path | None) -> Any:

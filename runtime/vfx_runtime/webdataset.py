@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from vfx_runtime.features import Features
-from vfx_runtime.npz import DAMAGE, features_of, read_meta
+from vfx_runtime.npz import DAMAGE, features_of, read_meta, system_failure
 from vfx_runtime.shards import Contents
 
 
@@ -35,7 +35,10 @@ class TarLayout:
                 for said, _, _ in _videos(archive):
                     found.add(said["name"], said["meta"])
             found.whole = True
-        except self.damage:
+        except self.damage as error:
+            failure = system_failure(error)
+            if failure is not None:
+                raise failure from None
             return Contents()
         return found
 

@@ -245,6 +245,17 @@ def test_the_list_is_a_table_and_json() -> None:
         (["--model", "x3d_m", "--inflate", "--checkpoint", "a.pt"], "x3d_m cannot be made of a 2D ResNet's"),
         (["--model", "slow_8x8_r50", "--inflate"], "give the 2D weights with --checkpoint"),
         (["--module", "a.py:b", "--spec", "a.json", "--pool", "none"], "weights are its own business"),
+        (
+            ["--model", "i3d", "--checkpoint", ""],
+            "--checkpoint: found the empty text, expected a file or a URL",
+        ),
+        (["--model", "i3d", "--output", ""], "--output: found the empty text, expected a path"),
+        (["--model", "i3d", "--triton", ""], "--triton: found the empty text, expected a path"),
+        (
+            ["--model", "i3d", "--output", "s3://b/a.onnx"],
+            "--output: found a URL, expected a path of this mach",
+        ),
+        (["--inspect", ""], "--inspect: found the empty text, expected a path"),
         (["--what"], "No such option"),
     ],
 )

@@ -83,6 +83,7 @@ def test_without_a_video_one_is_made(engine: Path) -> None:
         (["memory://clips/none.mp4"], 2, "memory://clips/none.mp4: vfx-bench measures local videos"),
         (["--chart", "/nowhere/chart.png"], 2, "/nowhere/chart.png"),
         (["--chart", "chart.jpg"], 2, "chart.jpg"),
+        (["--engine", ""], 2, "--engine: found the empty text, expected a path"),
     ],
 )
 def test_errors_are_one_line(engine: Path, video: Path, arguments: list[str], code: int, said: str) -> None:

@@ -102,6 +102,9 @@ def test_what_cannot_be_is_refused(engine: Path, videos: list[Path], tmp_path: P
             extract(videos[0], engine, **wrong)  # type: ignore[arg-type]  # wrong types are what is tested
     with pytest.raises(UsageError, match="features come back from npz alone"):
         extract(videos[0], engine, output=tmp_path / "out", format="npy")
+    for elsewhere in ("s3://bucket/features", ""):
+        with pytest.raises(UsageError, match="expected a folder of this machine"):
+            extract(videos[0], engine, output=elsewhere)
     assert not (tmp_path / "out").exists()
 
 

@@ -19,7 +19,8 @@ from make_video import make_video
 from run_kit import files_in, vfx_run
 from tiny import tiny_engine, tiny_spec
 from vfx_engines.devices import device_list
-from vfx_engines.errors import EngineError, UsageError, VfxError, VideoError
+from vfx_engines.errors import EngineError, OutputError, UsageError, VfxError, VideoError
+from vfx_runtime.atomic import part_path
 from vfx_runtime.extracting import Extracted
 from vfx_runtime.job import Job
 from vfx_runtime.pipeline import Stats
@@ -90,6 +91,20 @@ def test_the_files_are_those_of_one_process(task: Task, jobs: list[Job], tmp_pat
     assert len(alone) == len(jobs)
     again = list(run_on_all(task, TWO, jobs, Heard().listener()))
     assert all(item.skipped for item in again)
+
+
+@pytest.mark.parametrize(("format", "pack"), [("hdf5", "features.h5"), ("webdataset", "features.tar")])
+def test_a_pack_that_cannot_be_written_is_an_error(
+    task: Task, jobs: list[Job], format: str, pack: str
+) -> None:
+    task = replace(task, format=format)
+    part_path(task.output / pack).mkdir()
+    with pytest.raises(OutputError, match="cannot write"):
+        list(run_on_all(task, TWO, jobs, Heard().listener()))
+    part_path(task.output / pack).rmdir()
+    again = list(run_on_all(task, TWO, jobs, Heard().listener()))
+    assert all(item.skipped for item in again)
+    assert len(files_in(task.output)) == 1
 
 
 def test_a_process_that_dies_leaves_its_videos_to_the_other(task: Task, jobs: list[Job]) -> None:

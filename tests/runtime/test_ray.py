@@ -257,6 +257,34 @@ def test_a_polite_end_leaves_no_ray(ray: None, work: Path, alone: dict[str, byte
     assert contents(output) == alone
 
 
+def test_a_machine_without_vfx_ends_the_run_in_one_line(ray: None, work: Path, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Without:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'vfx_runtime':\n"
+        "            raise ModuleNotFoundError(\"No module named 'vfx_runtime'\", name=name)\n"
+        "if b'default_worker.py' in open('/proc/self/cmdline', 'rb').read():\n"
+        "    sys.meta_path.insert(0, Without())\n"
+    )
+    path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        command(work, tmp_path / "out", "--ray", "--actors", "2"),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("vfx-run: Ray gave up ("), done.stderr
+    assert "No module named 'vfx_runtime'" in last
+    assert ray_processes() == []
+
+
 # Without Ray: what an actor does, and what is asked of a cluster
 
 

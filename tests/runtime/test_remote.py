@@ -119,8 +119,13 @@ def test_failures_name_the_url(memory: str, engine: Path, tmp_path: Path) -> Non
         memory,
         "--output",
         tmp_path / "out",
+        "--report",
+        tmp_path / "run.html",
     )
     assert done.exit_code == 1
+    page = (tmp_path / "run.html").read_text("utf-8")
+    assert ">memory://bucket/clips/none.mp4<" in page
+    assert "memory:/bucket" not in page
     said = failures(tmp_path / "out")
     assert said.keys() == {"clips/bad", "clips/none"}
     assert said["clips/bad"].startswith("memory://bucket/clips/bad.mp4: ")

@@ -22,6 +22,7 @@ from tolerances import TINY
 from vfx_engines import read_spec
 from vfx_engines.onnx_file import embed_spec
 from vfx_runtime import read_features
+from vfx_runtime.atomic import part_path
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +248,18 @@ WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "target rate too low": (("--target-fps", "1e-300"), "frame rate is 1e-300"),
     "rate of images too low": (("--images", "*.png", "--images-fps", "1e-300"), "frame rate is 1e-300"),
     "root": (("--root", "/nowhere"), "--root"),
+    "no engine": (("--engine", ""), "--engine: found the empty text, expected a path"),
+    "no output": (("--output", ""), "--output: found the empty text, expected a path"),
+    "no root": (("--root", ""), "--root: found the empty text, expected a path"),
+    "no input": (("",), "an input is the empty text"),
+    "output elsewhere": (
+        ("--output", "s3://bucket/x"),
+        "--output: found a URL, expected a path of this mach",
+    ),
+    "report elsewhere": (
+        ("--report", "s3://bucket/x.html"),
+        "--report: found a URL, expected a path of this",
+    ),
 }
 
 
@@ -262,6 +275,29 @@ def test_a_wrong_option_is_one_line_and_nothing_is_made(
     assert line.startswith("vfx-run: ")
     assert said in line
     assert files_in(tmp_path / "out") == set()
+
+
+def test_failures_are_listed_where_the_pack_fails_too(engine: Path, clips: Path, tmp_path: Path) -> None:
+    (clips / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "out").mkdir()
+    part_path(tmp_path / "out" / "features.h5").mkdir()
+    result = vfx_run("--engine", engine, clips, "--output", tmp_path / "out", "--format", "hdf5")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("vfx-run: cannot write ")
+    assert failures(tmp_path / "out").keys() == {"bad"}
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(engine: Path, clips: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from vfx_runtime.cli import main; main()"]
+    command += ["--engine", str(engine), str(clips), "--output", str(tmp_path / "out")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert last == (
+        "vfx-run: cannot write standard output: the disk is full: make room and run again, finished videos "
+        "are kept"
+    )
 
 
 def test_two_inputs_of_one_output_are_refused_before_anything_runs(engine: Path, tmp_path: Path) -> None:

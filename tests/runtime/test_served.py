@@ -267,6 +267,22 @@ def test_vfx_run_writes_what_it_writes_with_the_file(
     assert "0 done, 8 were done before" in again.stderr
 
 
+def test_actors_of_ray_share_a_server(server: TritonServer, videos: Path, tmp_path: Path) -> None:
+    if subprocess.run([sys.executable, "-c", "import ray.data"], capture_output=True, check=False).returncode:
+        lacking("ray", "Ray Data is not installed")
+    command = [sys.executable, "-c", "from vfx_runtime.cli import main; main()", videos]
+    command += ["--engine", server.address("grpc", "tiny")]
+    for more in (["--output", tmp_path / "one"], ["--output", tmp_path / "two", "--ray", "--actors", "2"]):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = (
+        {name: (tmp_path / run / name).read_bytes() for name in files_in(tmp_path / run)}
+        for run in ("one", "two")
+    )
+    assert len(one) == 8
+    assert one == two
+
+
 def test_vfx_bench_measures_a_served_engine(server: TritonServer, videos: Path) -> None:
     arguments = ["--engine", server.address("grpc", "tiny"), str(videos / "v7.mp4")]
     arguments += ["--seconds", "0.05", "--rounds", "1"]

@@ -302,8 +302,47 @@ def test_a_video_of_a_shard_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (shard,) = Path("features").glob("features-*")
     code, _, said = show(shard)
     assert (code, "holds 2 videos: say which one (clips/a.1, clips/b)" in said) == (2, True)
-    assert show(shard, "--name", "clips/a.1") == (0, "features/a.1.html\n", "")
-    assert "clips/a.1" in Path("features/a.1.html").read_text("utf-8")
+    assert show(shard, "--name", "clips/a.1") == (0, "features/clips/a.1.html\n", "")
+    assert "clips/a.1" in Path("features/clips/a.1.html").read_text("utf-8")
+
+
+def test_videos_of_one_name_in_two_folders_have_two_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_engine(tmp_path / "tiny.onnx")
+    for name in ("x/a.mp4", "y/a.mp4"):
+        (tmp_path / name).parent.mkdir()
+        make_video(tmp_path / name, frames=8)
+    run = ("--engine", "tiny.onnx", "x", "y", "--root", ".", "--format", "webdataset")
+    assert vfx_run(*run).exit_code == 0
+    (shard,) = Path("features").glob("features-*")
+    for name in ("x/a", "y/a"):
+        assert show(shard, "--name", name) == (0, f"features/{name}.html\n", "")
+        assert name in Path(f"features/{name}.html").read_text("utf-8")
+
+
+def test_a_page_does_not_leave_the_folder_of_its_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names stand in the shard, which may be a stranger's, and folders may be links."""
+    monkeypatch.chdir(tmp_path)
+    shard = Path("features/features-0123456789abcdef.tar")
+    for name in ("/etc/a", "../a", "x/../../a", "x//a", "./a", "..", "", "x/"):
+        code, _, said = show(shard, "--name", name)
+        assert (code, said.count("\n")) == (2, 1)
+        assert "below the shard's folder" in said
+    tiny_engine(tmp_path / "tiny.onnx")
+    (tmp_path / "x").mkdir()
+    make_video(tmp_path / "x" / "a.mp4", frames=8)
+    run = ("--engine", "tiny.onnx", "x", "--root", ".", "--format", "webdataset")
+    assert vfx_run(*run).exit_code == 0
+    (shard,) = Path("features").glob("features-*")
+    Path("features/x").symlink_to(tmp_path / "x")
+    code, _, said = show(shard, "--name", "x/a")
+    assert (code, said.count("\n")) == (1, 1)
+    assert "out of the output folder" in said
+    assert not (tmp_path / "x" / "a.html").exists()
 
 
 def test_foreign_arrays_with_a_video_are_a_page(tmp_path: Path) -> None:
@@ -325,6 +364,9 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("a.npz", "--output", "none/a.html"), 2, "none/a.html: its folder does not exist"),
         (("a.npz", "--video", "none.mp4"), 1, "none.mp4"),
         (("a.npz", "--video", "."), 2, "was not made of one"),
+        (("",), 2, "FEATURES: found the empty text, expected a path"),
+        (("a.npz", "--video", ""), 2, "--video: found the empty text, expected a path"),
+        (("s3://bucket/a.npz",), 2, "FEATURES: found a URL, expected a path of this machine"),
     ):
         found, _, said = show(*arguments)
         assert (found, message in said, said.count("\n")) == (code, True, 1), said
