@@ -189,7 +189,7 @@ def _predictions(array: NDArray[Any], output: Output, times: Timeline) -> Iterat
         return output.labels[index] if output.labels else f"class {index}"
 
     best = showing.line(shares.max(1))
-    yield _line(times, best, "Chance of the likeliest class", f"{activation} of the logits", zero=True)
+    yield _line(times, best, "Probability of the most likely class", f"{activation} of the logits", zero=True)
     known = shares[np.isfinite(shares).all(1)]
     overall: Markup | None = None
     if len(known):
@@ -197,7 +197,7 @@ def _predictions(array: NDArray[Any], output: Output, times: Timeline) -> Iterat
         cells = [
             (label(int(k)), tag("span", f"{mean[k]:.3f}"), bar([(mean[k], "b1")])) for k in showing.top(mean)
         ]
-        overall = table(("class", "mean chance", ""), cells, "Likeliest classes of all rows")
+        overall = table(("class", "mean probability", ""), cells, "Most likely classes over all rows")
     listed = showing.spread(len(array), showing.LISTED)
     rows = []
     for row in listed:

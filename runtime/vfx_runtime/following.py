@@ -166,7 +166,7 @@ class _RunProgress(Progress):
 
     def waiting(self, videos: int) -> None:
         """Say that other processes work on what is left."""
-        self._note = f", waiting for {videos} of another process"
+        self._note = f", waiting for {videos} videos of other processes"
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Brings the line up to date; rich calls it ten times a second."""
