@@ -333,10 +333,7 @@ def extract(
         )
     read_as = None if images is None else Images(images, images_fps)
     if one and output is None:
-        path, text = Path(given[0]), os.fspath(given[0])
-        is_folder = read_as is not None and path.is_dir()
-        url = text if is_url(text) else None
-        found = [Job(path, path.name, read_as) if is_folder else Job(path, path.stem, url=url)]
+        found = [_one_job(given[0], read_as)]
     else:
         paths = [os.fspath(path) for path in given]
         # A spec is read for folders alone: a file or a list says itself what is meant.
@@ -372,6 +369,14 @@ def extract(
     from vfx_runtime.reading import read_features
 
     return read_features(result.files[0])
+
+
+def _one_job(video: StrPath, images: Images | None) -> Job:
+    """A video whose features are not written; its name is only for messages."""
+    path, text = Path(video), os.fspath(video)
+    if images is not None and path.is_dir():
+        return Job(path, path.name, images)
+    return Job(path, path.stem, url=text if is_url(text) else None)
 
 
 def _local(output: StrPath) -> Path:
