@@ -132,7 +132,11 @@ def read(results: Iterator[Result]) -> dict[str, Features | Exception]:
 
 
 def alive() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("vfx-")}
+    return {
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith(("vfx-decode", "vfx-collect"))
+    }
 
 
 @pytest.mark.parametrize(
