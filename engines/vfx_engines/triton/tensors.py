@@ -9,7 +9,7 @@ from vfx_engines.errors import EngineError, reason
 from vfx_engines.spec import EngineSpec
 from vfx_engines.triton.address import ServerAddress
 
-DATATYPES = {"uint8": "UINT8", "float16": "FP16", "float32": "FP32"}
+DATATYPES = {"uint8": "UINT8", "int32": "INT32", "float16": "FP16", "float32": "FP32"}
 """Of a spec, to those of the protocol; in a model's configuration they begin with ``TYPE_``."""
 
 
