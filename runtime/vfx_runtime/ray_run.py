@@ -266,8 +266,14 @@ def _ray(address: str) -> Iterator[Any]:
             else:
                 stack.callback(ray.shutdown)
                 ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise UsageError(f"--ray {shown(address)}: no Ray cluster there: {reason(error)}") from None
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            # Ray says so in its log alone, and sends its token to no address unless it is told to.
+            token = (
+                "" if address == LOCAL else "; one that was started with a token takes RAY_AUTH_MODE=token"
+            )
+            raise UsageError(
+                f"--ray {shown(address)}: no Ray cluster there: {reason(error)}{token}"
+            ) from None
         finally:
             # Ray takes SIGTERM for itself.
             if threading.current_thread() is threading.main_thread():

@@ -324,7 +324,7 @@ def test_checkpoints_that_do_not_fit(folder: Path, own: None, checkpoint: Path) 
     assert "none.pt: cannot be read: No such file" in refusal(
         folder, 1, "--model", "own", "--checkpoint", "none.pt"
     )
-    assert "cannot be read: Is a directory" in refusal(folder, 1, "--model", "own", "--checkpoint", "")
+    assert "cannot be read: Is a directory" in refusal(folder, 1, "--model", "own", "--checkpoint", ".")
     message = refusal(folder, 1, "--model", "i3d", "--checkpoint", checkpoint)
     assert f"{checkpoint} does not fit i3d" in message
     assert "it looks like own (100% of keys and shapes agree)" in message
