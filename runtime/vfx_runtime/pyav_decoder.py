@@ -167,6 +167,8 @@ class PyAvDecoder:
         if self._ahead is None:
             self.close()
             raise VideoError(f"{self._name}: no frame could be decoded; re-encode it")
+        if self._ahead.sw_format is not None:
+            self._check_surface(self._ahead)
         self.info = self._describe(self._ahead)
 
     def _start_reading(self) -> None:
@@ -391,6 +393,16 @@ class PyAvDecoder:
             raise VideoError(
                 f"{self._name}: truncated: it announces {announced} bytes and has {self._size}; "
                 "copy or download it again"
+            )
+
+    def _check_surface(self, picture: VideoFrame) -> None:
+        """A GPU's pictures are cut at their right and bottom alone, where a stream may ask for all sides."""
+        wanted = self._stream.codec_context
+        if (picture.width, picture.height) != (wanted.width, wanted.height):
+            self.close()
+            raise VideoError(
+                f"{self._name}: the GPU gives pictures of {picture.width}x{picture.height}, not "
+                f"{wanted.width}x{wanted.height}: decode it on the CPU"
             )
 
     def _damaged(self, what: str) -> VideoError:
