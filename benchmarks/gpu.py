@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from material import RESULTS, engine, real_videos
-from torch_on_cuda import torch_engine
 
 from vfx_engines import Engine, open_engine
 from vfx_engines.cuda import Cuda
@@ -100,12 +99,12 @@ def main() -> None:
         rates = step("decoding, frames per second", lambda: decoding(cuda, videos, seconds))
         fastest = max((rate for name, rate in rates.items() if " x " in name), default=math.inf)
         work: list[tuple[str, Callable[[], Engine]]] = [
-            (f"torch {'compiled' if compile else 'eager'}, {arguments.model} {precision}", made)
+            (
+                f"torch {'compiled' if compile else 'eager'}, {arguments.model} {precision}",
+                partial(in_torch, cuda, arguments.model, precision, arguments.batch, compile),
+            )
             for precision in PRECISIONS
             for compile in (False, True)
-            for made in [
-                partial(torch_engine, cuda, arguments.model, precision, arguments.batch, compile=compile)
-            ]
         ]
         work += [(str(path), partial(open_engine, path, device="cuda")) for path in arguments.engine or ()]
         if not arguments.engine:
@@ -114,6 +113,12 @@ def main() -> None:
             step(title, partial(measured, opened, videos, seconds, roof, fastest))
             torch.cuda.empty_cache()
     print(arguments.output)
+
+
+def in_torch(cuda: Cuda, model: str, precision: Precision, batch: int, compile: bool) -> Engine:
+    from torch_on_cuda import torch_engine  # what of the exporter fails to import costs this step alone
+
+    return torch_engine(cuda, model, precision, batch, compile=compile)
 
 
 def exported(precision: Precision) -> Engine:

@@ -7,6 +7,7 @@ be run and measured: decoding, preprocessing, slots, rows. The rows are those of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ from vfx_engines.backends.cuda_slots import CudaSlots
 from vfx_engines.cuda import Cuda
 from vfx_engines.engine import Array, DeviceInput
 from vfx_engines.spec import EngineSpec, Precision, Weights
+from vfx_export.catalogue import find
+from vfx_export.exporting import random_weights
+from vfx_export.lowering import lowered
+from vfx_export.proof import reference
 
 SLOTS = 3
 
@@ -103,12 +108,39 @@ def _tensor(address: int, shape: tuple[int, ...], dtype: str) -> Tensor:
     return torch.as_tensor(_Memory(address, shape, dtype), device="cuda")
 
 
-def network_of(name: str, precision: Precision, frames: int | None) -> tuple[EngineSpec, nn.Module]:
-    """A network of the catalogue as it is exported, with random weights, on the CPU; and its spec."""
-    from vfx_export.catalogue import find
-    from vfx_export.exporting import random_weights
-    from vfx_export.lowering import lowered
+def torch_engine(
+    cuda: Cuda, name: str, precision: Precision, batch: int, frames: int | None = None, compile: bool = False
+) -> Engine:
+    """A network of the catalogue as it is exported, with random weights, as an engine on a GPU.
 
+    Raises:
+        RuntimeError: its rows are not those of the network on a CPU in float32.
+    """
+    spec, module, low = network_of(name, precision, frames)
+    shape = (2, *(int(axis) for axis in spec.input.shape[1:]))
+    windows = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    (wanted,), macs = reference(module, spec, windows)
+    low = low.cuda()
+    for weight in low.parameters():
+        if weight.dim() == 5:  # the layout that cuDNN's kernels for matrix units take
+            weight.data = weight.data.to(memory_format=torch.channels_last_3d)
+    network = torch.compile(low, dynamic=False) if compile else low
+    spec = replace(spec, macs=macs)
+    said = "compiled" if compile else "eager"
+    engine = Engine(spec, TorchOnCuda(cuda, spec, network, batch, said), "cuda:0")
+    found = engine.run(windows)[spec.outputs[0].name]
+    error = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+    # Convolutions of float32 may be made of TF32 here.
+    if not error < 1e-2:
+        engine.close()
+        raise RuntimeError(f"rows are {error:.1e} from those of the CPU")
+    return engine
+
+
+def network_of(
+    name: str, precision: Precision, frames: int | None
+) -> tuple[EngineSpec, nn.Module, nn.Module]:
+    """Its spec, the network, and the network in the precision of the spec; on the CPU."""
     model = find(name)
     sampling = model.windows(frames)
     module = model.network(False)
@@ -123,18 +155,5 @@ def network_of(name: str, precision: Precision, frames: int | None) -> tuple[Eng
         outputs=(model.output(sampling.frames),),
     )
     module.eval()
-    return spec, lowered(module, precision, sampling.frames, model.low_precision, model.published_half)
-
-
-def torch_engine(
-    cuda: Cuda, name: str, precision: Precision, batch: int, frames: int | None = None, compile: bool = False
-) -> Engine:
-    """That network as an engine on a GPU, eager or compiled."""
-    spec, module = network_of(name, precision, frames)
-    module = module.cuda()
-    for weight in module.parameters():
-        if weight.dim() == 5:  # the layout that cuDNN's kernels for matrix units take
-            weight.data = weight.data.to(memory_format=torch.channels_last_3d)
-    network = torch.compile(module, dynamic=False) if compile else module
-    said = "compiled" if compile else "eager"
-    return Engine(spec, TorchOnCuda(cuda, spec, network, batch, said), "cuda:0")
+    low = lowered(module, precision, sampling.frames, model.low_precision, model.published_half)
+    return spec, module, low

@@ -102,7 +102,9 @@ class CudaPreprocess:
         self._gathered_row = self._frame_bytes if crops == 1 else width * 3
         self._tables: OrderedDict[tuple[int, int], tuple[Taps, int]] = OrderedDict()
         self._blocks: list[_Block] = []
-        self._pending: list[Surface] = []
+        self._pending: list[tuple[Surface, DeviceFrame]] = []
+        """What waits to be launched; frames are held, or a later one of the same launch might be given the
+        memory of one that nobody wants any more."""
         self._group: _Group | None = None
         self._closed = False
         cuda.activate()
@@ -152,7 +154,7 @@ class CudaPreprocess:
             self._group = group
             self._open_block(needed)
         made = self._frames.take(item.out_height, item.out_width)
-        self._pending.append(self._surface(picture, made.address))
+        self._pending.append((self._surface(picture, made.address), made))
         return made
 
     @property
@@ -239,7 +241,7 @@ class CudaPreprocess:
             cuda.copy_in(block.device, block.host[: block.used], self._stream)
         item = plan(self._transform, group.height, group.width)
         surfaces = Surfaces()
-        for i, surface in enumerate(self._pending):
+        for i, (surface, _) in enumerate(self._pending):
             surfaces.at[i] = surface
         strips = -(-item.out_height // STRIP)
         grid = (-(-item.out_width // _THREADS[0]), -(-strips // _THREADS[1]), len(self._pending))

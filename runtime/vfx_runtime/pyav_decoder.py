@@ -107,6 +107,8 @@ def surface(stored: VideoFrame, turn: Orientation, rgb: Callable[[], Pixels]) ->
     kind = _SURFACES.get((stored.sw_format or stored.format).name)
     # FFmpeg scales the chroma of an odd height with a filter of its own.
     as_it_is = kind is not None and (kind == "p016" or stored.height % 2 == 0)
+    # Rows may lie from the last to the first.
+    as_it_is = as_it_is and all(item.line_size > 0 for item in stored.planes)
     if kind is None or not as_it_is or int(stored.colorspace) not in _MATRICES:
         image = rgb()
         plane = Plane(image.ctypes.data, image.strides[0], len(image))

@@ -16,8 +16,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import av.filter
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -45,6 +48,7 @@ from vfx_runtime.picture import UPRIGHT, Convention, Picture, Plane
 from vfx_runtime.pipeline import Pipeline, Result
 from vfx_runtime.preprocess import CpuPreprocess
 from vfx_runtime.preprocess_cuda import CudaPreprocess
+from vfx_runtime.pyav_decoder import surface, to_rgb
 from vfx_runtime.resize import plan
 from vfx_runtime.views import Crops, Views
 
@@ -272,6 +276,17 @@ def test_an_engine_on_a_gpu_and_one_on_the_cpu_share_a_decode(
         np.testing.assert_array_equal(have.arrays["other"], have.arrays["features"])
 
 
+def test_frames_that_nobody_wants_do_not_spoil_those_of_the_next_video(
+    driver: SimulatedDriver, tmp_path: Path
+) -> None:
+    """The last ones of a video, which fill no window, share a launch with the first ones of the next."""
+    jobs = [Job(make_video(tmp_path / f"v{n}.mp4", frames=n), f"v{n}") for n in (7, 11, 5, 6, 9, 8, 14, 15)]
+    spec = tiny_spec(stride=2)
+    expected = read(Pipeline(Engine(spec, OnHost()), workers=1).run(jobs))
+    with Engine(spec, TinyOnDevice(driver, 2), "cuda:0") as engine:
+        assert_alike(read(Pipeline(engine, workers=1).run(jobs)), expected)
+
+
 def test_memory_of_sizes_that_are_gone_is_given_back(driver: SimulatedDriver) -> None:
     cuda = cuda_python.CudaPython(0)
     stream = cuda.stream()
@@ -380,6 +395,25 @@ def test_images_of_a_folder_are_those_of_the_cpu(
         on_cuda.synchronize()
         np.testing.assert_array_equal(device_bytes(engine, 1), engine.buffer(0).reshape(-1))
         on_cuda.close()
+
+
+def test_a_picture_whose_rows_run_upwards_is_converted_first() -> None:
+    """As some decoders of raw video give it, with a negative pitch: the kernels go by addresses."""
+    graph = av.filter.Graph()
+    begin = graph.add_buffer(width=64, height=48, format="yuv420p", time_base=Fraction(1, 25))
+    flip, end = graph.add("vflip"), graph.add("buffersink")
+    begin.link_to(flip)
+    flip.link_to(end)
+    graph.configure()
+    upright = av.VideoFrame.from_ndarray(picture(3), format="rgb24").reformat(format="yuv420p")
+    graph.push(upright)
+    flipped = graph.pull()
+    assert isinstance(flipped, av.VideoFrame)
+    assert flipped.planes[0].line_size < 0
+    wanted = to_rgb(VideoReformatter(), flipped, UPRIGHT, "v")
+    made = surface(flipped, UPRIGHT, lambda: wanted)
+    assert (made.kind, made.planes[0].address) == ("rgb", wanted.ctypes.data)
+    assert surface(upright, UPRIGHT, lambda: wanted).kind == "i420"
 
 
 # Decoding on the GPU
