@@ -1,16 +1,19 @@
-"""What a GPU allows and what vfx takes of it: roofline, engines, preprocessing, decoding, end to end.
+"""What a GPU allows and what vfx takes of it: roofline, preprocessing, decoding, engines, end to end.
 
     scripts/gpu                                                   # the GPU's tests, then this
     PYTHONPATH=export:engines:runtime python3 benchmarks/gpu.py --engine .bench/i3d_fp16_64.onnx a.mp4
 
-From a bare checkout, without installing. An engine that is not there is exported first, with random
-weights, which needs torch and onnxscript. Where a backend is not installed, the reason is recorded.
+From a bare checkout, without installing. Each step is kept as soon as it is done, and one that fails says
+why and holds up no other. An engine that is not there is exported first, with random weights, which needs
+onnxscript. A network in torch, eager and compiled, is an engine too: that needs no backend for CUDA.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import math
 import os
 import platform
 import tempfile
@@ -29,20 +32,22 @@ from material import RESULTS, engine, real_videos
 from vfx_engines import Engine, open_engine
 from vfx_engines.cuda import Cuda
 from vfx_engines.devices import open_cuda
-from vfx_engines.errors import VfxError
+from vfx_engines.errors import UsageError, VfxError
 from vfx_engines.nvrtc import compiled
-from vfx_engines.spec import Crop, Resize, Transform
+from vfx_engines.spec import Crop, Precision, Resize, Transform
 from vfx_runtime.job import Job
 from vfx_runtime.measuring import make_video, measure_engine
-from vfx_runtime.nvdec import gpu_decoders
+from vfx_runtime.nvdec import gpu_decoders, nvdec_units
 from vfx_runtime.opening import open_video
 from vfx_runtime.picture import UPRIGHT, Convention, SurfaceFormat
 from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.resize import plan
 from vfx_runtime.surfaces import (
     KERNELS,
+    MOST_FRAMES,
     MOST_SURFACES,
     STRIP,
+    Frames,
     Surface,
     Surfaces,
     Taps,
@@ -52,16 +57,18 @@ from vfx_runtime.surfaces import (
 )
 
 PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings", "av", "numba", "numpy")
+PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("videos", nargs="*", type=Path, help="[default: the shared ones, or one made here]")
     parser.add_argument("--engine", action="append", type=Path, help="[default: I3D in fp16 and fp32]")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--model", default="i3d", help="run in torch [default: i3d]")
+    parser.add_argument("--batch", type=int, default=8, help="of the model in torch [default: 8]")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement [default: 4]")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
     arguments = parser.parse_args()
-    engines = arguments.engine or [engine("fp16"), engine("fp32")]
     seconds = arguments.seconds
 
     try:
@@ -69,19 +76,58 @@ def main() -> None:
     except VfxError as error:
         raise SystemExit(f"benchmarks/gpu.py: {error}") from None
     found: dict[str, Any] = {"machine": facts(cuda)}
-    try:
-        found["roofline"] = show("roofline", roofline())
-        found["preprocessing"] = show("preprocessing", preprocessing(cuda, found["roofline"]["copy_gb_s"]))
-        with tempfile.TemporaryDirectory() as folder:
-            videos = arguments.videos or some_videos(Path(folder))
-            found["engines"] = [
-                show(str(path), measured(path, videos, seconds, found["roofline"])) for path in engines
-            ]
-    finally:
-        # Whatever a later step does: what was measured before is worth keeping.
+
+    def step(title: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Measure, show, and keep all so far: nobody knows what ends the next step, or when."""
+        started = time.perf_counter()
+        try:
+            result = measure()
+        except Exception as error:
+            result = {"error": f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"}
+        result["took_s"] = round(time.perf_counter() - started, 1)
+        found[title] = result
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-        print(arguments.output)
+        print(f"\n{title}\n{json.dumps(result, indent=1)}", flush=True)
+        return result
+
+    roof = step("roofline", roofline)
+    step("preprocessing", lambda: preprocessing(cuda, roof.get("copy_gb_s", math.inf)))
+    step("gathering", lambda: gathering(cuda, roof.get("copy_gb_s", math.inf)))
+    with tempfile.TemporaryDirectory() as folder:
+        videos = arguments.videos or some_videos(Path(folder))
+        rates = step("decoding, frames per second", lambda: decoding(cuda, videos, seconds))
+        fastest = max((rate for name, rate in rates.items() if " x " in name), default=math.inf)
+        work: list[tuple[str, Callable[[], Engine]]] = [
+            (
+                f"torch {'compiled' if compile else 'eager'}, {arguments.model} {precision}",
+                partial(in_torch, cuda, arguments.model, precision, arguments.batch, compile),
+            )
+            for precision in PRECISIONS
+            for compile in (False, True)
+        ]
+        work += [(str(path), partial(open_engine, path, device="cuda")) for path in arguments.engine or ()]
+        if not arguments.engine:
+            work += [(f"file, i3d {precision}", partial(exported, precision)) for precision in PRECISIONS]
+        for title, opened in work:
+            step(title, partial(measured, opened, videos, seconds, roof, fastest))
+            torch.cuda.empty_cache()
+    print(arguments.output)
+
+
+def in_torch(cuda: Cuda, model: str, precision: Precision, batch: int, compile: bool) -> Engine:
+    from torch_on_cuda import torch_engine  # what of the exporter fails to import costs this step alone
+
+    return torch_engine(cuda, model, precision, batch, compile=compile)
+
+
+def exported(precision: Precision) -> Engine:
+    """I3D's file, which is not made where nothing could run it."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise UsageError("ONNX Runtime has no CUDA provider here: pip install onnxruntime-gpu")
+    return open_engine(engine(precision), device="cuda")
 
 
 def facts(cuda: Cuda) -> dict[str, Any]:
@@ -100,11 +146,6 @@ def facts(cuda: Cuda) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: of(package) for package in PACKAGES},
     }
-
-
-def show(title: str, found: dict[str, Any]) -> dict[str, Any]:
-    print(f"\n{title}\n{json.dumps(found, indent=1)}", flush=True)
-    return found
 
 
 def some_videos(folder: Path) -> list[Path]:
@@ -128,9 +169,9 @@ def per_second(work: Callable[[], object], seconds: float) -> float:
     return count / (time.perf_counter() - started)
 
 
-def roofline() -> dict[str, float]:
+def roofline() -> dict[str, Any]:
     """What the device reaches, not what its data sheet says."""
-    found = {}
+    found: dict[str, Any] = {}
     side = 8192
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
         a, b = (torch.randn(side, side, device="cuda", dtype=dtype) for _ in range(2))
@@ -217,69 +258,83 @@ def preprocessing(cuda: Cuda, copy: float) -> dict[str, Any]:
     return rates
 
 
-def measured(path: Path, videos: Sequence[Path], seconds: float, roof: dict[str, float]) -> dict[str, Any]:
-    """One engine: alone by each backend, torch beside it, decoding, and end to end."""
-    found: dict[str, Any] = {"file": path.name}
-    try:
-        item = open_engine(path, device="cuda")
-    except VfxError as error:
-        return found | {"error": str(error)}
-    with item:
-        found |= {"engine": item.name, "batch": item.batch, "model": item.spec.model}
-        cost = measure_engine(item, seconds)
-        found["clips_s"] = cost.windows_per_second
-        peak = roof["fp32_tflop_s" if item.precision == "fp32" else "fp16_tflop_s"]
-        if item.spec.macs:
-            found["share_of_roofline"] = 2 * item.spec.macs * cost.windows_per_second / 1e12 / peak
-        found["torch_clips_s"] = torch_rates(item, seconds)
+def gathering(cuda: Cuda, copy: float) -> dict[str, Any]:
+    """Windows of 64 frames, whole or cut from wider ones: bytes that are read and written, per second."""
+    stream = cuda.stream()
+    module = cuda.load(compiled(source(), "preprocess.cu", cuda.compute_capability))
+    rates: dict[str, Any] = {}
+    for size, width in ((224, 224), (224, 398), (256, 455), (312, 555), (182, 324)):
+        pool = torch.randint(0, 256, (16, MOST_FRAMES, size, width, 3), dtype=torch.uint8, device="cuda")
+        out = torch.empty(MOST_FRAMES, size, size, 3, dtype=torch.uint8, device="cuda")
+        whole, total = width == size, size * size * 3
+        chunks = total % 16 == 0
+        kernel = cuda.function(module, "gather_chunks" if chunks else "gather_bytes")
+        count = total // 16 if chunks else total
+        launches = []
+        for window in pool:
+            frames = Frames()
+            for i, frame in enumerate(window):
+                frames.at[i].first = frame.data_ptr() + (width - size + 1) // 2 * 3
+                frames.at[i].pitch = width * 3
+            row = ctypes.c_int(total if whole else size * 3)
+            launches.append(
+                [frames, row, ctypes.c_int(count), ctypes.c_int(0), ctypes.c_void_p(out.data_ptr())]
+            )
+        torch.cuda.synchronize()
+        turns, started = 0, time.perf_counter()
+        while time.perf_counter() - started < 1:
+            for arguments in launches:
+                cuda.launch(kernel, (-(-count // 256), MOST_FRAMES, 1), (256, 1, 1), arguments, stream)
+            cuda.synchronize(stream)
+            turns += len(launches)
+        windows = turns / (time.perf_counter() - started)
+        moved = 2 * MOST_FRAMES * total * windows / 1e9
+        rates[f"{size} of {width}"] = {"windows_s": windows, "gb_s": moved, "share_of_copy": moved / copy}
+    cuda.close_stream(stream)
+    return rates
+
+
+def decoding(cuda: Cuda, videos: Sequence[Path], seconds: float) -> dict[str, Any]:
+    """By so many decoders at once, on the CPU and on NVDEC; pictures stay where they were decoded."""
+    units, missing = nvdec_units(cuda)
+    places = [("cpu", None, (1, 4, 16)), ("nvdec", 0, (1, 4, 7, 14) if units else ())]
+    found: dict[str, Any] = {"nvdec": f"{units} units" if units else missing}
+    for where, gpu, counts in places:
+        for count in counts:
+            found[f"{where} x {count}"] = decode_rate(videos, gpu, count, seconds)
+    return found
+
+
+def measured(
+    opened: Callable[[], Engine],
+    videos: Sequence[Path],
+    seconds: float,
+    roof: dict[str, Any],
+    fastest: float,
+) -> dict[str, Any]:
+    """One engine: alone, and from files to rows."""
+    with opened() as item:
+        found: dict[str, Any] = {"engine": item.name, "batch": item.batch, "model": item.spec.model}
+        found["clips_s"] = measure_engine(item, seconds).windows_per_second
+        peak = roof.get("fp32_tflop_s" if item.precision == "fp32" else "fp16_tflop_s")
+        if item.spec.macs and peak:
+            found["share_of_roofline"] = 2 * item.spec.macs * found["clips_s"] / 1e12 / peak
         on_gpu = gpu_decoders(item)
-        found["decode_frames_s"] = {
-            f"{where} x {count}": decode_rate(videos, gpu, count, seconds)
-            for where, gpu, counts in (("cpu", None, (1, 4, 16)), ("nvdec", 0, (1, 4, 7, 14)))
-            if gpu is None or on_gpu
-            for count in counts
-        }
-        found["end_to_end"] = {
+        ends = found["end_to_end"] = {
             choice: end_to_end(
                 item, videos, 0 if choice == "nvdec" else None, 0 if choice == "cpu" else on_gpu, seconds
             )
             for choice in ("cpu", "nvdec", "both")
             if choice == "cpu" or on_gpu
         }
-        step = item.spec.sampling.step
-        fastest = max(found["decode_frames_s"].values()) / step
-        for rates in found["end_to_end"].values():
-            rates["share_of_slowest_stage"] = rates["clips_s"] / min(fastest, found["clips_s"])
+        limit = min(fastest / item.spec.sampling.step, found["clips_s"])
+        for rates in ends.values():
+            rates["share_of_slowest_stage"] = rates["clips_s"] / limit
     return found
 
 
-def torch_rates(item: Engine, seconds: float) -> dict[str, float | str]:
-    """The same network in torch, eager and compiled, in the layout that cuDNN likes best."""
-    from vfx_export.catalogue import find
-    from vfx_export.exporting import random_weights
-
-    try:
-        module = find(item.spec.model).network(False)
-    except VfxError as error:
-        return {"error": str(error)}
-    random_weights(module)
-    dtype = torch.float32 if item.precision == "fp32" else torch.float16
-    module = module.eval().cuda().to(dtype)
-    module = module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs know 4-d formats only
-    shape = (item.batch, *(int(axis) for axis in item.spec.input.shape[1:]))
-    windows = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda")
-    rates: dict[str, float | str] = {}
-    for name, network in (("eager", module), ("compile", torch.compile(module, dynamic=False))):
-        with torch.inference_mode():
-            try:
-                rates[name] = item.batch * per_second(partial(network, windows), seconds)
-            except Exception as error:  # a compiler that is not installed, memory: the others count
-                rates[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-    return rates
-
-
 def decode_rate(videos: Sequence[Path], gpu: int | None, workers: int, seconds: float) -> float:
-    """Frames per second of so many decoders at once; pictures stay where they were decoded."""
+    """Frames per second of so many decoders at once."""
     end = time.perf_counter() + seconds
     counts: list[int] = []
 

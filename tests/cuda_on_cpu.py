@@ -42,12 +42,11 @@ extern "C" void run_{name}(const int* grid, const int* block, void** arguments) 
 _RESIZE = ("Surfaces", "Geometry", "Colour", "Taps")
 _PARAMETERS = {
     **dict.fromkeys(KERNELS.values(), _RESIZE),
-    "gather_chunks": ("Frames", "long long", "int", "uint4*"),
-    "gather_bytes": ("Frames", "long long", "int", "u8*"),
+    "gather_chunks": ("Frames", "int", "int", "int", "uint4*"),
+    "gather_bytes": ("Frames", "int", "int", "int", "u8*"),
 }
 _SIZES = {
     **{kind.__name__: ctypes.sizeof(kind) for kind in (Surfaces, Geometry, Colour, Taps, Frames)},
-    "long long": 8,
     "int": 4,
     "uint4*": 8,
     "u8*": 8,
@@ -139,20 +138,28 @@ class CpuKernels:
         return out
 
     def gather(
-        self, kernel: str, frames: list[NDArray[np.uint8] | None], size: int, blank: tuple[int, int, int]
+        self,
+        kernel: str,
+        frames: list[NDArray[np.uint8] | None],
+        shape: tuple[int, ...],
+        blank: tuple[int, int, int],
     ) -> NDArray[np.uint8]:
-        """Frames of ``size`` bytes, wherever they lie, one after the other; None is blank."""
-        out = np.zeros((len(frames), size), np.uint8)
-        addresses = Frames()
+        """Frames of this shape, or parts of larger ones, wherever they lie, in one array; None is blank."""
+        out = np.zeros((len(frames), *shape), np.uint8)
+        size = int(np.prod(shape))
+        gathered, row = Frames(), size
         for i, frame in enumerate(frames):
-            addresses.at[i] = None if frame is None else frame.ctypes.data
+            if frame is not None:
+                gathered.at[i].first, gathered.at[i].pitch = frame.ctypes.data, frame.strides[0]
+                row = row if frame.flags.c_contiguous else shape[1] * 3
         count = size // 16 if kernel == "gather_chunks" else size
         self._call(
             kernel,
             (-(-count // 128), len(frames), 1),
             (128, 1, 1),
-            addresses,
-            ctypes.c_longlong(count),
+            gathered,
+            ctypes.c_int(row),
+            ctypes.c_int(count),
             ctypes.c_int(blank[0] | blank[1] << 8 | blank[2] << 16),
             ctypes.c_void_p(out.ctypes.data),
         )

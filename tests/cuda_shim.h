@@ -16,9 +16,10 @@ static thread_local Index blockIdx, blockDim, threadIdx;
 
 template <typename Call> static void launch(const int* grid, const int* block, Call call) {
     blockDim = {block[0], block[1], block[2]};
-    for (int z = 0; z < grid[2]; ++z)
-        for (int y = 0; y < grid[1]; ++y)
-            for (int x = 0; x < grid[0]; ++x) {
+    // The last block first: whoever leans on the order of blocks is found out.
+    for (int z = grid[2] - 1; z >= 0; --z)
+        for (int y = grid[1] - 1; y >= 0; --y)
+            for (int x = grid[0] - 1; x >= 0; --x) {
                 blockIdx = {x, y, z};
                 for (int tz = 0; tz < block[2]; ++tz)
                     for (int ty = 0; ty < block[1]; ++ty)

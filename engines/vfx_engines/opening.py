@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -75,7 +76,8 @@ def open_engine(
             served engine runs its server decides: it takes no ``device``, ``backend`` or ``threads``.
         precision: to compute in; None takes the file's own. A file of fp16 tensors stays fp16.
         backend: for an ``.onnx`` file on a CPU ``openvino``, or ``onnxruntime`` (extra
-            ``vfx[onnxruntime]``); None takes OpenVINO. On a GPU it is ONNX Runtime.
+            ``vfx[onnxruntime]``); None takes OpenVINO, or the other where that is not installed. On a GPU it
+            is ONNX Runtime.
         batch: windows per call, 1 or more; None chooses by the size of a window, or takes the most that
             a plan allows; a server takes so many and no more. Where a GPU has too little memory for it, it
             is halved, and the name says so.
@@ -184,7 +186,7 @@ def _on_cpu(
     threads = threads or available_cores()
     try:
         # Here, not above: a command that only prints its help need not wait for them.
-        if backend == "onnxruntime":
+        if backend == "onnxruntime" or (backend is None and find_spec("openvino") is None):
             from vfx_engines.backends.onnxruntime import OnnxRuntimeBackend
 
             return OnnxRuntimeBackend(file, spec, precision, batch, threads)

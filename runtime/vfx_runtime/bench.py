@@ -227,7 +227,7 @@ def measure(
         decoders = [cuda_index(where)] * on_gpu + [None] * workers
         say(f"engine: {engine_label(file) if served else file}, {name}")
         # One turn beforehand: it warms everything up, and says how long a turn takes.
-        turn = measure_end_to_end(engine, sampling, videos, 1, _fresh(folder, "turn"))
+        turn = measure_end_to_end(engine, sampling, videos, 1, _fresh(folder, "turn"), on_gpu)
     turns = max(1, math.ceil(seconds / turn.seconds))
     frames = keep_frames(videos)
     costs: list[list[Cost]] = []
@@ -245,7 +245,7 @@ def measure(
                 measured.append(measure_engine(engine, seconds))
                 if batch == usual:
                     into = _fresh(folder, f"round{number}")
-                    measured.append(measure_end_to_end(engine, sampling, videos, turns, into))
+                    measured.append(measure_end_to_end(engine, sampling, videos, turns, into, on_gpu))
         costs.append(measured)
     return Report(
         engine={

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from vfx_runtime.job import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.resize import plan
+
+PACKAGES = ("openvino", "av", "numba", "numpy")
+"""Whose versions stand beside a figure, where they are installed."""
 
 _KEPT_FRAMES = 64
 """Decoded frames that the resize stage goes round on: more than the caches hold."""
@@ -208,7 +212,12 @@ def measure_resize(frames: Sequence[Pixels], transform: Transform, seconds: floa
 
 
 def measure_end_to_end(
-    engine: Engine, sampling: Sampling, videos: Sequence[Path], turns: int, folder: Path
+    engine: Engine,
+    sampling: Sampling,
+    videos: Sequence[Path],
+    turns: int,
+    folder: Path,
+    gpu_decoders: int = 0,
 ) -> Cost:
     """Run videos from file to ``.npz``, as vfx-run does.
 
@@ -218,11 +227,12 @@ def measure_end_to_end(
         videos: what to run.
         turns: how often.
         folder: an empty one, to write to.
+        gpu_decoders: videos decoded at once on the engine's GPU, beside those on the CPU.
 
     Raises:
         VfxError: a video fails.
     """
-    pipeline = Pipeline(engine, sampling, spool_folder=folder)
+    pipeline = Pipeline(engine, sampling, spool_folder=folder, gpu_decoders=gpu_decoders)
     jobs = [Job(video, f"{turn}-{number}") for turn in range(turns) for number, video in enumerate(videos)]
     with Claims(folder) as claims, _Meter() as meter:
         writer = writer_for(pipeline, "npz", folder, claims)
@@ -258,7 +268,7 @@ def machine_facts() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "vfx": vfx_version(),
-        **{package: version(package) for package in ("openvino", "av", "numba", "numpy")},
+        **{package: version(package) for package in PACKAGES if find_spec(package)},
     }
 
 

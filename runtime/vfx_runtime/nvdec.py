@@ -63,7 +63,7 @@ def gpu_decoders(
     elif engine.cuda is None:
         units, missing = 0, f"{engine.name} is not on a GPU"
     else:
-        units, missing = _units(engine.cuda)
+        units, missing = nvdec_units(engine.cuda)
     if choice == "nvdec" and not units:
         raise UsageError(f"--decoder nvdec: {missing}: leave --decoder out")
     if not units and engine.cuda is not None and engine.spec.input.modality == "frames":
@@ -71,7 +71,7 @@ def gpu_decoders(
     return units * _PER_UNIT
 
 
-def _units(cuda: Cuda) -> tuple[int, str]:
+def nvdec_units(cuda: Cuda) -> tuple[int, str]:
     """NVDEC units that decode H.264, or none and why."""
     try:
         library = ctypes.CDLL(_LIBRARY)

@@ -36,7 +36,7 @@ from vfx_runtime.job import Job
 from vfx_runtime.lane import Lane
 from vfx_runtime.laying import Sample, check_alike, spread, windows
 from vfx_runtime.opening import count_frames, open_video
-from vfx_runtime.preprocess import Preprocess, check_crops, preprocess_for, shared
+from vfx_runtime.preprocess import Preprocess, preprocess_for
 from vfx_runtime.remote import at_hand
 from vfx_runtime.resize import FrameError
 from vfx_runtime.sampling import Window, Windows
@@ -130,9 +130,6 @@ class Pipeline:
         self.samplings = tuple(given or [engine.spec.sampling for engine in self.engines])
         self.views = views
         check_alike([engine.spec for engine in self.engines], self.samplings, views)
-        if views is not None:
-            for engine in self.engines:
-                check_crops(engine, views.crops)
         self.total, self.float16 = total, float16
         self.sound = self.engines[0].spec.input.modality == "audio"
         if self.sound:
@@ -350,10 +347,10 @@ class _Run:
         try:
             with ExitStack() as stack:
                 try:
-                    preprocess = [
-                        stack.enter_context(closing(preprocess_for(engine, self._crops)))
-                        for engine in self._engines
-                    ]
+                    preprocess: list[Preprocess[Any]] = []
+                    for engine in self._engines:
+                        made = preprocess_for(engine, self._crops, preprocess)
+                        preprocess.append(stack.enter_context(closing(made)))
                 except VfxError as error:
                     raise self._fail(error) from error
                 self._work_through(preprocess, gpu)
@@ -430,7 +427,7 @@ class _Run:
             if samplings[0].fps:
                 frames.longest_shown = _LONGEST_SHOWN
             try:
-                prepares: list[Callable[[Frame], Any]] = [item.prepare for item in shared(preprocess)]
+                prepares: list[Callable[[Frame], Any]] = [item.maker.prepare for item in preprocess]
                 if stages is not None:
                     prepares = timed_alike(stages, RESIZE, prepares)
                 planners = self._planners(job, path, samplings, decoder.info.fps)

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfx_engines.engine import Engine
-from vfx_engines.errors import UsageError
 from vfx_runtime.decode import Frame
 from vfx_runtime.resize import plan, plan_for
 from vfx_runtime.views import Crops, cropped, view_transform
@@ -20,6 +19,10 @@ P = TypeVar("P")
 
 class Preprocess(Protocol[P]):
     """Brings frames to the engine's input and windows into its slots. Each decoding thread has its own."""
+
+    @property
+    def maker(self) -> Preprocess[P]:
+        """Whose `prepare` serves this one: its own, or that of an engine beside it that takes the same."""
 
     def prepare(self, frame: Frame) -> P:
         """Resize and crop a frame. The result serves any number of windows, until it is let go.
@@ -50,11 +53,17 @@ class CpuPreprocess:
     """`Preprocess` in host memory: Pillow's arithmetic, see `vfx_runtime.resize`.
 
     With three crops a frame is resized whole, once, and its crops are views of it.
+
+    Args:
+        engine: whose slots are filled.
+        crops: of each frame.
+        maker: one of another engine, whose frames are the same.
     """
 
-    def __init__(self, engine: Engine, crops: Crops = 1) -> None:
+    def __init__(self, engine: Engine, crops: Crops = 1, maker: CpuPreprocess | None = None) -> None:
         self._engine, self._crops = engine, crops
         self._transform = view_transform(engine.spec, crops)
+        self.maker = maker or self
 
     def prepare(self, frame: Frame) -> Pixels:
         """uint8 [out_height, out_width, 3]."""
@@ -75,9 +84,9 @@ class CpuPreprocess:
                 pixels = cropped(pixels, crop)
             target[i] = self._engine.spec.input.blank if pixels is None else pixels
 
-    def like(self, other: CpuPreprocess) -> bool:
-        """Whether the other one's frames are the same."""
-        return self._transform == other._transform
+    def like(self, engine: Engine) -> bool:
+        """Whether frames that this one makes are those that an engine takes."""
+        return view_transform(engine.spec, self._crops) == self._transform
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -88,41 +97,30 @@ def prepares_on_device(engine: Engine) -> bool:
     return engine.cuda is not None and engine.spec.input.modality == "frames"
 
 
-def check_crops(engine: Engine, crops: Crops) -> None:
-    """The kernels crop while they resize, so on a device a frame has one crop.
-
-    Raises:
-        UsageError: three crops where frames are prepared on a device.
-    """
-    if crops > 1 and prepares_on_device(engine):
-        raise UsageError(
-            f"--crops {crops}: {engine.spec.model} runs on {engine.device}, where frames are cropped once: "
-            "run it with --device cpu, or --crops 1"
-        )
-
-
-def preprocess_for(engine: Engine, crops: Crops = 1) -> Preprocess[Any]:
+def preprocess_for(
+    engine: Engine, crops: Crops = 1, others: Sequence[Preprocess[Any]] = ()
+) -> Preprocess[Any]:
     """A preprocess for one thread, where the engine's input is: in host or in device memory.
 
+    Args:
+        engine: open.
+        crops: of each frame.
+        others: those of the engines before it, on the same thread and closed after it: what is the same is
+            made once.
+
     Raises:
-        UsageError: see `check_crops`.
+        UsageError: the engine's frames cannot be cropped three times, or NVRTC is missing.
+        EngineError: the device failed.
     """
-    check_crops(engine, crops)
     if engine.cuda is None or not prepares_on_device(engine):
-        return CpuPreprocess(engine, crops)
-    from vfx_runtime.preprocess_cuda import CudaPreprocess
-
-    return CudaPreprocess(engine, engine.cuda)
-
-
-def shared(items: Sequence[Preprocess[Any]]) -> list[Preprocess[Any]]:
-    """For each the first that prepares frames alike: what that one prepares serves all of them."""
-    found: list[Preprocess[Any]] = []
-    for item in items:
-        same = (
-            other
-            for other in found
-            if isinstance(other, CpuPreprocess) and isinstance(item, CpuPreprocess) and other.like(item)
+        return CpuPreprocess(
+            engine,
+            crops,
+            next((item for item in others if isinstance(item, CpuPreprocess) and item.like(engine)), None),
         )
-        found.append(next(same, item))
-    return found
+    from vfx_runtime.preprocess_cuda import CudaPreprocess, CudaSharing
+
+    for item in others:
+        if isinstance(item, CudaPreprocess) and item.like(engine):
+            return CudaSharing(engine, item)
+    return CudaPreprocess(engine, engine.cuda, crops)

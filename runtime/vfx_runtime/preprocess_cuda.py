@@ -1,5 +1,8 @@
 """Decoded pictures to windows in an engine's device memory: colour, resize, crop and gathering by kernels.
 
+A single crop is cut while a frame is resized, and nothing beside it is computed. For three the frame is
+resized whole, once, and each is cut while a window is gathered.
+
 A thread has a stream of its own, and all that it does to a frame happens on it: the upload where the CPU
 decoded, the kernel that makes the frame, the kernels that gather windows of it. So a frame's memory can be
 used again as soon as Python lets go of it, and nothing is waited for but a block of uploads that is to be
@@ -21,6 +24,7 @@ from vfx_engines.cuda import Bytes, Cuda
 from vfx_engines.engine import Engine
 from vfx_engines.nvrtc import compiled
 from vfx_runtime.decode import Frame
+from vfx_runtime.device_frames import DeviceFrame, DeviceFrames, padded
 from vfx_runtime.picture import Convention, Orientation, Picture, SurfaceFormat
 from vfx_runtime.resize import FramePlan, plan, plan_for
 from vfx_runtime.surfaces import (
@@ -36,12 +40,12 @@ from vfx_runtime.surfaces import (
     geometry,
     source,
 )
+from vfx_runtime.views import Crops, crop_offset, view_transform
 
 _BLOCKS = 3
 """Blocks of uploads of a thread: one is filled while others are copied and read."""
 
 _BLOCK_BYTES = 8 << 20
-_FRAMES_PER_CHUNK = 32
 _TABLES_KEPT = 32
 """Tap tables kept on the device, one for each size of video seen of late."""
 
@@ -51,18 +55,6 @@ _THREADS_THAT_COPY = 256
 
 _DEFAULT_STREAM = 0
 """Where FFmpeg puts what NVDEC decodes."""
-
-
-class DeviceFrame:
-    """A frame of the input's size in device memory, which goes back to its pool when Python drops this."""
-
-    __slots__ = ("_pool", "address")
-
-    def __init__(self, address: int, pool: list[int]) -> None:
-        self.address, self._pool = address, pool
-
-    def __del__(self) -> None:
-        self._pool.append(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +86,25 @@ class CudaPreprocess:
     Args:
         engine: a slot of it is written between its collection and its submission.
         cuda: the engine's.
+        crops: of each frame.
 
     Raises:
-        UsageError: NVRTC is not installed.
+        UsageError: NVRTC is not installed, or the engine's frames cannot be cropped three times.
         OutOfDeviceMemory: no room for a thread's buffers.
     """
 
-    def __init__(self, engine: Engine, cuda: Cuda) -> None:
-        self._engine, self._cuda = engine, cuda
-        self._transform = engine.spec.transform
+    def __init__(self, engine: Engine, cuda: Cuda, crops: Crops = 1) -> None:
+        self._engine, self._cuda, self._crops = engine, cuda, crops
+        self._transform = view_transform(engine.spec, crops)
         height, width = (int(axis) for axis in engine.spec.input.shape[2:4])
         self._frame_bytes = height * width * 3
-        self._row_bytes = self._frame_bytes * int(engine.spec.input.shape[1])
-        blank = engine.spec.input.blank
-        self._blank = blank[0] | blank[1] << 8 | blank[2] << 16
-        self._free: list[int] = []
+        # A frame that is gathered whole is one row.
+        self._gathered_row = self._frame_bytes if crops == 1 else width * 3
         self._tables: OrderedDict[tuple[int, int], tuple[Taps, int]] = OrderedDict()
         self._blocks: list[_Block] = []
-        self._pending: list[Surface] = []
+        self._pending: list[tuple[Surface, DeviceFrame]] = []
+        """What waits to be launched; frames are held, or a later one of the same launch might be given the
+        memory of one that nobody wants any more."""
         self._group: _Group | None = None
         self._closed = False
         cuda.activate()
@@ -122,6 +115,8 @@ class CudaPreprocess:
             self._decoded, self._placed = cuda.event(), cuda.event()
             undo.callback(cuda.close_event, self._decoded)
             undo.callback(cuda.close_event, self._placed)
+            self._frames = DeviceFrames(cuda, self._stream)
+            undo.callback(self._frames.close)
             module = cuda.load(compiled(source(), "preprocess.cu", cuda.compute_capability))
             self._kernels = {kind: cuda.function(module, name) for kind, name in KERNELS.items()}
             self._in_chunks = self._frame_bytes % _CHUNK == 0
@@ -144,8 +139,11 @@ class CudaPreprocess:
             picture.turn,
             picture.on_device,
         )
-        plan_for(self._engine.spec, group.height, group.width)  # what does not fit is said of this frame
-        needed = 0 if picture.on_device else sum(_padded(plane.size) for plane in picture.planes)
+        if self._crops == 1:
+            item = plan_for(self._engine.spec, group.height, group.width)
+        else:
+            item = plan(self._transform, group.height, group.width)
+        needed = 0 if picture.on_device else sum(padded(plane.size) for plane in picture.planes)
         if self._pending and (
             group != self._group
             or len(self._pending) == MOST_SURFACES
@@ -155,30 +153,52 @@ class CudaPreprocess:
         if not self._pending:
             self._group = group
             self._open_block(needed)
-        made = self._take()
-        self._pending.append(self._surface(picture, made.address))
+        made = self._frames.take(item.out_height, item.out_width)
+        self._pending.append((self._surface(picture, made.address), made))
         return made
 
+    @property
+    def maker(self) -> CudaPreprocess:
+        """Itself."""
+        return self
+
+    def like(self, engine: Engine) -> bool:
+        """Whether frames that this one makes are those that an engine takes, on the same GPU."""
+        own = self._engine
+        return (
+            engine.device == own.device
+            and engine.spec.input.shape[2:4] == own.spec.input.shape[2:4]
+            and view_transform(engine.spec, self._crops) == self._transform
+        )
+
     def place(self, slot: int, row: int, frames: Sequence[DeviceFrame | None], crop: int = 0) -> None:
-        """Gather a window on this thread's stream; the slot's stream waits for it. There is one crop."""
-        assert crop == 0, "vfx_runtime.preprocess.check_crops lets no other one through"
+        """Gather a window on this thread's stream; the slot's stream waits for it."""
+        self.place_in(self._engine, slot, row, frames, crop)
+
+    def place_in(
+        self, engine: Engine, slot: int, row: int, frames: Sequence[DeviceFrame | None], crop: int
+    ) -> None:
+        """`place` for any engine that this one is like."""
         self._flush()
-        target = self._engine.device_input(slot)
-        address = target.address + row * self._row_bytes
+        target, blank = engine.device_input(slot), engine.spec.input.blank
+        address = target.address + row * int(engine.spec.input.shape[1]) * self._frame_bytes
         for first in range(0, len(frames), MOST_FRAMES):
             part = frames[first : first + MOST_FRAMES]
-            addresses = Frames()
+            gathered = Frames()
             for i, item in enumerate(part):
-                addresses.at[i] = None if item is None else item.address
+                if item is not None:
+                    gathered.at[i].first = item.address + self._crop_begins(item, crop)
+                    gathered.at[i].pitch = item.width * 3
             count = self._frame_bytes // (_CHUNK if self._in_chunks else 1)
             self._cuda.launch(
                 self._gather,
                 (-(-count // _THREADS_THAT_COPY), len(part), 1),
                 (_THREADS_THAT_COPY, 1, 1),
                 [
-                    addresses,
-                    ctypes.c_longlong(count),
-                    ctypes.c_int(self._blank),
+                    gathered,
+                    ctypes.c_int(self._gathered_row),
+                    ctypes.c_int(count),
+                    ctypes.c_int(blank[0] | blank[1] << 8 | blank[2] << 16),
                     ctypes.c_void_p(address + first * self._frame_bytes),
                 ],
                 self._stream,
@@ -202,6 +222,13 @@ class CudaPreprocess:
             self._cuda.free(address)
         self._undo.close()
 
+    def _crop_begins(self, frame: DeviceFrame, crop: int) -> int:
+        """Bytes from a frame's first to the first of a crop."""
+        if self._crops == 1:
+            return 0
+        top, left = crop_offset(frame.height, frame.width, crop)
+        return (top * frame.width + left) * 3
+
     def _flush(self) -> None:
         """Upload what is pending, and make frames of it."""
         if not self._pending or self._group is None:
@@ -214,7 +241,7 @@ class CudaPreprocess:
             cuda.copy_in(block.device, block.host[: block.used], self._stream)
         item = plan(self._transform, group.height, group.width)
         surfaces = Surfaces()
-        for i, surface in enumerate(self._pending):
+        for i, (surface, _) in enumerate(self._pending):
             surfaces.at[i] = surface
         strips = -(-item.out_height // STRIP)
         grid = (-(-item.out_width // _THREADS[0]), -(-strips // _THREADS[1]), len(self._pending))
@@ -249,7 +276,7 @@ class CudaPreprocess:
                 continue
             ctypes.memmove(block.host.ctypes.data + block.used, plane.address, plane.size)
             addresses.append(block.device + block.used)
-            block.used += _padded(plane.size)
+            block.used += padded(plane.size)
         if picture.on_device:
             block.owners.append(picture.owner)
         return Surface(
@@ -283,14 +310,6 @@ class CudaPreprocess:
         self._tables.move_to_end(key)
         return found[0]
 
-    def _take(self) -> DeviceFrame:
-        if not self._free:
-            size = _padded(self._frame_bytes)
-            chunk = self._cuda.allocate(size * _FRAMES_PER_CHUNK)
-            self._undo.callback(self._cuda.free, chunk)
-            self._free.extend(chunk + i * size for i in range(_FRAMES_PER_CHUNK))
-        return DeviceFrame(self._free.pop(), self._free)
-
     def _room(self, size: int) -> tuple[Bytes, int]:
         host = self._cuda.pinned(size)
         with ExitStack() as undo:
@@ -304,12 +323,30 @@ class CudaPreprocess:
         self._cuda.free(block.device)
 
 
-def _padded(size: int) -> int:
-    """The next multiple of what CUDA aligns memory to."""
-    return -(-size // 256) * 256
+class CudaSharing:
+    """`vfx_runtime.preprocess.Preprocess` of an engine beside another, whose frames it takes, on one GPU.
+
+    Args:
+        engine: a slot of it is written between its collection and its submission.
+        maker: of the other engine, on the same thread; closed after this one.
+    """
+
+    def __init__(self, engine: Engine, maker: CudaPreprocess) -> None:
+        self._engine, self.maker = engine, maker
+
+    def prepare(self, frame: Frame) -> DeviceFrame:
+        """That of the other one."""
+        return self.maker.prepare(frame)
+
+    def place(self, slot: int, row: int, frames: Sequence[DeviceFrame | None], crop: int = 0) -> None:
+        """Gather a window, on the stream that its frames are made on."""
+        self.maker.place_in(self._engine, slot, row, frames, crop)
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 def _bytes(array: NDArray[np.int32]) -> NDArray[np.uint8]:
     """An array's bytes, padded so that the next one is aligned."""
     flat = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-    return np.pad(flat, (0, _padded(len(flat)) - len(flat)))
+    return np.pad(flat, (0, padded(len(flat)) - len(flat)))

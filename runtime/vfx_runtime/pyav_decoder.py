@@ -107,6 +107,8 @@ def surface(stored: VideoFrame, turn: Orientation, rgb: Callable[[], Pixels]) ->
     kind = _SURFACES.get((stored.sw_format or stored.format).name)
     # FFmpeg scales the chroma of an odd height with a filter of its own.
     as_it_is = kind is not None and (kind == "p016" or stored.height % 2 == 0)
+    # Rows may lie from the last to the first.
+    as_it_is = as_it_is and all(item.line_size > 0 for item in stored.planes)
     if kind is None or not as_it_is or int(stored.colorspace) not in _MATRICES:
         image = rgb()
         plane = Plane(image.ctypes.data, image.strides[0], len(image))
@@ -167,6 +169,8 @@ class PyAvDecoder:
         if self._ahead is None:
             self.close()
             raise VideoError(f"{self._name}: no frame could be decoded; re-encode it")
+        if self._ahead.sw_format is not None:
+            self._check_surface(self._ahead)
         self.info = self._describe(self._ahead)
 
     def _start_reading(self) -> None:
@@ -392,6 +396,16 @@ class PyAvDecoder:
             raise VideoError(
                 f"{self._name}: truncated: it announces {announced} bytes and has {self._size}; "
                 "copy or download it again"
+            )
+
+    def _check_surface(self, picture: VideoFrame) -> None:
+        """A GPU's pictures are cut at their right and bottom alone, where a stream may ask for all sides."""
+        wanted = self._stream.codec_context
+        if (picture.width, picture.height) != (wanted.width, wanted.height):
+            self.close()
+            raise VideoError(
+                f"{self._name}: the GPU gives pictures of {picture.width}x{picture.height}, not "
+                f"{wanted.width}x{wanted.height}: decode it on the CPU"
             )
 
     def _damaged(self, what: str) -> VideoError:

@@ -53,10 +53,16 @@ class Surfaces(ctypes.Structure):
     _fields_ = (("at", Surface * MOST_SURFACES),)
 
 
-class Frames(ctypes.Structure):
-    """Addresses of the frames of a window, null for a blank one."""
+class Frame(ctypes.Structure):
+    """What is gathered of a resized frame: where it begins, null if blank, and bytes from row to row."""
 
-    _fields_ = (("at", ctypes.c_void_p * MOST_FRAMES),)
+    _fields_ = (("first", ctypes.c_void_p), ("pitch", ctypes.c_longlong))
+
+
+class Frames(ctypes.Structure):
+    """Frames of a window."""
+
+    _fields_ = (("at", Frame * MOST_FRAMES),)
 
 
 class Geometry(ctypes.Structure):

@@ -93,17 +93,24 @@ def view_transform(spec: EngineSpec, crops: Crops) -> Transform:
     return Transform(replace(resize, height=height, width=height))
 
 
-def cropped(pixels: npt.NDArray[np.uint8], crop: int) -> npt.NDArray[np.uint8]:
-    """The square at the start (0), in the middle (1) or at the end (2) of the longer side: a view.
+def crop_offset(height: int, width: int, crop: int) -> tuple[int, int]:
+    """First row and column of a crop: the largest square, somewhere along the longer side.
 
     Args:
-        pixels: uint8 [height, width, 3].
-        crop: see above; half a pixel is rounded up.
+        height: of the whole frame, like ``width``.
+        width: see above.
+        crop: 0 at the start of that side, 1 in its middle, half a pixel rounded up, 2 at its end.
     """
-    height, width = pixels.shape[:2]
-    size = min(height, width)
-    offset = (0, -((size - max(height, width)) // 2), abs(height - width))[crop]
-    return pixels[offset : offset + size] if height > width else pixels[:, offset : offset + size]
+    room = abs(height - width)
+    offset = (0, (room + 1) // 2, room)[crop]
+    return (offset, 0) if height > width else (0, offset)
+
+
+def cropped(pixels: npt.NDArray[np.uint8], crop: int) -> npt.NDArray[np.uint8]:
+    """The square at `crop_offset` of a frame, uint8 [height, width, 3]: a view."""
+    top, left = crop_offset(pixels.shape[0], pixels.shape[1], crop)
+    size = min(pixels.shape[:2])
+    return pixels[top : top + size, left : left + size]
 
 
 class ViewWindows:

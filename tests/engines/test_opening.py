@@ -346,6 +346,13 @@ def test_onnx_runtime_may_be_missing(tiny: Path, monkeypatch: pytest.MonkeyPatch
         assert engine.name.startswith("OpenVINO")
 
 
+def test_openvino_may_be_missing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that only exports. What runs instead is said, as always."""
+    monkeypatch.setattr("vfx_engines.opening.find_spec", lambda name: None)
+    with open_engine(tiny) as engine:
+        assert engine.name.startswith("ONNX Runtime")
+
+
 def test_onnx_runtime_says_nothing_of_a_damaged_file(tiny: Path, tmp_path: Path) -> None:
     """Its retry with the same provider prints a banner on stdout, where paths are read from."""
     whole = tiny.read_bytes()

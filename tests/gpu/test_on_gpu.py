@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from conftest import lacking
 from cuda_on_cpu import CpuKernels
-from make_video import Codec, make_video
+from make_video import Codec, cut_video, make_video
 from tiny import FRAMES, SIZE, tiny_engine, tiny_features, tiny_spec
 from tolerances import TINY
 from vfx_engines import Engine, open_engine
@@ -25,9 +25,10 @@ from vfx_engines.cuda import Cuda
 from vfx_engines.devices import missing_driver, open_cuda
 from vfx_engines.engine import DeviceInput
 from vfx_engines.nvrtc import compiled
-from vfx_engines.spec import Crop, Output, Precision, Resize, Transform
+from vfx_engines.spec import Crop, Output, Precision, Resize, Sampling, Transform
 from vfx_engines.tensorrt_api import is_installed
 from vfx_runtime import nvdec
+from vfx_runtime.extracting import run_sampling
 from vfx_runtime.job import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.picture import UPRIGHT, Convention, SurfaceFormat
@@ -44,6 +45,7 @@ from vfx_runtime.surfaces import (
     geometry,
     source,
 )
+from vfx_runtime.views import Crops, Views, crop_offset, cropped
 
 pytestmark = pytest.mark.gpu
 
@@ -173,10 +175,11 @@ class Copying:
         chunks = FRAMES * SIZE * SIZE * 3 // 16
         rows = Frames()
         for row in range(count):
-            rows.at[row] = address + row * chunks * 16
+            rows.at[row].first = address + row * chunks * 16
         arguments = [
             rows,
-            ctypes.c_longlong(chunks),
+            ctypes.c_int(chunks * 16),
+            ctypes.c_int(chunks),
             ctypes.c_int(0),
             ctypes.c_void_p(target),
         ]
@@ -255,6 +258,39 @@ def on_the_device(cuda: Cuda) -> Engine:
     return Engine(SPEC, Copying(cuda), "cuda:0")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("size", [256, 224, 312, 182])
+@pytest.mark.parametrize("portrait", [False, True])
+def test_crops_are_gathered(cuda: Cuda, size: int, portrait: bool) -> None:
+    """Of frames of any length, in 16 bytes from whatever address, or byte by byte."""
+    in_chunks = size * size * 3 % 16 == 0
+    cubin = compiled(source(), "preprocess.cu", cuda.compute_capability)
+    kernel = cuda.function(cuda.load(cubin), "gather_chunks" if in_chunks else "gather_bytes")
+    stream = cuda.stream()
+    device, random = Uploaded(cuda, stream), np.random.default_rng(0)
+    frames, wanted = Frames(), []
+    for room in (0, 1, 2, 3, 5, 85, 199):
+        shape = (size + room, size) if portrait else (size, size + room)
+        whole = random.integers(0, 256, (*shape, 3), np.uint8)
+        address = device.put(whole)
+        for crop in range(3):
+            top, left = crop_offset(*shape, crop)
+            item = frames.at[len(wanted)]
+            item.first, item.pitch = address + (top * shape[1] + left) * 3, shape[1] * 3
+            wanted.append(cropped(whole, crop))
+    wanted.append(np.broadcast_to(np.uint8([10, 120, 250]), (size, size, 3)))
+    out = np.zeros((len(wanted), size, size, 3), np.uint8)
+    target = device.room(out.nbytes)
+    count = size * size * 3 // (16 if in_chunks else 1)
+    blank = ctypes.c_int(10 | 120 << 8 | 250 << 16)
+    arguments = [frames, ctypes.c_int(size * 3), ctypes.c_int(count), blank, ctypes.c_void_p(target)]
+    cuda.launch(kernel, (-(-count // 256), len(wanted), 1), (256, 1, 1), arguments, stream)
+    cuda.copy_out(out, target, stream)
+    device.free()
+    cuda.close_stream(stream)
+
+    np.testing.assert_array_equal(out, np.stack(wanted))
+
+
 @pytest.mark.parametrize("sampling", [{}, {"step": 1}, {"stride": 3, "step": 2}, {"edges": "zeros"}])
 @pytest.mark.parametrize("gpu_decoders", [0, 2])
 def test_windows_from_files_are_those_of_the_cpu(
@@ -262,11 +298,29 @@ def test_windows_from_files_are_those_of_the_cpu(
 ) -> None:
     if gpu_decoders:
         lacking_nvdec(cuda)
+    assert_same_on_both(cuda, tmp_path, tiny_spec(**sampling).sampling, gpu_decoders)
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+@pytest.mark.parametrize("gpu_decoders", [0, 2])
+def test_views_of_files_are_those_of_the_cpu(
+    cuda: Cuda, tmp_path: Path, crops: Crops, gpu_decoders: int
+) -> None:
+    if gpu_decoders:
+        lacking_nvdec(cuda)
+    views = Views(3, crops, keep=True)
+    sampling = run_sampling(tiny_spec(stride=2).sampling, views=views)
+    assert_same_on_both(cuda, tmp_path, sampling, gpu_decoders, views)
+
+
+def assert_same_on_both(
+    cuda: Cuda, folder: Path, sampling: Sampling, gpu_decoders: int, views: Views | None = None
+) -> None:
+    """Windows whose frames are prepared on the device, and on the CPU."""
     jobs = [
-        Job(make_video(tmp_path / f"v{i}.mp4", width=160 + 2 * i, height=128, frames=20 + 17 * i), f"v{i}")
+        Job(make_video(folder / f"v{i}.mp4", width=160 + 2 * i, height=128, frames=20 + 17 * i), f"v{i}")
         for i in range(6)
     ]
-    chosen = tiny_spec(**sampling).sampling
     rows = {}
     for where in ("cpu", "gpu"):
         with on_the_device(cuda) as engine:
@@ -275,7 +329,11 @@ def test_windows_from_files_are_those_of_the_cpu(
                 engine._on_device = None
             workers = 0 if where == "gpu" and gpu_decoders else 3
             pipeline = Pipeline(
-                engine, chosen, workers=workers, gpu_decoders=gpu_decoders if where == "gpu" else 0
+                engine,
+                sampling,
+                views=views,
+                workers=workers,
+                gpu_decoders=gpu_decoders if where == "gpu" else 0,
             )
             for result in pipeline.run(jobs, len(jobs)):
                 assert result.error is None, result.error
@@ -305,8 +363,18 @@ def test_nvdec_decodes_to_the_same_pixels(cuda: Cuda, tmp_path: Path, codec: Cod
             np.testing.assert_array_equal(ours.rgb(), theirs.rgb())
 
 
+def test_a_stream_that_is_cut_at_its_left_is_decoded_on_the_cpu(cuda: Cuda, tmp_path: Path) -> None:
+    """A GPU's pictures are cut at the right and the bottom alone."""
+    lacking_nvdec(cuda)
+    path = cut_video(tmp_path / "v.mp4")
+    with open_video(path, gpu=0) as on_gpu, open_video(path) as on_cpu:
+        assert (on_gpu.info.height, on_gpu.info.width) == (on_cpu.info.height, on_cpu.info.width)
+        for ours, theirs in zip(on_gpu, on_cpu, strict=True):
+            np.testing.assert_array_equal(ours.rgb(), theirs.rgb())
+
+
 def lacking_nvdec(cuda: Cuda) -> None:
-    units, missing = nvdec._units(cuda)
+    units, missing = nvdec.nvdec_units(cuda)
     if not units:
         lacking("nvdec", missing)
 

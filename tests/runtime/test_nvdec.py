@@ -10,7 +10,7 @@ import av
 import av.codec.hwaccel
 import pytest
 
-from make_video import make_video
+from make_video import cut_video, make_video
 from simulated_cuda import SimulatedDriver
 from tiny import tiny_engine, tiny_spec
 from tiny_on_device import TinyOnDevice
@@ -20,6 +20,7 @@ from vfx_engines.engine import Engine
 from vfx_engines.errors import UsageError, VideoError
 from vfx_runtime import nvdec
 from vfx_runtime.opening import open_video
+from vfx_runtime.pyav_decoder import PyAvDecoder
 
 # The structure as cuviddec.h declares it.
 LIBRARY = """
@@ -54,6 +55,15 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Engine:
     driver = SimulatedDriver()
     monkeypatch.setattr(cuda_python, "driver", driver)
     return Engine(tiny_spec(), TinyOnDevice(driver, 2), "cuda:0")
+
+
+def test_pictures_of_another_size_than_the_streams_are_refused(tmp_path: Path) -> None:
+    """As a GPU gives them of a stream that is cut at its left; the CPU then decodes it."""
+    with PyAvDecoder(cut_video(tmp_path / "v.mp4")) as decoder:
+        assert (decoder.info.height, decoder.info.width) == (140, 240)
+        decoder._check_surface(av.VideoFrame(240, 140, "nv12"))
+        with pytest.raises(VideoError, match="gives pictures of 256x144, not 240x140: decode it on the CPU"):
+            decoder._check_surface(av.VideoFrame(256, 144, "nv12"))
 
 
 @pytest.mark.parametrize(("supported", "units", "decoders"), [(1, 7, 14), (1, 0, 2), (0, 7, 0)])

@@ -16,14 +16,18 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import av.filter
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
 from cuda_on_cpu import CpuKernels
 from make_video import Codec, make_video, picture
 from parity_kit import video
+from run_kit import counting
 from simulated_cuda import SimulatedDriver
 from tiny import tiny_features, tiny_spec
 from tiny_on_device import TinyOnDevice
@@ -34,6 +38,8 @@ from vfx_engines.errors import EngineError, VideoError
 from vfx_engines.spec import Crop, EngineSpec, Resize, Transform
 from vfx_runtime import pipeline as pipeline_module
 from vfx_runtime.decode import Frame, VideoInfo
+from vfx_runtime.device_frames import DeviceFrames, padded
+from vfx_runtime.extracting import run_sampling
 from vfx_runtime.features import Features
 from vfx_runtime.image_names import Images
 from vfx_runtime.job import Job
@@ -42,7 +48,9 @@ from vfx_runtime.picture import UPRIGHT, Convention, Picture, Plane
 from vfx_runtime.pipeline import Pipeline, Result
 from vfx_runtime.preprocess import CpuPreprocess
 from vfx_runtime.preprocess_cuda import CudaPreprocess
+from vfx_runtime.pyav_decoder import surface, to_rgb
 from vfx_runtime.resize import plan
+from vfx_runtime.views import Crops, Views
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +157,158 @@ def test_rows_are_those_of_the_cpu(
     assert pipeline.stats.frames_on_gpu == 0
 
 
+@pytest.fixture(scope="module")
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
+    """Turned, mirrored, portrait, of 10 bits, of odd sides, of one frame."""
+    folder = tmp_path_factory.mktemp("unusual")
+    kinds: dict[str, dict[str, Any]] = {
+        "turned": {"rotation": 90},
+        "mirrored": {"rotation": 180, "mirrored": True},
+        "portrait": {"width": 30, "height": 54},
+        "ten bits": {"codec": "hevc", "pix_fmt": "yuv420p10le", "width": 80, "height": 60},
+        "full colour": {"pix_fmt": "yuv444p"},
+        "odd.mkv": {"codec": "ffv1", "width": 45, "height": 33},
+        "odd width.mkv": {"codec": "ffv1", "width": 45, "height": 34},
+        "one": {"frames": 1},
+    }
+    return [
+        Job(make_video(folder / (name if "." in name else f"{name}.mp4"), **{"frames": 19, **kind}), name)
+        for name, kind in kinds.items()
+    ]
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+@pytest.mark.parametrize("keep", [False, True])
+def test_views_are_those_of_the_cpu(
+    driver: SimulatedDriver, videos: list[Job], unusual: list[Job], crops: Crops, keep: bool
+) -> None:
+    """Of videos of many aspect ratios in turns: whole frames have another size in each."""
+    spec, views = tiny_spec(stride=2), Views(3, crops, keep)
+    sampling = run_sampling(spec.sampling, views=views)
+    jobs = [*videos, *unusual]
+    expected = read(Pipeline(Engine(spec, OnHost()), sampling, views=views, workers=2).run(jobs))
+    with Engine(spec, TinyOnDevice(driver, 3, graphs=True), "cuda:0") as engine:
+        found = read(Pipeline(engine, sampling, views=views, workers=2).run(jobs))
+    assert_alike(found, expected)
+
+
+def test_unusual_videos_give_the_rows_of_the_cpu(driver: SimulatedDriver, unusual: list[Job]) -> None:
+    spec = tiny_spec(edges="zeros", anchor="centre", step=1)
+    expected = read(Pipeline(Engine(spec, OnHost()), workers=2).run(unusual))
+    with Engine(spec, TinyOnDevice(driver, 3), "cuda:0") as engine:
+        assert_alike(read(Pipeline(engine, workers=2).run(unusual)), expected)
+
+
+def assert_alike(found: dict[str, Features | Exception], expected: dict[str, Features | Exception]) -> None:
+    """The same pixels to the bit, so the same means."""
+    assert found.keys() == expected.keys()
+    for name, want in expected.items():
+        have = found[name]
+        assert isinstance(have, Features), have
+        assert isinstance(want, Features)
+        np.testing.assert_array_equal(have.frame_range, want.frame_range)
+        np.testing.assert_array_equal(have.arrays["features"], want.arrays["features"])
+
+
+@pytest.mark.parametrize("size", [16, 12, 10])
+def test_crops_of_any_size_are_those_of_the_cpu(driver: SimulatedDriver, tmp_path: Path, size: int) -> None:
+    """Whole chunks, chunks that end in the next row, and bytes; the size of the video changes in between."""
+    spec = resized_spec(3, size, size, Transform(Resize("short_side", 24, 24), Crop(size, size)))
+    paths = [make_video(tmp_path / f"v{w}.mp4", width=w, height=48, frames=2) for w in (64, 90)]
+    backend = Blank(driver, spec)
+    with Engine(spec, backend, "cuda:0") as engine:
+        on_cpu, on_cuda = CpuPreprocess(engine, 3), CudaPreprocess(engine, backend.cuda, 3)
+        preprocess: CpuPreprocess | CudaPreprocess
+        for crop in range(3):
+            for slot, preprocess in enumerate((on_cpu, on_cuda)):
+                window: list[Any] = [None]
+                for path in paths:
+                    with open_video(path) as decoder:
+                        window.append(preprocess.prepare(next(decoder)))
+                preprocess.place(slot, 0, window, crop)
+            on_cuda.synchronize()
+            np.testing.assert_array_equal(device_bytes(engine, 1), engine.buffer(0).reshape(-1))
+        on_cuda.close()
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_two_engines_share_what_is_resized(
+    driver: SimulatedDriver, videos: list[Job], monkeypatch: pytest.MonkeyPatch, alike: bool
+) -> None:
+    """Where they take the same frames; the windows of both are gathered of them."""
+    first = tiny_spec(step=2, edges="zeros", anchor="centre")
+    transform = first.transform if alike else Transform(Resize("short_side", 24, 24), Crop(16, 16))
+    second = replace(
+        first,
+        model="other",
+        input=replace(first.input, blank=(1, 2, 3)),
+        outputs=(replace(first.outputs[0], name="other"),),
+        transform=transform,
+    )
+    on_host = [Engine(spec, OnHost()) for spec in (first, second)]
+    expected = read(Pipeline(on_host, workers=2).run(videos))
+    made = counting(monkeypatch, CudaPreprocess, "prepare")
+    with (
+        Engine(first, TinyOnDevice(driver, 3), "cuda:0") as a,
+        Engine(second, TinyOnDevice(driver, 2), "cuda:0") as b,
+    ):
+        pipeline = Pipeline([a, b], workers=2)
+        found = read(pipeline.run(videos))
+
+    assert len(made) == pipeline.stats.frames * (1 if alike else 2)
+    assert_alike(found, expected)
+    for name, want in expected.items():
+        have = found[name]
+        assert isinstance(have, Features)
+        assert isinstance(want, Features)
+        np.testing.assert_array_equal(have.arrays["other"], want.arrays["other"])
+
+
+def test_an_engine_on_a_gpu_and_one_on_the_cpu_share_a_decode(
+    driver: SimulatedDriver, videos: list[Job]
+) -> None:
+    first = tiny_spec(step=2)
+    second = replace(first, model="other", outputs=(replace(first.outputs[0], name="other"),))
+    with Engine(first, TinyOnDevice(driver, 3), "cuda:0") as engine:
+        found = read(Pipeline([engine, Engine(second, OnHost())], workers=2).run(videos))
+    for have in found.values():
+        assert isinstance(have, Features), have
+        np.testing.assert_array_equal(have.arrays["other"], have.arrays["features"])
+
+
+def test_frames_that_nobody_wants_do_not_spoil_those_of_the_next_video(
+    driver: SimulatedDriver, tmp_path: Path
+) -> None:
+    """The last ones of a video, which fill no window, share a launch with the first ones of the next."""
+    jobs = [Job(make_video(tmp_path / f"v{n}.mp4", frames=n), f"v{n}") for n in (7, 11, 5, 6, 9, 8, 14, 15)]
+    spec = tiny_spec(stride=2)
+    expected = read(Pipeline(Engine(spec, OnHost()), workers=1).run(jobs))
+    with Engine(spec, TinyOnDevice(driver, 2), "cuda:0") as engine:
+        assert_alike(read(Pipeline(engine, workers=1).run(jobs)), expected)
+
+
+def test_memory_of_sizes_that_are_gone_is_given_back(driver: SimulatedDriver) -> None:
+    cuda = cuda_python.CudaPython(0)
+    stream = cuda.stream()
+    frames = DeviceFrames(cuda, stream)
+    held = frames.take(16, 100)
+    before = cuda.memory()[0]
+    for width in range(200, 2000, 100):
+        made = [frames.take(16, width) for _ in range(40)]
+        assert len({item.address for item in made}) == 40
+        made.clear()
+    # What is held stays, and three sizes and the one that was asked for last beside it.
+    assert before - cuda.memory()[0] <= 4 * 64 * padded(16 * 2000 * 3)
+    assert all(frames.take(16, 100).address != held.address for _ in range(40))
+    address = held.address
+    del held, made
+    assert address in {item.address for item in [frames.take(16, 100) for _ in range(32)]}
+    assert frames.take(4000, 4000).address, "a chunk of large frames is a few, not 32"
+    frames.close()
+    cuda.close_stream(stream)
+    cuda.close()
+
+
 def test_more_frames_than_a_launch_takes(driver: SimulatedDriver, tmp_path: Path) -> None:
     """A window of 70 frames is gathered in two launches; frames of 5x7 pixels are no whole chunks."""
     spec = resized_spec(70, 5, 7, Transform(Resize("exact", 6, 9), Crop(5, 7)))
@@ -235,6 +395,25 @@ def test_images_of_a_folder_are_those_of_the_cpu(
         on_cuda.synchronize()
         np.testing.assert_array_equal(device_bytes(engine, 1), engine.buffer(0).reshape(-1))
         on_cuda.close()
+
+
+def test_a_picture_whose_rows_run_upwards_is_converted_first() -> None:
+    """As some decoders of raw video give it, with a negative pitch: the kernels go by addresses."""
+    graph = av.filter.Graph()
+    begin = graph.add_buffer(width=64, height=48, format="yuv420p", time_base=Fraction(1, 25))
+    flip, end = graph.add("vflip"), graph.add("buffersink")
+    begin.link_to(flip)
+    flip.link_to(end)
+    graph.configure()
+    upright = av.VideoFrame.from_ndarray(picture(3), format="rgb24").reformat(format="yuv420p")
+    graph.push(upright)
+    flipped = graph.pull()
+    assert isinstance(flipped, av.VideoFrame)
+    assert flipped.planes[0].line_size < 0
+    wanted = to_rgb(VideoReformatter(), flipped, UPRIGHT, "v")
+    made = surface(flipped, UPRIGHT, lambda: wanted)
+    assert (made.kind, made.planes[0].address) == ("rgb", wanted.ctypes.data)
+    assert surface(upright, UPRIGHT, lambda: wanted).kind == "i420"
 
 
 # Decoding on the GPU

@@ -15,6 +15,7 @@ from vfx_runtime.picture import UPRIGHT, Convention, Orientation, SurfaceFormat
 from vfx_runtime.resize import FramePlan, plan
 from vfx_runtime.surfaces import Surface, Surfaces, colour
 from vfx_runtime.taps import Taps
+from vfx_runtime.views import cropped
 
 Pixels = NDArray[np.uint8]
 
@@ -220,11 +221,32 @@ def test_windows_are_gathered(kernels: CpuKernels, kernel: str, shape: tuple[int
     pool = np.random.default_rng(5).integers(0, 256, (7, *shape), np.uint8)
     index = [3, 4, 5, None, 4, 5, 6, 0]
     frames = [None if place is None else pool[place] for place in index]
-    made = kernels.gather(kernel, frames, pool[0].nbytes, (10, 120, 250))
+    made = kernels.gather(kernel, frames, shape, (10, 120, 250))
 
     for frame, place in zip(made, index, strict=True):
         wanted = np.broadcast_to(np.uint8([10, 120, 250]), shape) if place is None else pool[place]
-        np.testing.assert_array_equal(frame.reshape(shape), wanted)
+        np.testing.assert_array_equal(frame, wanted)
+
+
+# 768 bytes a row, 672 and 936: whole chunks, and one that ends within the next row. 546: bytes.
+@pytest.mark.parametrize("size", [256, 224, 312, 182, 16, 4])
+@pytest.mark.parametrize("portrait", [False, True])
+def test_crops_are_gathered(kernels: CpuKernels, size: int, portrait: bool) -> None:
+    """Of whole frames of any length, at whatever byte they begin."""
+    random = np.random.default_rng(6)
+    frames: list[Pixels | None] = []
+    for room in (0, 1, 2, 3, 5, 86, 199):
+        for crop in range(3):
+            shape = (size + room, size) if portrait else (size, size + room)
+            # Behind a frame's last byte nothing may be needed.
+            frames.append(cropped(random.integers(0, 256, (*shape, 3), np.uint8), crop))
+    frames.insert(5, None)
+    kernel = "gather_chunks" if size * size * 3 % 16 == 0 else "gather_bytes"
+    made = kernels.gather(kernel, frames, (size, size, 3), (10, 120, 250))
+
+    for got, frame in zip(made, frames, strict=True):
+        wanted = np.broadcast_to(np.uint8([10, 120, 250]), (size, size, 3)) if frame is None else frame
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_structures_are_as_large_as_the_kernel_thinks() -> None:
@@ -234,5 +256,5 @@ def test_structures_are_as_large_as_the_kernel_thinks() -> None:
     from vfx_runtime.surfaces import Taps as Addresses
 
     sizes = [ctypes.sizeof(item) for item in (Surface, Surfaces, Geometry, Colour, Addresses, Frames)]
-    assert sizes == [48, 768, 40, 64, 32, 512]
+    assert sizes == [48, 768, 40, 64, 32, 1024]
     assert colour(Convention(), "nv12").red_v == pytest.approx(1.596, abs=1e-3)

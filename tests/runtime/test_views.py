@@ -225,15 +225,6 @@ def test_three_crops_need_a_square_and_a_short_side(tmp_path: Path, video: Path)
         extract(video, tiny_flow_engine(tmp_path / "flow.onnx"), views=Views(2))
 
 
-def test_three_crops_are_refused_where_kernels_crop(
-    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(preprocess_module, "prepares_on_device", lambda engine: True)
-    engine = tiny_engine(tmp_path / "tiny.onnx")
-    with pytest.raises(UsageError, match=r"--crops 3: tiny runs on .*run it with --device cpu, or --crops 1"):
-        extract(video, engine, views=Views(2, 3))
-
-
 # Whole runs
 
 

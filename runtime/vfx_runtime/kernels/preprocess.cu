@@ -29,8 +29,13 @@ struct Surface {
 struct Surfaces {
     Surface at[MOST_SURFACES];
 };
+// What is gathered of a resized frame: where it begins, null for a blank one, and bytes from row to row.
+struct Frame {
+    const u8* first;
+    long long pitch;
+};
 struct Frames {
-    const void* at[MOST_FRAMES];
+    Frame at[MOST_FRAMES];
 };
 
 // How one size of frame becomes the input's size; the sizes are those of the picture as displayed.
@@ -267,38 +272,62 @@ extern "C" __global__ void frames_from_rgb(Surfaces surfaces, Geometry geometry,
     resize_strip(source, geometry, taps, surface.out);
 }
 
-static __device__ __forceinline__ int blank_byte(int blank_rgb, long long at) {
-    return (blank_rgb >> (8 * (int)(at % 3))) & 255;
+// Byte `at` of what is gathered of a frame, rows of `row` bytes one after the other.
+static __device__ __forceinline__ unsigned int gathered_byte(const Frame& frame, int row, int blank_rgb, int at) {
+    if (!frame.first) return (blank_rgb >> (8 * (at % 3))) & 255;
+    return frame.first[(at / row) * frame.pitch + at % row];
 }
 
-// Windows out of resized frames, wherever those lie: frame i of the output is the i-th address, or blank where
-// that is null. A thread copies one chunk of 16 bytes. Grid: x over the chunks of a frame, y over the frames.
-extern "C" __global__ void gather_chunks(Frames frames, long long chunks, int blank_rgb, uint4* out) {
-    const long long chunk = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (chunk >= chunks) return;
-    const uint4* frame = (const uint4*)frames.at[blockIdx.y];
+// 16 bytes from any address. A crop begins on any byte, and memory is read in words that begin on whole ones.
+static __device__ __forceinline__ uint4 sixteen_bytes(const u8* from) {
+    const int over = (int)((unsigned long long)from & 15);
+    if (!over) return *(const uint4*)from;
+    const int shift = 8 * (over & 3);
+    const unsigned int* words = (const unsigned int*)(from - (over & 3));
+    unsigned int low = words[0], made[4];
+    for (int i = 0; i < 4; ++i) {
+        // The fifth word only where some of its bytes are wanted: behind the last one memory may end.
+        const unsigned int high = shift || i < 3 ? words[i + 1] : 0;
+        made[i] = (unsigned int)(((unsigned long long)high << 32 | low) >> shift);
+        low = high;
+    }
     uint4 value;
-    if (frame) {
-        value = frame[chunk];
+    value.x = made[0];
+    value.y = made[1];
+    value.z = made[2];
+    value.w = made[3];
+    return value;
+}
+
+// Windows out of resized frames, wherever those lie: frame i of the output is `chunks` times 16 bytes of the i-th
+// frame, in rows of `row` bytes; of a whole frame that is one row. A thread copies one chunk. Grid: x over the
+// chunks of a frame, y over the frames.
+extern "C" __global__ void gather_chunks(Frames frames, int row, int chunks, int blank_rgb, uint4* out) {
+    const int chunk = blockIdx.x * blockDim.x + threadIdx.x;
+    if (chunk >= chunks) return;
+    const Frame frame = frames.at[blockIdx.y];
+    const int y = chunk * 16 / row, x = chunk * 16 - y * row;
+    uint4 value;
+    if (frame.first && x + 16 <= row) {
+        value = sixteen_bytes(frame.first + y * frame.pitch + x);
     } else {
         unsigned int words[4];
         for (int word = 0; word < 4; ++word) {
             words[word] = 0;
             for (int i = 0; i < 4; ++i)
-                words[word] |= (unsigned int)blank_byte(blank_rgb, chunk * 16 + word * 4 + i) << (8 * i);
+                words[word] |= gathered_byte(frame, row, blank_rgb, chunk * 16 + word * 4 + i) << (8 * i);
         }
         value.x = words[0];
         value.y = words[1];
         value.z = words[2];
         value.w = words[3];
     }
-    out[blockIdx.y * chunks + chunk] = value;
+    out[(long long)blockIdx.y * chunks + chunk] = value;
 }
 
-// The same, byte by byte, for frames that are not a whole number of chunks.
-extern "C" __global__ void gather_bytes(Frames frames, long long bytes, int blank_rgb, u8* out) {
-    const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+// The same, byte by byte, for outputs that are not a whole number of chunks.
+extern "C" __global__ void gather_bytes(Frames frames, int row, int bytes, int blank_rgb, u8* out) {
+    const int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= bytes) return;
-    const u8* frame = (const u8*)frames.at[blockIdx.y];
-    out[blockIdx.y * bytes + at] = frame ? frame[at] : (u8)blank_byte(blank_rgb, at);
+    out[(long long)blockIdx.y * bytes + at] = (u8)gathered_byte(frames.at[blockIdx.y], row, blank_rgb, at);
 }
