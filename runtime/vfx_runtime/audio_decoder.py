@@ -28,6 +28,7 @@ from vfx_runtime.video_file import (
     Unchanged,
     announced_mp3_size,
     announced_size,
+    check_length,
     open_container,
     regular_file_size,
 )
@@ -87,7 +88,8 @@ class AudioDecoder:
             context.thread_type = "NONE"
             if context.codec.canonical_name in _CHECKED:
                 context.options = {"err_detect": "crccheck+explode"}
-            self._check_length()
+            announced = max(announced_size(self._path), announced_mp3_size(self._path))
+            check_length(self._name, self._size, announced, self._stream)
             self._time_base = self._stream.time_base or Fraction(1, 1_000_000)
             self._origin = self._find_origin()
             self._frames = self._decode()
@@ -202,18 +204,6 @@ class AudioDecoder:
         """When the next sample sounds, if it follows the last one."""
         sample, start = self._anchor
         return start + Fraction(self.count - sample, self.rate)
-
-    def _check_length(self) -> None:
-        """The file holds all the bytes that its own index and header announce."""
-        announced = max(announced_size(self._path), announced_mp3_size(self._path))
-        if len(self._stream.index_entries):
-            last = self._stream.index_entries[-1]
-            announced = max(announced, last.pos + last.size)
-        if announced > self._size:
-            raise VideoError(
-                f"{self._name}: truncated: it announces {announced} bytes and has {self._size}; "
-                "copy or download it again"
-            )
 
     def _check_end(self) -> None:
         self._unchanged.check()

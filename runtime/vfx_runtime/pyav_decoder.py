@@ -34,6 +34,7 @@ from vfx_runtime.video_file import (
     Timeline,
     Unchanged,
     announced_size,
+    check_length,
     open_container,
     read_timeline,
     regular_file_size,
@@ -387,16 +388,7 @@ class PyAvDecoder:
         return VideoInfo(width, height, fps, frames, seconds, self._codec, turn.rotation, on_gpu)
 
     def _check_length(self) -> None:
-        """The file holds all the bytes that its own index and header announce."""
-        announced = announced_size(self._path)
-        if len(self._stream.index_entries):
-            last = self._stream.index_entries[-1]
-            announced = max(announced, last.pos + last.size)
-        if announced > self._size:
-            raise VideoError(
-                f"{self._name}: truncated: it announces {announced} bytes and has {self._size}; "
-                "copy or download it again"
-            )
+        check_length(self._name, self._size, announced_size(self._path), self._stream)
 
     def _check_surface(self, picture: VideoFrame) -> None:
         """A GPU's pictures are cut at their right and bottom alone, where a stream may ask for all sides."""

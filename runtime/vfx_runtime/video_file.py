@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+from av.audio.stream import AudioStream
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.stream import Disposition
@@ -186,6 +187,27 @@ def announced_size(path: str) -> int:
             size_of_segment, at = _ebml_size(head, segment + 4)
             return at + size_of_segment if size_of_segment is not None else 0
     return 0
+
+
+def check_length(name: str, size: int, announced: int, stream: VideoStream | AudioStream) -> None:
+    """Refuse a file that is shorter than what it says of itself.
+
+    Args:
+        name: what messages call it.
+        size: of the file, in bytes.
+        announced: by its header, see `announced_size`.
+        stream: whose entries in the container's index may reach further.
+
+    Raises:
+        VideoError: it is truncated.
+    """
+    if len(stream.index_entries):
+        last = stream.index_entries[-1]
+        announced = max(announced, last.pos + last.size)
+    if announced > size:
+        raise VideoError(
+            f"{name}: truncated: it announces {announced} bytes and has {size}; copy or download it again"
+        )
 
 
 def announced_mp3_size(path: str) -> int:
