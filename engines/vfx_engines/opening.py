@@ -154,7 +154,7 @@ def _served(
     for what, given in (("device", device), ("backend", backend), ("threads", threads)):
         if given is not None:
             raise UsageError(
-                f"{address}: {what} {given}: where the engine runs its server decides: leave it out"
+                f"{address}: {what} {given}: the server decides where the engine runs: leave it out"
             )
     if batch is not None and batch < 1:
         raise UsageError(f"batch {batch}: expected 1 or more")

@@ -244,7 +244,7 @@ class Model:
             UsageError: there is none.
         """
         if self.zero_blanks is None:
-            raise UsageError(f"--exact-zeros: {self.name} has none, PySlowFast's networks do")
+            raise UsageError(f"--exact-zeros: {self.name} does not have it, PySlowFast's networks do")
 
     def input(self, frames: int) -> Input:
         """The engine's input for windows of ``frames`` frames, or samples."""

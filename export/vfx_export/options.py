@@ -126,7 +126,7 @@ def _check_what(given: Options) -> None:
         raise UsageError("--text takes --checkpoint, --precision and --output only, and writes ONNX")
     weights = given.checkpoints or given.random_weights
     if given.module is not None and (weights or given.of_frames or given.text):
-        raise UsageError("--module takes --spec, --precision and --output; weights are its own business")
+        raise UsageError("--module takes --spec, --precision and --output; it brings its own weights")
 
 
 def _settings(given: Options) -> BuildSettings:
@@ -187,7 +187,7 @@ def _refuse_plan_options(*, served: bool) -> None:
     for option in context.command.params:
         given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
         if given and option.name in names:
-            raise UsageError(f"{option.opts[0]} is of plans, and this writes ONNX: leave it out")
+            raise UsageError(f"{option.opts[0]} applies to plans only, and this writes ONNX: leave it out")
 
 
 def _for_triton(given: Options, target: Target, settings: BuildSettings) -> Target:
@@ -248,7 +248,7 @@ def _export_catalogue(given: Options, target: Target) -> Path:
 def _check_model(given: Options, model: Model) -> None:
     """What the model cannot do is refused before anything is downloaded."""
     if given.checkpoints and given.random_weights:
-        raise UsageError("--checkpoint and --random-weights exclude each other")
+        raise UsageError("--checkpoint and --random-weights cannot be used together")
     model.windows(given.frames)
     if given.head:
         model.logits()

@@ -117,7 +117,7 @@ def _mark_float32(model: onnx.ModelProto, ends: Collection[str], name: str) -> N
             node.name = FLOAT32_NODE + node.name
     for end in ends:
         if end not in marked:
-            raise ExportError(f"{name}: the graph has no nodes of {end!r}, which is to stay float32")
+            raise ExportError(f"{name}: the graph has no nodes of {end!r}, which should stay float32")
 
 
 def _strip(model: onnx.ModelProto) -> None:

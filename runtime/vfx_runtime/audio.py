@@ -59,7 +59,7 @@ def check_audio(spec: EngineSpec, sampling: Sampling) -> None:
     if sampling.fps != rate:
         asked = "source" if sampling.fps is None else f"{sampling.fps:g}"
         raise UsageError(
-            f"fps {asked}: {spec.model} takes sound at {rate:g} Hz, to which any file is brought"
+            f"fps {asked}: {spec.model} takes sound at {rate:g} Hz, to which every file is resampled"
         )
 
 

@@ -95,7 +95,7 @@ class AudioDecoder:
             self._frames = self._decode()
             self._first = next(self._frames, None)
             if self._first is None:
-                raise VideoError(f"{self._name}: its audio stream holds no sound; expected some")
+                raise VideoError(f"{self._name}: its audio stream is empty; expected sound")
             self.rate = self._first.sample_rate
             if not 1 <= self.rate <= MAX_RATE:
                 raise VideoError(
@@ -246,5 +246,5 @@ def _audio_stream(container: InputContainer, name: str) -> AudioStream:
         raise VideoError(f"{name}: no audio stream, found {found}; expected sound")
     assert isinstance(stream, AudioStream)
     if stream.codec_context is None:
-        raise VideoError(f"{name}: no decoder for its audio codec; re-encode it, to AAC say")
+        raise VideoError(f"{name}: no decoder for its audio codec; re-encode it, for example to AAC")
     return stream

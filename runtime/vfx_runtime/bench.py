@@ -137,7 +137,10 @@ def _measure(
     rounds: int,
 ) -> Report:
     if rounds < 1 or not 0 < seconds < 3600:
-        raise UsageError(f"--rounds {rounds} --seconds {seconds:g}: expected at least 1, and 0 to 3600")
+        raise UsageError(
+            f"--rounds {rounds} --seconds {seconds:g}: expected 1 round or more, and seconds above 0 and "
+            "below 3600"
+        )
     with tempfile.TemporaryDirectory(prefix="vfx-bench-") as scratch:
         folder = Path(scratch)
         if videos:

@@ -263,4 +263,4 @@ def _fps(value: str | None) -> Fps | None:
     try:
         return "source" if value == "source" else None if value is None else float(value)
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no rate, and not source") from None
+        raise click.BadParameter(f"{value!r} is neither a frame rate nor 'source'") from None

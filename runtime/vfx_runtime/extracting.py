@@ -107,7 +107,7 @@ def run_sampling(
         given = {"step": step, "anchor": anchor, "tail": tail, "fps": fps, "seed": seed}
         for name in (name for name, value in given.items() if value is not None):
             raise UsageError(
-                f"--views and --{name}: views have a rule of their own, and take a video's own frames; leave "
+                f"--views and --{name}: views choose among a video's own frames by their own rule; leave "
                 f"--{name} out" + ("; --target-fps is the rate that --stride counts at" * (name == "fps"))
             )
         target_fps = target_fps or own.target_fps or own.fps or TARGET_FPS
@@ -151,8 +151,8 @@ def check_frames(
     sound = next((spec for spec in specs if spec.input.modality == "audio"), None)
     if sound is not None and given:
         raise UsageError(
-            f"--{given[0]}: {sound.model} takes sound at {sound.sampling.fps or 0:g} Hz, to which any file "
-            f"is brought: leave --{given[0]} out"
+            f"--{given[0]}: {sound.model} takes sound at {sound.sampling.fps or 0:g} Hz, to which every "
+            f"file is resampled: leave --{given[0]} out"
         )
     if total is None:
         return

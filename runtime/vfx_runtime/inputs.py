@@ -315,10 +315,10 @@ def _listed(
     for number, line in paths:
         where = f"{shown(argument)}, line {number}"
         if "\0" in line:
-            raise UsageError(f"{where}: not text; expected one path a line")
+            raise UsageError(f"{where}: not text; expected one path per line")
         if len(line) > _LONGEST_PATH:
             raise UsageError(
-                f"{where}: {len(line)} characters, more than a path can have; expected one a line"
+                f"{where}: {len(line)} characters, more than a path can have; expected one per line"
             )
         video = _absolute(line, folder)
         if images is not None and os.path.isdir(video):
@@ -333,7 +333,7 @@ def _listed(
         whole = images is not None or remote.is_url(video)
         yield (video if whole else _with_suffix(video, suffixes, where)), False
     if not number:
-        raise UsageError(f"{shown(argument)}: the list is empty; expected one path a line")
+        raise UsageError(f"{shown(argument)}: the list is empty; expected one path per line")
 
 
 def _with_suffix(path: str, suffixes: frozenset[str], where: str) -> str:

@@ -128,9 +128,7 @@ def _videos(given: Options, spec: EngineSpec, share: Share | None) -> list[Job]:
     """The videos to do; none where a share of the list holds none."""
     sound = spec.input.modality == "audio"
     if sound and given.images is not None:
-        raise UsageError(
-            f"--images {shown(given.images)}: {spec.model} takes sound, which images have none of"
-        )
+        raise UsageError(f"--images {shown(given.images)}: {spec.model} takes sound, and images have none")
     if given.images_fps is not None and given.images is None:
         raise UsageError(f"--images-fps {given.images_fps:g} goes with --images")
     images = None
@@ -156,7 +154,7 @@ def _views(given: Options) -> Views | None:
         "--offset-sampling": given.offset_sampling,
     }
     for option in (option for option, value in options.items() if value):
-        raise UsageError(f"{option} says something of views: give their number with --views")
+        raise UsageError(f"{option} applies to views only: give their number with --views")
     return None
 
 
@@ -196,7 +194,9 @@ def _check_shown(given: Options, outputs: Sequence[Output]) -> None:
             "(CLIP)"
         )
     if given.show_flow is not None and not any(item.per == "pair" for item in outputs):
-        raise UsageError(f"--show-flow: {given.engines[0]} gives no optical flow: export raft_sintel, say")
+        raise UsageError(
+            f"--show-flow: {given.engines[0]} gives no optical flow: export raft_sintel, for example"
+        )
     if given.report is not None:
         check_page("--report", given.report)
 

@@ -456,8 +456,8 @@ class _Run:
         timed = self._views or any(item.target_fps for item in samplings)
         if timed and not (fps or samplings[0].fps):
             raise VideoError(
-                f"{shown(job.where)}: does not say its frame rate, which --target-fps and --views count "
-                "with: re-encode it"
+                f"{shown(job.where)}: its frame rate is unknown, and --target-fps and --views need it: "
+                "re-encode it"
             )
         if self._views is None:
             return [(item, Windows(item, item.fps or fps)) for item in samplings]

@@ -213,7 +213,8 @@ def _pool(
     cpus, gpus = cluster.get("CPU", 0.0), int(cluster.get("GPU", 0))
     if on_gpu and not 1 <= (actors or 1) <= gpus:
         raise UsageError(
-            f"--ray: {actors or 1} actors on GPUs, and the cluster has {gpus}: --device cpu, or fewer"
+            f"--ray: {actors or 1} actors on GPUs, and the cluster has {gpus}: use --device cpu, or fewer "
+            "actors"
         )
     if on_gpu:
         number = actors or gpus

@@ -31,7 +31,7 @@ def read_features(path: str | Path, video: str | None = None) -> Features:
     path = Path(path)
     if path.suffix not in _LAYOUTS:
         if video is not None:
-            raise UsageError(f"{shown(path)}: is of one video: leave the name {shown(video)} out")
+            raise UsageError(f"{shown(path)}: holds one video: leave the name {shown(video)} out")
         return npz.read_features(path)
     if not path.exists():
         raise OutputError(f"{shown(path)}: no such file")

@@ -43,12 +43,12 @@ class SlowFastWriter:
         if len(outputs) != 1:
             names = ", ".join(item.name for item in outputs)
             raise UsageError(
-                f"--format slowfast holds one array a video, and this run gives {names}: take one engine, "
+                f"--format slowfast holds one array per video, and this run gives {names}: take one engine, "
                 "exported without --head and --pool none, or --format npz"
             )
         if len(outputs[0].shape) != 1:
             raise UsageError(
-                f"--format slowfast holds a row of numbers a window, and {outputs[0].name} is "
+                f"--format slowfast holds a row of numbers per window, and {outputs[0].name} is "
                 f"{list(outputs[0].shape)}: export it without --pool none, or take --format npz"
             )
         self._output, self._claims, self._frames = output, claims, frames

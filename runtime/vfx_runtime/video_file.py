@@ -159,7 +159,7 @@ def video_stream(container: InputContainer, name: str) -> VideoStream:
     stream = best if best in videos else videos[0]
     assert isinstance(stream, VideoStream)
     if stream.codec_context is None:
-        raise VideoError(f"{name}: no decoder for its video codec; re-encode it, to H.264 say")
+        raise VideoError(f"{name}: no decoder for its video codec; re-encode it, for example to H.264")
     return stream
 
 

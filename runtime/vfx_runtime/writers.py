@@ -111,8 +111,8 @@ def open_writer(
     for name in (item.name for item in outputs):
         if name in RESERVED:
             raise UsageError(
-                f"the engine has an output called {name!r}, as what is saved beside the outputs is: "
-                "export it with another name"
+                f"the engine has an output called {name!r}, a name that is reserved for what is saved beside "
+                "the outputs: export it with another name"
             )
     match format:
         case "npz":

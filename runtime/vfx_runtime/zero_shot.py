@@ -90,7 +90,7 @@ class ZeroShot:
         """
         if features.ndim != 2 or features.shape[1] != self._features.shape[1]:
             raise InputError(
-                f"features {list(features.shape)}: expected {self._features.shape[1]} numbers a row, as "
+                f"features {list(features.shape)}: expected {self._features.shape[1]} numbers per row, as "
                 f"{self.spec.model} gives"
             )
         product: NDArray[np.float64] = self._scale * (_normalised(features) @ self._features.T)
@@ -127,11 +127,11 @@ def read_texts(path: Path) -> tuple[str, ...]:
         raise UsageError(f"--pred-texts {where}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"--pred-texts {where}: byte {error.start} is not UTF-8; expected UTF-8, a line for each text"
+            f"--pred-texts {where}: byte {error.start} is not UTF-8; expected UTF-8, one text per line"
         ) from None
     texts = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not texts:
-        raise UsageError(f"--pred-texts {where}: no texts in it, expected one a line")
+        raise UsageError(f"--pred-texts {where}: no texts in it, expected one per line")
     return texts
 
 

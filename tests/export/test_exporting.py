@@ -110,7 +110,7 @@ def test_a_part_stays_float32_in_bf16(tmp_path: Path, monkeypatch: pytest.Monkey
         assert engine.name.endswith(", fp32, parts of it stay float32, which takes OpenVINO 2026.3")
     # fp32 has nothing to keep; a name that is nobody's would keep nothing.
     export_module(module, replace(spec, precision="fp32"), tmp_path / "a.onnx", float32=("first",))
-    with pytest.raises(ExportError, match="no nodes of 'third', which is to stay float32"):
+    with pytest.raises(ExportError, match="no nodes of 'third', which should stay float32"):
         export_module(module, spec, tmp_path / "b.onnx", float32=("third",))
 
 

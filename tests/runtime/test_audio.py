@@ -309,7 +309,10 @@ def test_another_rate_is_refused(tmp_path: Path, engine: Path) -> None:
     for option, value in (("fps", "source"), ("target-fps", 30), ("views", 2), ("total", 3)):
         result = vfx_run("--engine", engine, "--output", tmp_path / "out", f"--{option}", value, path)
         assert result.exit_code == 2, result.output
-        assert f"takes sound at 16000 Hz, to which any file is brought: leave --{option} out" in result.stderr
+        assert (
+            f"takes sound at 16000 Hz, to which every file is resampled: leave --{option} out"
+            in result.stderr
+        )
     rateless = sound_engine(tmp_path / "rateless.onnx", fps=None)
     with pytest.raises(UsageError, match="no sample rate"):
         extract(path, rateless)

@@ -375,7 +375,7 @@ def test_on_the_command_line(tmp_path: Path, video: Path) -> None:
         assert json.loads(str(file["meta"]))["views"]["rows"][4] == [1, 1]
     said = vfx_run(*options, "--views", 4, "--crops", 3, "--dry-run").stderr
     assert "1 video, 4 views of 4 frames, 3 crops of each" in said
-    assert "'x' is no rate, and not source" in vfx_run(*options, "--fps", "x").stderr
+    assert "'x' is neither a frame rate nor 'source'" in vfx_run(*options, "--fps", "x").stderr
     for wrong in (("--crops", 3), ("--keep-views",), ("--offset-sampling",), ("--views", 0)):
         refused = vfx_run(*options, *wrong)
         assert refused.exit_code == 2

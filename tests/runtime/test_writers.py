@@ -425,7 +425,7 @@ def test_slowfast_names_and_contents(tmp_path, claims):
 
 
 def test_slowfast_holds_one_array(tmp_path, claims):
-    with pytest.raises(UsageError, match="holds one array a video, and this run gives rgb, logits"):
+    with pytest.raises(UsageError, match="holds one array per video, and this run gives rgb, logits"):
         open_writer("slowfast", tmp_path / "out", OUTPUTS, fingerprint="", claims=claims, frames=32)
 
 

@@ -109,8 +109,8 @@ def test_an_encoder_elsewhere_is_named(place: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("engine", "text_engine", "texts", "says"),
     [
-        ("small", None, b"\n \n", "no texts in it, expected one a line"),
-        ("small", None, b"a dog\n\xff\xfe", "byte 6 is not UTF-8; expected UTF-8, a line for each text"),
+        ("small", None, b"\n \n", "no texts in it, expected one per line"),
+        ("small", None, b"a dog\n\xff\xfe", "byte 6 is not UTF-8; expected UTF-8, one text per line"),
         ("small", None, None, "No such file or directory"),
         ("small", None, b"dog " * 200, "tokens, at most 75 fit: shorten it"),
         ("tiny", None, b"dog", "no text encoder at {place}/tiny_text.onnx: export it with --text"),
