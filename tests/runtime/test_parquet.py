@@ -271,8 +271,7 @@ def test_ray_data_reads_it(output: Path, claims: Claims, video: Path) -> None:
     writer.finish()
     code = """
 import sys, ray
-quiet = dict(include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
-ray.init(address="local", num_cpus=1, **quiet)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
 rows = ray.data.read_parquet(sys.argv[1]).take_all()
 print(len(rows), rows[0]["video"], len(rows[4]["rgb"]))
 """
