@@ -65,11 +65,12 @@ class _Session:
         self._module.runs.append(self._stream)
 
         def compute() -> None:
-            given = np.ctypeslib.as_array((ctypes.c_uint8 * int(np.prod(shape))).from_address(source))
+            size = int(np.prod(shape)) * np.dtype(kind).itemsize
+            given = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(source))
             names = [output[0] for output in outputs]
             results = self._real.run(names, {name: given.view(kind).reshape(shape)})
-            for (_, _, size, target), result in zip(outputs, results, strict=True):
-                assert result.shape == tuple(size)
+            for (_, _, wanted, target), result in zip(outputs, results, strict=True):
+                assert result.shape == tuple(wanted)
                 ctypes.memmove(target, np.ascontiguousarray(result).ctypes.data, result.nbytes)
 
         self._module.driver.put(self._stream, compute)

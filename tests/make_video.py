@@ -66,8 +66,9 @@ def frame_number(image: Pixels) -> int:
 
 
 def cut_video(path: Path) -> Path:
-    """An H.264 stream of 256x144 that asks to be cut at its left and top, to 240x140."""
-    return make_video(path, width=256, height=144, options={"x264-params": "crop-rect=16,4,0,0:threads=1"})
+    """An H.264 stream of 256x144 that asks to be cut at its left and top, to 192x140."""
+    # FFmpeg cuts at the left by whole multiples of what it aligns rows to.
+    return make_video(path, width=256, height=144, options={"x264-params": "crop-rect=64,4,0,0:threads=1"})
 
 
 def make_video(

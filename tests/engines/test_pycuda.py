@@ -38,8 +38,8 @@ class Pair(ctypes.Structure):
 TYPES: dict[str, tuple[Any, ...]] = {
     "add": (ctypes.c_int, Pair, ctypes.c_longlong),
     **dict.fromkeys(KERNELS.values(), (Surfaces, Geometry, Colour, Taps)),
-    "gather_chunks": (Frames, ctypes.c_longlong, ctypes.c_int, ctypes.c_void_p),
-    "gather_bytes": (Frames, ctypes.c_longlong, ctypes.c_int, ctypes.c_void_p),
+    "gather_chunks": (Frames, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p),
+    "gather_bytes": (Frames, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p),
 }
 
 

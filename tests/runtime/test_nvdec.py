@@ -60,9 +60,9 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Engine:
 def test_pictures_of_another_size_than_the_streams_are_refused(tmp_path: Path) -> None:
     """As a GPU gives them of a stream that is cut at its left; the CPU then decodes it."""
     with PyAvDecoder(cut_video(tmp_path / "v.mp4")) as decoder:
-        assert (decoder.info.height, decoder.info.width) == (140, 240)
-        decoder._check_surface(av.VideoFrame(240, 140, "nv12"))
-        with pytest.raises(VideoError, match="gives pictures of 256x144, not 240x140: decode it on the CPU"):
+        assert (decoder.info.height, decoder.info.width) == (140, 192)
+        decoder._check_surface(av.VideoFrame(192, 140, "nv12"))
+        with pytest.raises(VideoError, match="gives pictures of 256x144, not 192x140: decode it on the CPU"):
             decoder._check_surface(av.VideoFrame(256, 144, "nv12"))
 
 
