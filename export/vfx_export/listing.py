@@ -47,9 +47,9 @@ def print_catalogue(*, as_json: bool) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "\nA window is frames x stride, a step counts from one window to the next; of sound in samples."
+        "\nwindow: frames x stride; step: from one window to the next, in frames (for audio, in samples)"
     )
-    console.print("Sources and addresses of the weights: --list --json. Their licences:")
+    console.print("For sources and addresses of the weights see --list --json. Their licences:")
     for licence, names in by_licence.items():
         console.print(f"  {licence}: {', '.join(names)}", markup=False)
     for row in rows:
