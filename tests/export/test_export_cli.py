@@ -234,7 +234,7 @@ def test_the_list_is_a_table_and_json() -> None:
         (["--model", "clip_rn50", "--vocabulary", "a.gz"], "--vocabulary goes with --text"),
         (["--module", "a.py:b", "--spec", "a.json", "--text"], "it brings its own weights"),
         (["--module", "a.py:b"], "go together"),
-        (["--model", "i3d", "--exact-zeros"], "--exact-zeros: i3d has none"),
+        (["--model", "i3d", "--exact-zeros"], "--exact-zeros: i3d does not have it"),
         (["--model", "raft_sintel", "--resize", "squash"], "raft_sintel has no size to bring frames to"),
         (
             ["--model", "i3d", "--resize", "short:256"],

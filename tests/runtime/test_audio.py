@@ -224,7 +224,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a picture": (lambda d: written(d / "a.mp3", b"\x89PNG\r\n\x1a\n" + bytes(500)), "vfx reads"),
     "no sound": (lambda d: make_video(d / "a.mp4"), "no audio stream, found video"),
     "a GIF": (lambda d: make_video(d / "a.gif", codec="gif"), "no audio stream, found video"),
-    "no samples": (lambda d: constant(d / "a.wav", 0), "holds no sound"),
+    "no samples": (lambda d: constant(d / "a.wav", 0), "is empty"),
     "one sample": (
         lambda d: constant(d / "a.wav", 1),
         "0.000 s of sound, a window of tiny_sound needs 0.100",

@@ -66,7 +66,7 @@ def test_probabilities_are_those_of_the_formula(place: Path) -> None:
     got = judge.probabilities(features)
     np.testing.assert_allclose(got, want, atol=1e-4)
     np.testing.assert_allclose(got.sum(1), 1)
-    with pytest.raises(InputError, match=re.escape("features [2, 5]: expected 24 numbers a row")):
+    with pytest.raises(InputError, match=re.escape("features [2, 5]: expected 24 numbers per row")):
         judge.probabilities(np.zeros((2, 5), np.float32))
 
 
