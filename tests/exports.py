@@ -36,6 +36,11 @@ def heavy(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def heavy_in_ci(*values: Any) -> Any:
+    """The same, where CI runs it but not all that is slow in its file."""
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.ci])
+
+
 class Exports:
     """`exports(name, precision)` is the path of that engine, with its head, of weight seed 0.
 

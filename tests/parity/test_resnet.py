@@ -29,7 +29,7 @@ MATRIX = [
     ("resnet18", "fp16", "openvino"),
     ("resnet18", "fp16", "onnxruntime"),
     ("resnet18", "bf16", "openvino"),
-    ("resnet34", "fp16", "onnxruntime"),
+    heavy("resnet34", "fp16", "onnxruntime"),
     ("resnet50", "fp32", "openvino"),
     ("resnet50", "fp32", "onnxruntime"),
     heavy("resnet101", "bf16", "openvino"),

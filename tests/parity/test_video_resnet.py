@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exports import PYSLOWFAST, Exports, heavy, relative
+from exports import PYSLOWFAST, Exports, heavy, heavy_in_ci, relative
 from parity_kit import kit
 from tolerances import seed_parity
 from vfx_engines import open_engine
@@ -24,14 +24,17 @@ def cropped(side: int) -> Transform:
     return Transform(Resize("short_side", side, side, "bilinear", antialias=False), Crop(side, side))
 
 
-# The cheapest network in every precision and on both backends, at the size that its row has; one with two
-# pathways and one with non-local blocks. The rest, and the size of training, is CI's.
+# Each precision once, at the size that the rows have: on the cheapest network and both backends, on one with
+# non-local blocks, and on one with two pathways.
 QUICK = [
     ("slow_4x16_r50", "fp32", "test256", "openvino"),
     ("slow_4x16_r50", "fp32", "test256", "onnxruntime"),
+    ("i3d_nln_8x8_r50", "fp16", "test256", "onnxruntime"),
+    ("slowfast_4x16_r50", "bf16", "test256", "openvino"),
+]
+IN_CI = [
     ("slow_4x16_r50", "fp16", "test256", "onnxruntime"),
     ("i3d_nln_8x8_r50", "fp32", "test256", "openvino"),
-    ("slowfast_4x16_r50", "bf16", "test256", "openvino"),
 ]
 FULL = [
     (name, precision, case, "openvino")
@@ -40,7 +43,11 @@ FULL = [
     for case in CASES
     if case == "main" or "ssv2" not in name  # of which the kit has one size
 ]
-MATRIX = [*QUICK, *(heavy(*item) for item in FULL if item not in QUICK)]
+MATRIX = [
+    *QUICK,
+    *(heavy_in_ci(*item) for item in IN_CI),
+    *(heavy(*item) for item in FULL if item not in [*QUICK, *IN_CI]),
+]
 
 
 @pytest.mark.parametrize(("name", "precision", "case", "backend"), MATRIX)
