@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 
+from exports import PYSLOWFAST, Exports
 from vfx_runtime.claims import Claims
 
 REQUIRED = set(os.environ.get("VFX_REQUIRE", "").split(",")) - {""}
@@ -34,6 +35,13 @@ def claims(output: Path) -> Iterator[Claims]:
     """Those of this process on it."""
     with Claims(output) as claims:
         yield claims
+
+
+@pytest.fixture(scope="session")
+def pyslowfast(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """Exports of PySlowFast's ResNets and SlowFasts, which several modules ask for."""
+    pytest.importorskip("torch")
+    return Exports(tmp_path_factory.mktemp("pyslowfast"), PYSLOWFAST)
 
 
 @pytest.fixture(scope="session")

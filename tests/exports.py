@@ -12,10 +12,33 @@ import pytest
 
 from parity_kit import kit
 
+PYSLOWFAST = {
+    "c2d_nopool_8x8_r50": "C2D_NOPOOL_8x8_R50",
+    "c2d_8x8_r50": "C2D_8x8_R50",
+    "i3d_8x8_r50": "I3D_8x8_R50",
+    "i3d_nln_8x8_r50": "I3D_NLN_8x8_R50",
+    "slow_4x16_r50": "SLOW_4x16_R50",
+    "slow_8x8_r50": "SLOW_8x8_R50",
+    "slowfast_4x16_r50": "SLOWFAST_4x16_R50",
+    "slowfast_8x8_r50": "SLOWFAST_8x8_R50",
+    "slowfast_8x8_r50_stepwise_multigrid": "SLOWFAST_8x8_R50",
+    "slowfast_16x8_r50_charades": "SLOWFAST_16x8_R50_Charades",
+    "slowfast_16x8_r50_charades_multigrid": "SLOWFAST_16x8_R50_Charades",
+    "slowfast_16x8_r50_ssv2": "SLOWFAST_16x8_R50_SSv2",
+    "slowfast_16x8_r50_ssv2_multigrid": "SLOWFAST_16x8_R50_SSv2",
+    "slowfast_16x8_r101_ava": "SLOWFAST_32x2_R101_50_50_AVA",
+}
+"""PySlowFast's ResNets and SlowFasts, and the kit's folder of each."""
+
 
 def heavy(*values: Any) -> Any:
     """A parameter set that takes long: ``scripts/test -m slow`` runs it."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def heavy_in_ci(*values: Any) -> Any:
+    """The same, where CI runs it but not all that is slow in its file."""
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.ci])
 
 
 class Exports:

@@ -170,5 +170,6 @@ def only_a_cast_takes_bytes(path: Path) -> bool:
     return takers == {"Cast"}
 
 
+@pytest.mark.slow
 def test_slowfast_takes_bytes_through_a_cast_alone(engine: Path) -> None:
     assert only_a_cast_takes_bytes(engine)

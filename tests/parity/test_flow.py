@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 
-from exports import heavy
 from parity_kit import Kit, e2e, kit, video
 from tolerances import FLOW_PIXELS, FLOW_PIXELS_END_TO_END, PARITY, TIMESTAMP_MS
 from vfx_engines import open_engine
@@ -60,12 +59,27 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return export
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_module_gives_the_golden_flow(name: str) -> None:
+    """What the engines below are made of, before an export, which takes a minute."""
+    torch = pytest.importorskip("torch")
+    from vfx_export.catalogue import find
+    from vfx_export.fitting import load_into
+
+    module = find(CASES[name][0]).network(False).eval()
+    state = {key: torch.from_numpy(value.copy()) for key, value in kit(name).checkpoint().items()}
+    load_into(module, state, model=name)
+    with torch.no_grad():
+        got = module(torch.from_numpy(frames(kit(name), "main")))[0].numpy()
+    want = kit(name).pixels["main.flow"]
+    assert relative(got, want) < PARITY["fp32"]
+    assert end_point_error(got, want) < FLOW_PIXELS
+
+
+# tests/export/test_unrolling.py unrolls in each run, tests/export/test_exporting.py has axes with names.
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize(
-    ("name", "case"),
-    # RAFT's export, proof and runs take a minute; tests/export/test_unrolling.py unrolls in each run.
-    [heavy(name, case) if name == "raft" else (name, case) for name in CASES for case in CASES[name][1]],
-)
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in CASES for case in CASES[name][1]])
 def test_exported_engine_gives_the_golden_flow(engines: Any, name: str, case: str, backend: Any) -> None:
     """One file at two sizes: its height and width are named axes."""
     window = frames(kit(name), case)

@@ -17,12 +17,6 @@ from vfx_runtime import Views, extract
 NAME, FRAMES, STRIDE, CROP = "slow_4x16_r50", 4, 16, 256
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    pytest.importorskip("torch")
-    return Exports(tmp_path_factory.mktemp("views"), {NAME: "SLOW_4x16_R50"})
-
-
 def clips(path: Path, views: int) -> Any:
     """Normalised clips, view by view and crop by crop: float32 [views * 3, 4, 256, 256, 3]."""
     import av
@@ -58,19 +52,19 @@ def clips(path: Path, views: int) -> Any:
         heavy("v_ZNVhz7ctTq0.mp4", 10),
     ],
 )
-def test_views_are_pyslowfasts(exports: Exports, name: str, views: int) -> None:
+def test_views_are_pyslowfasts(pyslowfast: Exports, name: str, views: int) -> None:
     import torch
 
     from vfx_export.catalogue import find
 
     module: Any = find(NAME).network(True).eval()
-    module.load_state_dict(exports.state(NAME))
+    module.load_state_dict(pyslowfast.state(NAME))
     module.pixels = torch.nn.Identity()  # the clips are floats that were never rounded
     with torch.no_grad():
         both = [module(part) for part in clips(video(name), views).split(3)]
     want, logits = (torch.cat(parts) for parts in zip(*both, strict=True))
 
-    engine = exports(NAME, "fp32")
+    engine = pyslowfast(NAME, "fp32")
     kept = extract(video(name), engine, views=Views(views, 3, keep=True))
     assert rows_apart(kept.arrays["features"], want.numpy()) < ROUNDED_RESIZE
 

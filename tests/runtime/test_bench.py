@@ -15,7 +15,7 @@ from vfx_runtime.bench import main
 from vfx_runtime.measuring import Cost, cpu_limit, gpu_limit
 from vfx_runtime.report import Report
 
-QUICK = ["--seconds", "0.05", "--rounds", "2"]
+QUICK = ["--seconds", "0.05", "--rounds", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def bench(*arguments: object) -> Result:
 
 
 def test_json_holds_every_stage_of_every_round(engine: Path, video: Path) -> None:
-    result = bench("--engine", engine, video, *QUICK, "--batch", 3, "--batch", 5, "--json")
+    result = bench("--engine", engine, video, *QUICK, "--rounds", 2, "--batch", 3, "--batch", 5, "--json")
 
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

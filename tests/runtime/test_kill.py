@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from exports import heavy_in_ci
 from make_video import make_video
 from run_kit import files_in
 from tiny import tiny_engine
@@ -54,7 +55,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("format", "kills"), [("npz", 20), ("hdf5", 8), ("npy", 4), ("webdataset", 4), ("parquet", 4)]
+    ("format", "kills"),
+    [("npz", 8), ("hdf5", 8), ("npy", 4), ("webdataset", 4), ("parquet", 4), heavy_in_ci("npz", 20)],
 )
 def test_kills_lose_nothing_and_leave_nothing(work: Path, tmp_path: Path, format: str, kills: int) -> None:
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
