@@ -111,7 +111,9 @@ def run_on_ray(
         count = f"{pool.actors} actor{'s' * (pool.actors != 1)}"
         listener.said(f"Ray {ray.__version__}: {count}, each with {each}")
         cores = max(1, math.floor(pool.cpus))
-        task = replace(task, threads=task.threads or cores, workers=task.workers or cores)
+        # Of a served engine its server decides how many.
+        threads = None if any(map(is_address, task.engines)) else cores
+        task = replace(task, threads=task.threads or threads, workers=task.workers or cores)
         size = max(1, min(_CHUNK, math.ceil(len(jobs) / (pool.actors * _CHUNKS_PER_ACTOR))))
         chunks = [list(jobs[start : start + size]) for start in range(0, len(jobs), size)]
         left = {job.name: job for job in jobs}

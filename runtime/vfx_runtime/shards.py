@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from vfx_engines.errors import VfxError
 from vfx_engines.spec import Output
 from vfx_runtime.atomic import input_error, new_parts, output_error, remove
 from vfx_runtime.claims import Claims
@@ -384,18 +385,25 @@ class Shards:
         with self._lock:
             if not anew and not self._may_have_changed():
                 return
-            found: set[Path] = set()
-            for name, number in self._listed():
-                shard = self._output / name
-                known = self._contents.get(shard)
-                same = known is not None and known.whole and self._states[shard][0] == number
-                if same and self._intact.get(shard, True):
-                    # Its name says which bytes it should have, so it is looked at when it is relied on.
-                    found.add(shard)
-                elif (state := _state(shard)) is not None and self._note(shard, state):
-                    found.add(shard)
-            for shard in self._contents.keys() - found:
-                self._forget(shard)
+            try:
+                self._relist()
+            except VfxError:
+                self._looked = None
+                raise
+
+    def _relist(self) -> None:
+        found: set[Path] = set()
+        for name, number in self._listed():
+            shard = self._output / name
+            known = self._contents.get(shard)
+            same = known is not None and known.whole and self._states[shard][0] == number
+            if same and self._intact.get(shard, True):
+                # Its name says which bytes it should have, so it is looked at when it is relied on.
+                found.add(shard)
+            elif (state := _state(shard)) is not None and self._note(shard, state):
+                found.add(shard)
+        for shard in self._contents.keys() - found:
+            self._forget(shard)
 
     def _may_have_changed(self) -> bool:
         """Whether the folder has another time than when it was listed.

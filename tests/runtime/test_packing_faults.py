@@ -119,6 +119,22 @@ def test_a_pack_that_cannot_be_read_keeps_its_name(
     assert not [name for name in files_in(output) if name.endswith(".old")]
 
 
+@pytest.mark.parametrize("format", ["webdataset", "parquet"])
+def test_a_shard_that_cannot_be_read_is_not_passed_over_later(
+    format: str, output: Path, claims: Claims, jobs: list[Job], failing: Callable[..., None]
+) -> None:
+    """It comes while a run goes on; what is in it is known when it can be read, and not before."""
+    writer, other = opened(format, output, claims), opened(format, output, claims)
+    save(other, jobs[0])
+    other.finish()
+    failing(PACKS[format])
+    for job in jobs:
+        with pytest.raises(OutputError, match="Input/output error"):
+            writer.is_done(job)
+    failing()
+    assert [writer.is_done(job) for job in jobs] == [True, False, False]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs that holds what is staged, and not the pack beside it."""
