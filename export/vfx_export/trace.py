@@ -194,7 +194,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without looking for garbage: tracing keeps nearly all it makes, and the search takes 8 to 30% of it."""
+    """Without looking for garbage: tracing keeps nearly all it makes, and the search takes 7 to 29% of it."""
     collecting = gc.isenabled()
     gc.disable()
     try:

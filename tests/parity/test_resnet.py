@@ -55,7 +55,7 @@ def test_exported_engine_gives_the_golden_numbers(
         assert relative(got[ours], golden.pixels[f"main.{theirs}"]) < PARITY[precision]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [heavy("fp32"), "fp16"])
 def test_other_weights_and_sizes_agree_with_torch(exports: Exports, tmp_path: Path, precision: str) -> None:
     import torch
 
