@@ -31,7 +31,7 @@ PAGES = sorted(
 SPEC_PAGE = ROOT / "docs" / "spec.md"
 
 OTHERS_OPTIONS = {
-    *("--index-url", "--extra-index-url"),
+    *("--index-url", "--extra-index-url", "--times"),
     *("--gpus", "--model-repository", "--model-control-mode"),
     *(
         "--job-name",
@@ -45,7 +45,7 @@ OTHERS_OPTIONS = {
         "--wrap",
     ),
 }
-"""Named in the documents, of other people's commands."""
+"""Named in the documents, of other people's commands and of scripts."""
 
 
 def page_id(path: Path) -> str:
