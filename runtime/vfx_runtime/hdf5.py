@@ -71,7 +71,8 @@ class Hdf5Writer:
         self._claims = claims
         self._checked: tuple[tuple[int, int, int], bool] | None = None
         # Now, and not by each video: one that cannot be read ends the run.
-        self._is_intact()
+        if is_file(self._file):
+            self._is_intact()
 
     def paths(self, job: Job) -> list[Path]:
         """The one file of all jobs."""
