@@ -30,7 +30,7 @@ import torch
 from material import RESULTS, engine, real_videos
 
 from vfx_engines import Engine, open_engine
-from vfx_engines.cuda import Cuda
+from vfx_engines.cuda import Argument, Cuda
 from vfx_engines.devices import open_cuda
 from vfx_engines.errors import UsageError, VfxError
 from vfx_engines.nvrtc import compiled
@@ -270,7 +270,7 @@ def gathering(cuda: Cuda, copy: float) -> dict[str, Any]:
         chunks = total % 16 == 0
         kernel = cuda.function(module, "gather_chunks" if chunks else "gather_bytes")
         count = total // 16 if chunks else total
-        launches = []
+        launches: list[list[Argument]] = []
         for window in pool:
             frames = Frames()
             for i, frame in enumerate(window):

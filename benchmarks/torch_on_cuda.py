@@ -58,7 +58,8 @@ class TorchOnCuda:
                     for address, output in zip(targets, spec.outputs, strict=True)
                 ]
             )
-            self._streams.append(torch.cuda.ExternalStream(self._slots.stream(slot)))
+            stream = torch.cuda.ExternalStream(self._slots.stream(slot))  # type: ignore[no-untyped-call]
+            self._streams.append(stream)
         try:
             # The first calls allocate, try out convolutions and compile; from here on threads call.
             for slot in range(SLOTS):
