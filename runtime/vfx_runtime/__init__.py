@@ -1,4 +1,4 @@
-"""The lean runtime: decode, sample, resize, run, write. No torch.
+"""The lean runtime: decode, sample, resize, run the engine, write features. It does not need PyTorch.
 
 from vfx_runtime import extract
 

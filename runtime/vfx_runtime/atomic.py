@@ -1,10 +1,11 @@
 """Files that appear whole or not at all, and the output folder they go to.
 
-A file is written under a hidden name beside its final one, ``.vfx-<hash>.part``, and renamed. The
-name follows from the final name, so whoever holds a video's claim finds what a killed process left.
+A file is written under a hidden name in the folder of its final one, ``.vfx-<hash>.part``, and then renamed.
+The hidden name is derived from the final name, so the next process that claims the video finds, and replaces,
+what a killed process left behind.
 
-Links lead nowhere: one that bears the name of an output or of its part is replaced and never followed, and
-a folder that is a link out of the output folder is refused.
+Symbolic links cannot divert a write: a link with the name of an output or of its part file is replaced, never
+followed, and a folder that is a link out of the output folder is refused.
 """
 
 from __future__ import annotations
@@ -38,13 +39,16 @@ _REASONS = {
 
 
 def output_error(error: OSError, path: Path) -> OutputError:
-    """The one line that says why ``path`` cannot be written, and what to do."""
+    """An error that says in one line why ``path`` cannot be written, and what to do."""
     reason = _REASONS.get(error.errno or 0) or " ".join((error.strerror or str(error)).split())
     return OutputError(f"cannot write {shown(path)}: {reason}")
 
 
 def input_error(error: OSError, path: Path) -> OutputError:
-    """The one line that says that the system cannot read ``path``, which is no damage, and what to do."""
+    """An error that says in one line why an existing ``path`` cannot be read, and what to do.
+
+    For failures of the system; a file that can be read but is damaged is another matter.
+    """
     said = " ".join((error.strerror or str(error)).split())
     return OutputError(
         f"cannot read {shown(path)}: {said}: run again when it can be read, or move it away to have what it "
@@ -53,10 +57,10 @@ def input_error(error: OSError, path: Path) -> OutputError:
 
 
 def prepare_output(output: Path) -> None:
-    """Make the output folder and try that files can be written there.
+    """Create the output folder, and write a temporary file to prove that files can be written there.
 
     Raises:
-        OutputError: it is a file, or cannot be made or written to.
+        OutputError: ``output`` is a file, or the folder cannot be created or written to.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -67,24 +71,27 @@ def prepare_output(output: Path) -> None:
 
 
 def check_folder(output: Path) -> None:
-    """Notice that the output folder vanished: it is not made again, for a disk may have been taken away.
+    """Fail if the output folder has vanished. It is not created again, since its disk may have been removed.
 
     Raises:
-        OutputError: it is gone.
+        OutputError: the folder is gone.
     """
     if not output.is_dir():
         raise OutputError(f"the output folder {shown(output)} is gone: bring it back and run again")
 
 
 def check_page(option: str, path: Path) -> None:
-    """Find out before any work whether a page can be written, so that no video or list is taken for one.
+    """Check the path of an HTML page before any work begins.
+
+    The suffix is required so that a video or a list given by mistake is never overwritten.
 
     Args:
-        option: that named it.
-        path: of the page.
+        option: the option that named the path, for messages.
+        path: where the page is to be written.
 
     Raises:
-        UsageError: it has another suffix than a page, is a folder, or lies in one that does not exist.
+        UsageError: the suffix is not ``.html`` or ``.htm``, the path is a folder, or its folder does not
+            exist.
     """
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         raise UsageError(f"{option} {shown(path)}: expected a file to write whose name ends in .html")
@@ -93,11 +100,12 @@ def check_page(option: str, path: Path) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file at ``path``.
+    """Whether there is a regular file at ``path``.
 
     Raises:
-        OutputError: there can be none: a name is too long, a folder is a file, a file a folder, or a pipe
-            or a device, whose reading might never end.
+        OutputError: no file could be written there: a name is too long, a folder in the path is a file,
+            links form a loop, or ``path`` itself is a folder, a pipe or a device (reading those might
+            never end).
     """
     try:
         mode = path.stat().st_mode
@@ -113,25 +121,29 @@ def is_file(path: Path) -> bool:
 
 
 def part_path(final: Path) -> Path:
-    """Where a file is written before it gets its name: of fixed length, so never too long."""
+    """Where a file is written before it gets its final name. The length is fixed, so it is never too long."""
     digest = hashlib.blake2b(os.fsencode(final.name), digest_size=8).hexdigest()
     return final.with_name(f".vfx-{digest}.part")
 
 
 @contextlib.contextmanager
 def new_files(finals: Sequence[Path], *, exclusive: bool, inside: Path) -> Iterator[list[Path]]:
-    """Empty part files to write; on a clean exit they get their final names in the given order.
+    """Create empty part files to write to; on a clean exit, rename them to their final names, in order.
 
-    Of several files the final ones are removed first: a set is never a mix of old and new. On any
-    failure the part files are removed.
+    If there are several, existing final files are removed first, so that a set never mixes old and new
+    files. On any failure the part files are removed.
 
     Args:
-        finals: final paths; folders are made, but for the output folder.
-        exclusive: nobody else writes these files now. If it may be so, the parts get names of their own.
-        inside: the output folder.
+        finals: final paths. Missing folders below ``inside`` are created.
+        exclusive: whether it is certain that nobody else writes these files now. If not, the part files get
+            unique names.
+        inside: the output folder, which must exist.
+
+    Yields:
+        The paths of the part files, in the order of ``finals``.
 
     Raises:
-        OutputError: for every OSError within, and where the output folder is gone or links lead out of it.
+        OutputError: any OSError inside the block, the output folder is gone, or a link leads out of it.
     """
     with new_parts(finals, exclusive=exclusive, inside=inside) as parts:
         yield parts
@@ -147,7 +159,7 @@ def new_files(finals: Sequence[Path], *, exclusive: bool, inside: Path) -> Itera
 
 @contextlib.contextmanager
 def new_parts(finals: Sequence[Path], *, exclusive: bool, inside: Path) -> Iterator[list[Path]]:
-    """As `new_files`, but whoever writes the parts renames them: to names that follow from their bytes."""
+    """Like `new_files`, but the caller renames the parts, because their names depend on their contents."""
     parts = [part_path(final) for final in finals]
     if not exclusive:
         parts = [part.with_name(f"{part.stem}-{uuid.uuid4().hex}.part") for part in parts]
@@ -164,7 +176,7 @@ def new_parts(finals: Sequence[Path], *, exclusive: bool, inside: Path) -> Itera
 
 
 def remove(paths: Sequence[Path]) -> None:
-    """Remove those files that exist and can be removed."""
+    """Remove files, ignoring those that do not exist or cannot be removed."""
     for path in paths:
         with contextlib.suppress(OSError):
             path.unlink()
@@ -181,17 +193,17 @@ def _check_inside(part: Path, folder: Path) -> None:
 
 
 def _make_folders(folder: Path, inside: Path) -> None:
-    """Those below the output folder, which may vanish at any moment and is then not made again."""
+    """Create the folders below ``inside``, but never ``inside`` itself, which may vanish at any moment."""
     if folder != inside:
         _make_folders(folder.parent, inside)
         folder.mkdir(exist_ok=True)
 
 
 def _create(part: Path, inside: Path) -> None:
-    # Another process may remove a folder that it finds empty, between the two calls.
+    # Another process may remove a folder that it finds empty after we made it and before we use it.
     for attempt in range(5):
         _make_folders(part.parent, inside)
-        # Whatever lies there is taken away, not opened: a link would have its target overwritten.
+        # Whatever is there is removed rather than opened: through a link we would overwrite its target.
         part.unlink(missing_ok=True)
         try:
             os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))

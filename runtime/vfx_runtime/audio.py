@@ -1,4 +1,4 @@
-"""Windows of sound for an engine that takes audio, each with the place that it has in its file."""
+"""Windows of sound for engines that take audio, each with its position in the file."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ Samples = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SoundWindow:
-    """What makes one row."""
+    """The samples that one row of features is computed from."""
 
     samples: Samples
-    """float32 ``[sampling.frames]``, mono at the rate of the engine."""
+    """float32 ``[sampling.frames]`` in [-1, 1], mono, at the engine's sample rate."""
     frame_range: tuple[int, int]
-    """First sample, and one past the last, counted at the rate of the file."""
+    """Number of the first sample, and of the last one plus 1, counted at the file's sample rate."""
     timestamps_ms: tuple[float, float]
-    """When the first one begins, and when the last one ends."""
+    """When the first sample begins and when the last one ends, in milliseconds."""
 
 
 def check_audio(spec: EngineSpec, sampling: Sampling) -> None:
-    """An engine of sound is one that this runtime can feed.
+    """Check that this runtime can feed an audio engine.
 
     Args:
-        spec: of the engine.
-        sampling: of the run.
+        spec: the engine's spec.
+        sampling: the sampling of the run.
 
     Raises:
-        UsageError: it has no whole sample rate, does not take one row of float32 samples, or the run
-            asks for another rate.
+        UsageError: the spec has no integer sample rate, the input is not float32 ``[batch,
+            sampling.frames]``, or the run asks for another rate than the engine's.
     """
     rate = spec.sampling.fps
     if rate is None or rate != int(rate):
@@ -69,18 +69,20 @@ def sound_windows(
     sampling: Sampling,
     progress: Callable[[int, float], None] = lambda samples, share: None,
 ) -> Iterator[SoundWindow]:
-    """The windows of a file's sound. What is held never exceeds a window and a second.
+    """Decode a file's sound and cut it into windows. At most a window and a second of sound are held.
 
     Args:
-        path: of a sound or a video file.
-        spec: of an engine that `check_audio` has passed.
-        sampling: of the run; counts are in samples at the engine's rate.
-        progress: told the samples that were decoded since the last time, and the share that is done.
+        path: a sound or video file.
+        spec: the spec of an engine that `check_audio` accepts.
+        sampling: the sampling of the run; its counts are in samples at the engine's rate.
+        progress: called with the number of samples decoded since the last call, and the share of the file
+            that is done (0 to 1).
 
     Raises:
-        VideoError: the file has no sound, or is damaged, or too short for one window.
+        VideoError: the file has no sound, is damaged, or is too short for one window.
     """
-    # Here, not above: FFmpeg's libraries are time that a command which only prints help need not take.
+    # Imported here because loading FFmpeg's libraries takes time, which a command that only prints its help
+    # should not spend.
     from vfx_runtime.audio_decoder import AudioDecoder
 
     assert sampling.fps is not None
@@ -125,7 +127,7 @@ def _resampled(
 
 
 class _Held:
-    """The samples that windows to come may use."""
+    """The samples that later windows may still need."""
 
     def __init__(self, blank: int) -> None:
         self._blank = np.float32(blank)
@@ -134,7 +136,7 @@ class _Held:
 
     @property
     def end(self) -> int:
-        """Number of the sample that comes next."""
+        """Number of the next sample to be appended."""
         return self._base + len(self._samples)
 
     def append(self, samples: Samples) -> None:
@@ -150,23 +152,23 @@ class _Held:
         return np.where(index < 0, self._blank, taken)
 
     def forget(self, floor: int) -> None:
-        """Drop what lies before sample ``floor``."""
+        """Drop the samples before ``floor``."""
         drop = min(max(0, floor - self._base), len(self._samples))
         self._samples, self._base = self._samples[drop:], self._base + drop
 
 
 class _TimeLine:
-    """When each sample sounds: the file's own time stamps, between which samples follow each other."""
+    """When each sample sounds: by the file's own time stamps, and in between by counting samples."""
 
     def __init__(self, rate: int, target: int) -> None:
         self.rate, self.target = rate, target
         self.end: int | None = None
-        """Samples of the file, once all are decoded."""
+        """Number of samples in the file, once all are decoded."""
         self._firsts: list[int] = []
         self._starts: list[Fraction] = []
 
     def note(self, first: int, start: Fraction) -> None:
-        """Sample ``first`` of the file sounds at ``start``."""
+        """Record that sample ``first`` of the file sounds at ``start`` seconds."""
         if not self._firsts or start != self._starts[-1] + Fraction(first - self._firsts[-1], self.rate):
             self._firsts.append(first)
             self._starts.append(start)
@@ -181,12 +183,15 @@ class _TimeLine:
         )
 
     def forget(self, floor: int) -> None:
-        """Nothing before sample ``floor`` of the engine's rate will be asked for."""
+        """Drop what is known only about samples before ``floor``, counted at the engine's rate."""
         known = max(0, bisect_right(self._firsts, floor * self.rate / self.target) - 1)
         del self._firsts[:known], self._starts[:known]
 
     def _at(self, sample: Fraction, *, ends: bool = False) -> Fraction:
-        """When a point among the file's samples sounds; at a gap, ``ends`` asks for the side before it."""
+        """Seconds at which a position between the file's samples sounds.
+
+        At a gap that is two times: ``ends`` asks for the one before the gap rather than the one after it.
+        """
         before = bisect_right(self._firsts, sample) - 1
         if ends and before > 0 and self._firsts[before] == sample:
             before -= 1

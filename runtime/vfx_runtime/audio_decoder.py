@@ -1,10 +1,12 @@
-"""The sound of a file: mono samples at the file's own rate, with their true times.
+"""Decode the sound of a file: mono samples at the file's own rate, with their true times.
 
-Samples are what ``ffmpeg FILE sound.wav`` writes, 16-bit, and the mean over their channels: so
-published audio features were made. Decoding gives up at the first error, as for pictures. What cannot
-be noticed: damage that leaves a valid bitstream (AAC notices nearly all random damage, MP3 a third, Opus,
-MP2 and plain PCM none; FLAC, WavPack and TrueAudio have checksums), and the missing end of an Ogg file, or
-of an MP3 file without Xing's header: they do not say how long they are.
+The samples are the 16-bit ones that ``ffmpeg FILE sound.wav`` writes, averaged over the channels, because
+published audio features were made that way. Decoding stops at the first error, as it does for pictures.
+
+Two kinds of damage cannot be detected. One leaves a valid bitstream: of random damage, AAC reports nearly
+all, MP3 a third, and Opus, MP2 and plain PCM none (FLAC, WavPack and TrueAudio have checksums). The other is
+the missing end of an Ogg file, or of an MP3 file without a Xing header, since they do not say how long they
+are.
 """
 
 from __future__ import annotations
@@ -36,43 +38,44 @@ from vfx_runtime.video_file import (
 Samples = npt.NDArray[np.float32]
 
 MAX_RATE = 400_000
-"""Highest sample rate that is decoded, in hertz: a header can say any."""
+"""Highest sample rate that is accepted, in hertz. A damaged header can claim any."""
 
 _GAP = Fraction(1, 100)
-"""Seconds by which time stamps may stray from the count of samples. Containers round them to a
-millisecond; a lost packet is 20 or more."""
+"""By how many seconds a time stamp may exceed the count of samples before it is taken for a gap. Containers
+round time stamps to a millisecond; a lost packet is 20 ms or more."""
 
 _PLANES = 8
-"""Channels from which PyAV reads past the end of a planar frame's pointers: an exception, or a crash."""
+"""From this number of channels on, PyAV reads past the end of a planar frame's pointers, which raises an
+exception or crashes."""
 
-# These have checksums, which count only where decoding is told to give up.
+# These codecs have checksums, but FFmpeg fails on a wrong one only if told to.
 _CHECKED = frozenset({"flac", "ac3", "eac3"})
 
-# The header of these says exactly how long they are.
+# The headers of these formats give the exact length.
 _EXACT = frozenset({"aiff", "au", "caf", "flac", "tta", "w64", "wav", "wv"})
 
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """Samples that follow each other without a gap."""
+    """Consecutive samples without a gap."""
 
     samples: Samples
     """Mono, float32 ``[n]`` in [-1, 1]."""
     first: int
-    """Number of the first one, counted from the start of the stream."""
+    """Number of the first sample, counted from the start of the stream."""
     start: Fraction
-    """When it sounds, in seconds from the start of the file, as the ffmpeg tool counts."""
+    """When the first sample sounds, in seconds from the start of the file, counted as the ffmpeg tool does."""
 
 
 class AudioDecoder:
-    """The sound of one file, in the decoder's own portions. One thread may read it.
+    """The sound of one file, in the portions in which the codec delivers it. Not for several threads.
 
     Args:
-        path: the file; never taken for a URL.
+        path: a local file, even if it looks like a URL.
 
     Raises:
-        VideoError: the file is missing, empty, truncated, no regular file, or has no sound that can be
-            decoded.
+        VideoError: the file is missing, empty, truncated or not a regular file, or it has no sound that can
+            be decoded.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -106,21 +109,21 @@ class AudioDecoder:
             self.close()
             raise
         self.count = 0
-        """Samples given so far."""
+        """Number of samples given so far."""
         self._anchor = (0, self._time(self._first) or Fraction(0))
 
     @property
     def duration_seconds(self) -> float | None:
-        """What the file announces; an estimate."""
+        """The duration that the file claims, in seconds; an estimate. None if it claims none."""
         if self._stream.duration is not None:
             return float(self._stream.duration * self._time_base)
         return self._container.duration / 1_000_000 if self._container.duration else None
 
     def __iter__(self) -> Iterator[Sound]:
-        """Decode.
+        """Decode the file from start to end, once.
 
         Raises:
-            VideoError: the sound is damaged here; no more follows.
+            VideoError: the sound is damaged at this point; nothing more follows.
         """
         frame = self._first
         while frame is not None:
@@ -130,7 +133,7 @@ class AudioDecoder:
                     f"{float(self._now()):.2f} s; re-encode it"
                 )
             time = self._time(frame)
-            # Times that run backwards (joined recordings) go on from sample to sample.
+            # Where times run backwards (joined recordings), we keep counting samples instead.
             if time is not None and time > self._now() + _GAP:
                 self._anchor = (self.count, time)
             samples = self._mono(frame)
@@ -188,11 +191,12 @@ class AudioDecoder:
         return made[0]
 
     def _find_origin(self) -> int:
-        """The container's start in ticks, as the ffmpeg tool subtracts it."""
+        """The container's start time in ticks of the stream, which the ffmpeg tool subtracts from all times."""
         micro = Fraction(1, 1_000_000)
         start = (self._container.start_time or 0) * micro
         own = self._stream.start_time
-        # It is rounded to microseconds: where the sound itself comes first, its ticks are exact.
+        # The container's start is rounded to microseconds. If the sound starts first, its own ticks are
+        # exact.
         if own is not None and abs(own * self._time_base - start) <= micro:
             return own
         return int((start / self._time_base + Fraction(1, 2)) // 1)
@@ -201,7 +205,7 @@ class AudioDecoder:
         return None if frame.pts is None else (frame.pts - self._origin) * self._time_base
 
     def _now(self) -> Fraction:
-        """When the next sample sounds, if it follows the last one."""
+        """When the next sample sounds, in seconds, if no gap precedes it."""
         sample, start = self._anchor
         return start + Fraction(self.count - sample, self.rate)
 
@@ -223,7 +227,7 @@ class AudioDecoder:
 
 
 def _as_16_bit(values: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
-    """Samples of FFmpeg's sample format ``kind`` as it converts them to ``s16``, in whatever dtype."""
+    """Convert samples of FFmpeg's format ``kind`` to the range of ``s16``, as FFmpeg does; any dtype."""
     if kind in ("flt", "dbl"):
         rounded: npt.NDArray[Any] = np.rint(np.clip(values, -1, 1) * 32768.0).clip(-32768, 32767)
         return rounded
@@ -235,10 +239,10 @@ def _as_16_bit(values: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
 
 
 def _audio_stream(container: InputContainer, name: str) -> AudioStream:
-    """The stream that players play.
+    """The audio stream that players would choose.
 
     Raises:
-        VideoError: there is none, or no decoder for it.
+        VideoError: there is no audio stream, or no decoder for it.
     """
     stream = container.streams.best("audio")
     if stream is None:

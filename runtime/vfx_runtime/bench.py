@@ -1,4 +1,4 @@
-"""``vfx-bench``: how fast an engine and its stages are here, and how far from the limit."""
+"""``vfx-bench``: how fast an engine and its stages are on this machine, and how close to the limit."""
 
 from __future__ import annotations
 
@@ -185,23 +185,23 @@ def measure(
     rounds: int = 3,
     say: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Measure all stages of an engine on some videos, round after round.
+    """Measure all stages of an extraction, in rounds.
 
     Args:
         file: the engine.
-        videos: decoded, resized, and run end to end.
-        folder: an empty one for scratch files.
-        batches: windows per call to measure the engine with, beside the usual one; empty takes twice and
-            four times that, but of a served engine, whose server allows no more than it says.
-        device: see `vfx_engines.open_engine`, like ``backend`` and ``precision``.
-        backend: what executes the graph.
-        precision: to compute in.
-        fps: of the run, like ``step``.
+        videos: the videos to decode, resize, and extract end to end.
+        folder: an empty folder for scratch files.
+        batches: batch sizes to measure the engine with, in addition to its default one. If empty, also twice
+            and four times the default; not for a served engine, whose server has a largest batch.
+        device: where to run, see `vfx_engines.open_engine`.
+        backend: the library that runs the graph.
+        precision: the precision to compute in.
+        fps: frames per second to convert videos to first; None leaves the choice to the engine's spec.
         step: frames from one window to the next.
-        tail: what becomes of a window that reaches over the end.
-        seconds: for each stage in each round.
-        rounds: of all stages.
-        say: told what is being measured.
+        tail: what to do with a window that reaches beyond the end of the video.
+        seconds: time to measure each stage for, in each round.
+        rounds: number of rounds; each measures all stages.
+        say: called with a line on what is being measured.
 
     Raises:
         VfxError: the engine cannot be opened, or a video fails.
@@ -216,7 +216,7 @@ def measure(
             file, device=device, backend=backend, precision=precision, batch=batch, sizes=sizes
         )
 
-    from vfx_engines.peak import matrix_peak  # OpenVINO: 0.3 s, not paid for --help
+    from vfx_engines.peak import matrix_peak  # imports OpenVINO: 0.3 s, which --help should not take
 
     with opened(None) as engine:
         spec: EngineSpec = engine.spec
@@ -229,7 +229,7 @@ def measure(
         on_gpu = gpu_decoders(engine)
         decoders = [cuda_index(where)] * on_gpu + [None] * workers
         say(f"engine: {engine_label(file) if served else file}, {name}")
-        # One turn beforehand: it warms everything up, and says how long a turn takes.
+        # One pass over the videos first: it warms everything up, and tells how long a pass takes.
         turn = measure_end_to_end(engine, sampling, videos, 1, _fresh(folder, "turn"), on_gpu)
     turns = max(1, math.ceil(seconds / turn.seconds))
     frames = keep_frames(videos)
@@ -271,10 +271,10 @@ def measure(
 
 
 def _one_size(file: Path, videos: Sequence[Path]) -> Sizes:
-    """Of the axes that the engine names: all videos must give the same.
+    """The sizes of the engine's open axes, which must be the same for all videos.
 
     Raises:
-        VfxError: a video cannot be opened, or they give several.
+        VfxError: a video cannot be opened, or the sizes differ.
     """
     groups = list(grouped([Job(video, video.stem) for video in videos], [read_spec(file)]))
     for group in groups:

@@ -1,4 +1,4 @@
-"""The PNG charts of the benchmarks."""
+"""The PNG chart of ``vfx-bench``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _COLOURS = ("#4878a8", "#7fb069", "#d9843b", "#b0b0b0")
 
 
 def check_chart(path: Path) -> None:
-    """Find out before anything is measured whether its chart can be written.
+    """Check before anything is measured that the chart can be written.
 
     Raises:
-        UsageError: matplotlib is not installed, or the folder of ``path`` does not exist.
+        UsageError: matplotlib is not installed, ``path`` does not end in ``.png``, or its folder does not
+            exist.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("a chart needs matplotlib: pip install matplotlib")
@@ -27,14 +28,14 @@ def check_chart(path: Path) -> None:
 def draw_stages(
     path: Path, title: str, rates: Mapping[str, float], limit: float, cpu: Mapping[str, float]
 ) -> None:
-    """Draw the stages of an extraction.
+    """Draw the speed of each stage, and what a window's CPU time is spent on.
 
     Args:
-        path: the ``.png`` to write.
-        title: over both panels.
-        rates: windows per second of each stage.
-        limit: windows per second that the stages allow together.
-        cpu: CPU-seconds of a window, by what they go to.
+        path: the ``.png`` file to write.
+        title: title above both panels.
+        rates: windows per second, for each stage.
+        limit: windows per second that all stages together allow.
+        cpu: CPU-seconds per window, for each part of the work.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Charts as parts of a page: lines as SVG, matrices as a PNG, values for whoever points at them."""
+"""Charts for HTML pages: lines as SVG and matrices as PNG, with the data that a reader can point at."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _CLOCK_STEPS = (60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 _TICKS = 5
 _NO_VALUE = -32768
 _FULL = 10_000
-"""What a cosine of 1 is in the data of a matrix."""
+"""The integer that stands for a cosine of 1 in a matrix's data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """From a value to its place, with what is written along it."""
+    """The range of an axis, and its ticks as (value, label)."""
 
     low: float
     high: float
     ticks: tuple[tuple[float, str], ...]
 
     def at(self, value: float) -> float:
-        """0 to 1."""
+        """Where a value is on the axis: 0 at ``low``, 1 at ``high``."""
         return (value - self.low) / (self.high - self.low)
 
 
 def number_axis(low: float, high: float, count: int = _TICKS) -> Axis:
-    """An axis for numbers, from one round number to another."""
+    """An axis for numbers, extended to round numbers at both ends, in about ``count`` steps."""
     if not (math.isfinite(low) and math.isfinite(high)):
         low, high = 0.0, 1.0
     if high - low <= 1e-9 * max(abs(low), abs(high)):
@@ -49,7 +49,7 @@ def number_axis(low: float, high: float, count: int = _TICKS) -> Axis:
 
 
 def time_axis(start: float, end: float) -> Axis:
-    """An axis for seconds, which begins and ends where they do."""
+    """An axis for seconds that runs exactly from ``start`` to ``end``."""
     if not end > start:
         end = start + 1
     step = _round_step((end - start) / _TICKS)
@@ -60,7 +60,7 @@ def time_axis(start: float, end: float) -> Axis:
 
 
 def clock(seconds: float, step: float = 0.01) -> str:
-    """A time to read: ``4.25 s``, or ``1:02:03`` where a step is a minute and longer."""
+    """Format a time in seconds: as ``4.25 s``, or as ``1:02:03`` if ``step`` is at least a minute."""
     if step < 60:
         return f"{seconds:.{max(0, -math.floor(math.log10(step)))}f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -83,16 +83,16 @@ def line_chart(
     *,
     zero: bool = False,
 ) -> Markup:
-    """A line over time.
+    """A line chart over time.
 
     Args:
         caption: what is drawn.
-        note: its unit, and what more there is to say.
-        x: the axis below.
-        places: of the points on it, in its unit.
-        line: their values; a group's extremes are drawn as a band.
-        labels: what is said of each point.
-        zero: whether the axis begins at 0.
+        note: the unit, and anything else worth saying.
+        x: the horizontal axis.
+        places: horizontal positions of the points, in the axis's unit.
+        line: values of the points. Where a point stands for several rows, their extremes are drawn as a band.
+        labels: the text shown for each point.
+        zero: whether the vertical axis begins at 0.
     """
     values = np.concatenate([line.low, line.high])
     values = values[np.isfinite(values)]
@@ -141,13 +141,13 @@ def line_chart(
 
 
 def matrix_chart(caption: str, note: str, similar: Similarity, labels: Sequence[str]) -> Markup:
-    """A similarity matrix as a picture.
+    """A similarity matrix as an image.
 
     Args:
         caption: what is drawn.
-        note: what more there is to say.
+        note: anything else worth saying.
         similar: the matrix.
-        labels: what is said of each of its rows.
+        labels: the text shown for each of its rows.
     """
     low, high = similar.scale
     count = len(similar.values)
@@ -157,7 +157,7 @@ def matrix_chart(caption: str, note: str, similar: Similarity, labels: Sequence[
     image = tag("img", src=data_uri("image/png", picture), alt=said, width=str(count), height=str(count))
     rows = int(similar.bounds[-1])
     parts: list[object] = []
-    # A tick stands at the middle of its row.
+    # A tick is at the middle of its row, hence the 0.5 below.
     step = max(1, round(number_axis(0, max(rows, 2), 4).ticks[1][0]))
     for row in range(0, rows, step):
         share, label = (row + 0.5) / rows, f"{row:,}"
@@ -209,7 +209,7 @@ def _figure(
 
 
 def _path(xs: Sequence[float], ys: Sequence[float | None]) -> str:
-    """A line with gaps where there is no value."""
+    """An SVG path with gaps where there is no value."""
     found, begin = [], True
     for x, y in zip(xs, ys, strict=True):
         if y is not None:
@@ -234,7 +234,10 @@ def _band(xs: Sequence[float], low: Sequence[float | None], high: Sequence[float
 
 
 def _ramp() -> NDArray[np.uint8]:
-    """255 colours from dark blue over green to light yellow, evenly lighter (Ottosson's Oklab)."""
+    """255 RGB colours, uint8 ``[255, 3]``, from dark blue through green to light yellow.
+
+    Lightness increases evenly (in Ottosson's Oklab).
+    """
     share = np.linspace(0, 1, 255)
     lightness = 0.2 + 0.77 * share
     hue = np.radians(285 - 185 * share)
@@ -261,12 +264,15 @@ def _ramp() -> NDArray[np.uint8]:
 
 
 def png(values: NDArray[np.float64], low: float, high: float) -> bytes:
-    """A picture of numbers, a pixel each; what is no number is transparent.
+    """Draw numbers as a PNG image, one pixel each. Values that are not finite become transparent.
 
     Args:
-        values: ``[height, width]``.
-        low: what gets the darkest colour.
-        high: what gets the lightest.
+        values: float64 ``[height, width]``.
+        low: the value that gets the darkest colour; lower ones get it too.
+        high: the value that gets the lightest colour.
+
+    Returns:
+        The bytes of a PNG file.
     """
     height, width = values.shape
     known = np.isfinite(values)

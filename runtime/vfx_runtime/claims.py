@@ -1,8 +1,8 @@
-"""Claims: how several processes share one list and one output folder without doing a video twice.
+"""Claims let several processes share one list and one output folder without doing a video twice.
 
-A claim is a kernel lock (``fcntl``, POSIX record locks) on one byte of a hidden file in the output
-folder; which byte is a hash of the video's name. The kernel drops the locks of a process that dies,
-so nothing goes stale after ``kill -9``, no clock is involved, and NFS passes the locks on.
+A claim is a kernel lock (``fcntl``, a POSIX record lock) on one byte of a hidden file in the output folder. A
+hash of the video's name says which byte. The kernel drops the locks of a process that dies, so no claim
+outlives a ``kill -9``. No clock is involved, and the locks also work over NFS.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ CLAIMS_FILE = ".vfx-claims"
 
 _HELD = (errno.EACCES, errno.EAGAIN)
 
-# POSIX locks belong to the process and all go when any descriptor of the file is closed: a second
-# set of claims on one folder would silently undo the first.
+# POSIX locks belong to the process, and closing any descriptor of the file drops them all. So a second
+# `Claims` on the same folder in this process would silently undo the first.
 _open_here: set[tuple[int, str]] = set()
 _open_guard = threading.Lock()
 
 
 class Claims:
-    """The claims of this process on the videos of one output folder; a context manager.
+    """This process's claims on the videos of one output folder; a context manager.
 
-    Safe to use from several threads. Two names may share a byte (2**62 of them): within a process
-    both are granted, between processes the second waits for the first to be released.
+    Threads may share it. There are 2**62 bytes, so two names may fall on the same one: one process can hold
+    both claims; for two processes, the second gets its claim after the first releases its own.
+
+    Args:
+        output: the output folder, which must exist.
 
     Raises:
-        UsageError: this process already holds claims on that folder.
+        UsageError: this process already has a `Claims` open on that folder.
     """
 
     def __init__(self, output: Path) -> None:
@@ -51,10 +54,10 @@ class Claims:
         self._guard = threading.Lock()
         self._file = -1
         self.reason: str | None = None
-        """Why there are no claims between processes, in one line; None where they work."""
+        """Why claims do not work between processes here, in one line; None if they do."""
         self.began: int | None = None
-        """When these claims were opened, in nanoseconds by the clock that stamps files of that folder; None
-        where that is not known. Only what is counted depends on it."""
+        """When this object was opened, in nanoseconds, by the clock that stamps the files of that folder;
+        None if unknown. It only decides who is counted as having made a file."""
         with _open_guard:
             if self._key in _open_here:
                 raise UsageError(
@@ -69,7 +72,8 @@ class Claims:
         try:
             self._open()
             with contextlib.suppress(OSError):
-                # By the file server's own clock: its stamps of other files are compared with this one.
+                # The file server's own clock stamps it, so that the times of other files can be compared with
+                # it.
                 os.utime(self._file)
                 self.began = os.fstat(self._file).st_mtime_ns
         except OSError as error:
@@ -78,17 +82,17 @@ class Claims:
                 os.close(self._file)
                 self._file = -1
             if not found:
-                # Useless here; one that was there may serve others.
+                # We made this file for nothing. One that existed before may serve other machines.
                 with contextlib.suppress(OSError):
                     self._path.unlink()
 
     @property
     def active(self) -> bool:
-        """Whether other processes respect these claims; False goes with a ``reason``."""
+        """Whether other processes respect these claims; if not, ``reason`` says why."""
         return self.reason is None
 
     def take(self, name: str) -> bool:
-        """Claim a name; False if this or another process has it. Never waits."""
+        """Claim a name. Returns False if this or another process already has it; never waits."""
         with self._guard:
             if name in self._names:
                 return False
@@ -104,7 +108,7 @@ class Claims:
             return True
 
     def release(self, name: str) -> None:
-        """Give a name back, so that another process may take it."""
+        """Release a name, so that another process may claim it."""
         with self._guard:
             self._names.remove(name)
             byte = _byte(name)
@@ -112,17 +116,17 @@ class Claims:
             if not self._bytes[byte]:
                 del self._bytes[byte]
                 if self._file >= 0:
-                    # Refused only where the file system went away, and the locks with it.
+                    # This fails only if the file system went away, and the locks with it.
                     with contextlib.suppress(OSError):
                         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
 
     def close(self) -> None:
-        """Give all names back; the last process to close removes the file."""
+        """Release all names. The last process to close removes the file."""
         with self._guard:
             if self._file >= 0:
                 with contextlib.suppress(OSError):
-                    # The whole file is granted only when no other process holds any claim. One that
-                    # holds none just now notices the removal at its next take.
+                    # We get a lock on the whole file only if no other process holds any claim. A process that
+                    # holds none at this moment notices the removal at its next `take`.
                     fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if self._current():
                         self._path.unlink()
@@ -141,7 +145,7 @@ class Claims:
 
     def _open(self) -> None:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        # Some file systems grant the opening and refuse the locks.
+        # Some file systems open the file but refuse locks, so try one.
         with contextlib.suppress(BlockingIOError, PermissionError):
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _PROBE)
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _PROBE)
@@ -158,17 +162,17 @@ class Claims:
             else:
                 if self._current():
                     return True
-            # The file was removed by a process that closed: claims now live in a new one.
+            # Another process closed its claims and removed the file, so claims are now in a new one.
             os.close(self._file)
             self._file = -1
             self._open()
             for held in self._bytes:
-                # There are some only if somebody removed the file by hand.
+                # We hold claims at this point only if somebody removed the file by hand.
                 with contextlib.suppress(BlockingIOError, PermissionError):
                     fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, held)
 
     def _current(self) -> bool:
-        """Whether the file that is open is the one that a newcomer would open."""
+        """Whether our open file is still the one that another process would open by name."""
         try:
             mine, named = os.fstat(self._file), self._path.stat()
         except OSError as error:
@@ -178,7 +182,7 @@ class Claims:
         return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
 
     def _give_up(self, error: OSError) -> None:
-        # The file stays open: closing it would free what is held.
+        # The file stays open, since closing it would drop the locks that we hold.
         self.reason = f"{shown(self._path)}: no locks here ({error.strerror})"
 
 
@@ -186,6 +190,6 @@ _PROBE = 2**62
 
 
 def _byte(name: str) -> int:
-    """Offset of a name's byte; below 2**62, so that offset plus length fits every off_t."""
+    """Offset of a name's byte; below 2**62, so that offset plus length fits into a 64-bit off_t."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2

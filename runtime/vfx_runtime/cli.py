@@ -248,7 +248,7 @@ def main(debug: bool, **options: Any) -> None:
     vfx-run --engine i3d.onnx videos.txt
     vfx-run --engine i3d.onnx a.mp4 clips/ list.csv --output features --fps 25 --step 32
     """  # noqa: D301  # click reads the backspace
-    # A job scheduler's TERM leaves the folder as clean as Ctrl-C does.
+    # A SIGTERM from a job scheduler should leave the folder as clean as Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)
     with ends("vfx-run", debug, "interrupted; finished outputs are kept, run it again to go on"):
         failed = run(Options(**options))

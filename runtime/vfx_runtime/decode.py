@@ -1,6 +1,6 @@
-"""What every decoder gives: frames in presentation order, with their true times.
+"""The interface of a decoder: frames in presentation order, with their true times.
 
-`vfx_runtime.pyav_decoder` meets this protocol, on a CPU and on a GPU.
+`vfx_runtime.pyav_decoder` implements it, on CPUs and on GPUs.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What is known of a video before it is decoded."""
+    """What is known about a video before it is decoded."""
 
     width: int
-    """Pixels, as displayed: after `rotation`."""
+    """Pixels as displayed, that is, after `rotation`."""
     height: int
+    """Pixels as displayed."""
     fps: float
-    """Average rate; 0 where the file does not tell."""
+    """Average frame rate; 0 if the file does not tell."""
     frames: int | None
-    """What the file announces, or its duration times its rate; an estimate."""
+    """Number of frames that the file claims, or its duration times its rate; an estimate."""
     duration_seconds: float | None
+    """Duration that the file claims; an estimate."""
     codec: str
     """FFmpeg's name of the codec, such as ``h264``."""
     rotation: int
-    """Degrees (0, 90, 180, 270) that stored pictures are turned counter-clockwise for display."""
+    """Degrees (0, 90, 180, 270) by which stored pictures are rotated counter-clockwise for display."""
     on_gpu: bool
-    """Whether a GPU decodes it, and pictures lie in its memory."""
+    """Whether a GPU decodes the video, so that its pictures are in device memory."""
 
 
 class Frame(Protocol):
@@ -48,19 +50,19 @@ class Frame(Protocol):
 
     @property
     def start(self) -> Fraction:
-        """When it appears, in seconds from the start of the file, as the ffmpeg tool counts."""
+        """When the frame appears, in seconds from the start of the file, counted as the ffmpeg tool does."""
         ...
 
     @property
     def end(self) -> Fraction:
-        """When the next frame appears; for the last frame, when it ends."""
+        """When the next frame appears, in seconds; for the last frame, when it ends."""
         ...
 
     def rgb(self) -> Pixels:
-        """Convert the frame: uint8 [height, width, 3], RGB, 0 to 255.
+        """Convert the frame to RGB: uint8 ``[height, width, 3]``, 0 to 255.
 
-        Nothing is converted until this is called, and each call converts again. Rows may lie further
-        apart than their length. Call it on the thread that reads the decoder.
+        Nothing is converted until this is called, and each call converts again. Rows may be padded (strides
+        larger than a row). Only call it on the thread that reads the decoder.
 
         Raises:
             VideoError: the pixel format cannot be converted.
@@ -68,9 +70,9 @@ class Frame(Protocol):
         ...
 
     def picture(self) -> Picture:
-        """The frame as it was decoded, for a GPU to convert, resize and crop in one pass.
+        """The frame as decoded, for a GPU to convert, resize and crop in one pass.
 
-        What a GPU would not convert as `rgb` does to the bit is given as RGB, converted here.
+        Formats that our GPU code would not convert exactly as `rgb` does are converted to RGB here.
 
         Raises:
             VideoError: the pixel format cannot be converted.
@@ -79,11 +81,11 @@ class Frame(Protocol):
 
 
 class Decoder(Protocol):
-    """The frames of one video, each given once, in presentation order. One thread may read it."""
+    """The frames of one video, each given once, in presentation order. Not for several threads."""
 
     @property
     def info(self) -> VideoInfo:
-        """What is known of the video."""
+        """What is known about the video."""
         ...
 
     def __iter__(self) -> Iterator[Frame]:
@@ -94,20 +96,20 @@ class Decoder(Protocol):
         """The next frame.
 
         Raises:
-            VideoError: the video is damaged here; no more frames follow.
+            VideoError: the video is damaged at this point; no more frames follow.
         """
         ...
 
     def skip_to(self, index: int) -> None:
-        """Go on at the last frame, not after `index`, that can be reached without decoding to it.
+        """Skip to the last frame at or before ``index`` that can be decoded without those before it.
 
-        Where nothing is gained nothing happens: frames before `index` may still follow. Numbers,
-        times and pixels of the frames that follow are the same as without a skip.
+        If that gains nothing, nothing happens, so frames before ``index`` may still follow. Indices, times
+        and pixels of the frames that follow are the same as without a skip.
         """
         ...
 
     def close(self) -> None:
-        """Release the file. Frames already given remain valid."""
+        """Close the file. Frames that were already given remain valid."""
         ...
 
     def __enter__(self) -> Self: ...
