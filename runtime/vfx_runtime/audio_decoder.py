@@ -64,7 +64,7 @@ class Sound:
     first: int
     """Number of the first sample, counted from the start of the stream."""
     start: Fraction
-    """When the first sample sounds, in seconds from the start of the file, counted as the ffmpeg tool does."""
+    """When the first sample sounds, in seconds from the start of the file, as the ffmpeg tool counts."""
 
 
 class AudioDecoder:
@@ -191,7 +191,7 @@ class AudioDecoder:
         return made[0]
 
     def _find_origin(self) -> int:
-        """The container's start time in ticks of the stream, which the ffmpeg tool subtracts from all times."""
+        """The container's start in ticks of the stream, which the ffmpeg tool subtracts from all times."""
         micro = Fraction(1, 1_000_000)
         start = (self._container.start_time or 0) * micro
         own = self._stream.start_time

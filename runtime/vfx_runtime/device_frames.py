@@ -1,4 +1,4 @@
-"""Resized frames in device memory, and the pools that they come from and go back to."""
+"""Resized frames in device memory, and the pools that their memory comes from and returns to."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from vfx_engines.cuda import Cuda
 
 _FRAMES_PER_CHUNK = 32
 _CHUNK_BYTES = 32 << 20
-"""Frames are allocated so many at a time, fewer where they are large."""
+"""Frames are allocated 32 at a time, or fewer if 32 would take more than 32 MiB."""
 
 _SIZES_KEPT = 4
-"""Sizes of frames that memory is kept for. Frames that are cropped while they are made have one size; those
-that are to be cropped later have as many as videos have aspect ratios."""
+"""How many frame sizes memory is kept for. Frames that are cropped as they are resized all have one size;
+frames that are cropped later have a size for each aspect ratio among the videos."""
 
 
 class DeviceFrame:
-    """A frame in device memory, uint8 [height, width, 3]; it goes back to its pool when Python drops this."""
+    """A frame in device memory, uint8 ``[height, width, 3]``, RGB.
+
+    Its memory returns to the pool when Python drops this object.
+    """
 
     __slots__ = ("_free", "address", "height", "width")
 
@@ -30,12 +33,12 @@ class DeviceFrame:
 class DeviceFrames:
     """Pools of device memory for the frames of one stream.
 
-    A frame's memory is used again in the order of the stream, so nothing is waited for. Memory of sizes that
-    have not been seen of late goes back to the device, once all on the stream is done.
+    All work on a frame is queued on that stream, so its memory can be reused in stream order without waiting.
+    Memory of sizes not used lately is freed once the work queued on the stream is done.
 
     Args:
         cuda: the device.
-        stream: that all work on the frames is put on.
+        stream: the stream on which all work on the frames is queued.
     """
 
     def __init__(self, cuda: Cuda, stream: int) -> None:
@@ -43,10 +46,14 @@ class DeviceFrames:
         self._pools: OrderedDict[int, _Pool] = OrderedDict()
 
     def take(self, height: int, width: int) -> DeviceFrame:
-        """A frame whose pixels are still to be made.
+        """Take a frame with undefined pixels.
+
+        Args:
+            height: in pixels.
+            width: in pixels.
 
         Raises:
-            OutOfDeviceMemory: no room for more.
+            OutOfDeviceMemory: the device has no memory left.
         """
         size = padded(height * width * 3)
         pool = self._pools.get(size)
@@ -57,13 +64,13 @@ class DeviceFrames:
         return DeviceFrame(pool.take(), height, width, pool.free)
 
     def close(self) -> None:
-        """Give all memory back; the stream is done with it."""
+        """Free all memory. The stream must be done with it."""
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
 
     def _trim(self) -> None:
-        """Make room for another size. Frames that somebody still holds stay, with all of their size."""
+        """Free the pools not used lately, to make room for one more size. A pool in use stays as a whole."""
         old = [size for size, pool in self._pools.items() if pool.whole]
         old = old[: max(0, len(self._pools) - _SIZES_KEPT + 1)]
         if old:
@@ -73,7 +80,7 @@ class DeviceFrames:
 
 
 class _Pool:
-    """Frames of one size."""
+    """Memory for frames of one size in bytes."""
 
     def __init__(self, cuda: Cuda, size: int) -> None:
         self._cuda, self._size = cuda, size
@@ -83,7 +90,7 @@ class _Pool:
 
     @property
     def whole(self) -> bool:
-        """Whether nobody holds a frame."""
+        """Whether all frames have been returned."""
         return len(self.free) == len(self._chunks) * self._count
 
     def take(self) -> int:
@@ -98,5 +105,5 @@ class _Pool:
 
 
 def padded(size: int) -> int:
-    """The next multiple of what CUDA aligns memory to."""
+    """Round a size in bytes up to a multiple of 256, CUDA's alignment."""
     return -(-size // 256) * 256

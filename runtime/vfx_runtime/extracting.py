@@ -1,4 +1,4 @@
-"""`extract`: from videos to features, in memory or on disk. The command line is made of it."""
+"""`extract`: from videos to features, in memory or on disk. ``vfx-run`` is built from the same parts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from vfx_runtime.writers import Format, Writer, check_names, open_writer
 Tail = Literal["drop", "repeat", "zeros", "loop"]
 Anchor = Literal["start", "centre"]
 Fps = float | Literal["source"]
-"""A rate to bring videos to, or their own, whatever the engine's spec says."""
+"""Frames per second to convert videos to; "source" keeps their own even if the engine's spec has a rate."""
 StrPath = str | os.PathLike[str]
 
 _POLL_SECONDS = 0.2
@@ -45,27 +45,28 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What became of one video of a run."""
+    """The result of one video of a run."""
 
     path: Path
-    """Of the video."""
+    """Path of the video."""
     name: str
-    """Of its output, below the output folder, without suffix."""
+    """Name of its output below the output folder, without suffix."""
     features: Features | None
-    """None for a failure, a video that was done before, and where the run writes to disk."""
+    """The features. None if the video failed, was already done, or its features went to disk only."""
     files: tuple[Path, ...] = ()
-    """What was written, or was there already."""
+    """The files that were written, or that existed already."""
     skipped: bool = False
-    """Whether a finished output was there already."""
+    """Whether a finished output existed already."""
     error: VfxError | None = None
+    """Why the video failed; None if it did not."""
     by_others: bool = False
-    """Of a skipped one: whether another process finished it while this run went on."""
+    """Whether the video was skipped because another process finished it during this run."""
     url: str | None = None
-    """Of a video that is not on this machine; `path` only looks like it then."""
+    """URL of a video that is not on this machine; `path` is then not a usable path."""
 
     @classmethod
     def of(cls, job: Job, features: Features | None = None, **rest: Any) -> Self:
-        """The result of a job; further fields by name."""
+        """The result of a job; further fields are given by name."""
         return cls(job.path, job.name, features, url=job.url, **rest)
 
 
@@ -81,12 +82,23 @@ def run_sampling(
     seed: int | None = None,
     views: Views | None = None,
 ) -> Sampling:
-    """An engine's sampling with what a run may change of it; None keeps the engine's own.
+    """An engine's sampling, with the changes that a run asks for; None keeps the engine's own value.
 
-    With a target fps or views the engine's own ``fps`` gives way: frames are the video's own.
+    A target fps, or views, replaces the engine's own ``fps``: the frames are then the video's own.
+
+    Args:
+        own: the sampling of the engine's spec.
+        fps: see `extract`, like the rest.
+        step: frames from one window to the next.
+        tail: what to do with a window that reaches beyond the video.
+        anchor: whether windows start at their frame or are centred on it.
+        stride: frames from one frame of a window to the next.
+        target_fps: the frame rate that ``stride`` refers to.
+        seed: for the random frames of ``tail`` "loop".
+        views: test-time views instead of windows.
 
     Raises:
-        UsageError: a value out of range, or values that do not go together.
+        UsageError: a value is out of range, or values contradict each other.
     """
     for name, count in (("step", step), ("stride", stride)):
         if count is not None and not (isinstance(count, int) and count > 0):
@@ -141,10 +153,11 @@ def check_frames(
     total: int | None = None,
     views: Views | None = None,
 ) -> None:
-    """Whether a run may choose frames as it asks to; see `run_sampling` for what each may be.
+    """Check that a run's options for choosing frames fit together; `run_sampling` checks each by itself.
 
     Raises:
-        UsageError: ``total`` is below 1 or stands beside another choice, or an engine takes sound.
+        UsageError: ``total`` is below 1 or combined with ``fps`` or ``views``, or frames are to be chosen for
+            an engine that takes sound.
     """
     asked = {"fps": fps, "target-fps": target_fps, "total": total, "views": views}
     given = [name for name, value in asked.items() if value is not None]
@@ -165,9 +178,9 @@ def check_frames(
 
 
 def run_meta(pipeline: Pipeline) -> dict[str, Any]:
-    """What is saved with every video of a run: specs, the samplings in force, versions.
+    """The metadata saved with every video of a run, as plain JSON: specs, samplings as run, versions.
 
-    That of the first engine stands at the top; those of others in ``others``.
+    The first engine's entries are at the top level, those of further engines in the list ``others``.
     """
     parts: list[dict[str, Any]] = [
         {
@@ -186,8 +199,9 @@ def run_meta(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def fingerprint(pipeline: Pipeline) -> str:
-    """Of all that decides a video's features but the video: SHA-256 in hexadecimal."""
-    # Another version of vfx or of a library may differ in the last bits; that is no reason to redo.
+    """SHA-256, in hexadecimal, of everything but the video that determines its features."""
+    # Versions are left out: another version of vfx or of a library may change the last bits of a row, which
+    # is no reason to extract it again.
     parts: list[Any] = [
         [json.loads(engine.spec.to_json()), dataclasses.asdict(sampling), engine.precision]
         for engine, sampling in zip(pipeline.engines, pipeline.samplings, strict=True)
@@ -202,7 +216,7 @@ def fingerprint(pipeline: Pipeline) -> str:
 
 
 def writer_for(pipeline: Pipeline, format: Format, output: Path, claims: Claims) -> Writer:
-    """The writer of a run.
+    """The writer for a run's outputs.
 
     Raises:
         UsageError: see `vfx_runtime.writers.open_writer`.
@@ -218,7 +232,7 @@ def writer_for(pipeline: Pipeline, format: Format, output: Path, claims: Claims)
 
 
 @overload
-def extract(  # type: ignore[overload-overlap]  # a str is a sequence too; the first one is meant
+def extract(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; this overload wins
     videos: StrPath,
     engine: StrPath | Engine | Sequence[StrPath | Engine],
     *,
@@ -286,39 +300,44 @@ def extract(
 
     Args:
         videos: the path or URL of one video; or a sequence of videos, folders, ``.txt`` and ``.csv`` lists.
-        engine: a file made by vfx-export, or an engine that is open and stays so. Several share one decode
-            and give one row each; their windows must lie alike.
+        engine: a file made by vfx-export, the address of a served engine, or an open engine, which stays
+            open. If there are several, each video is decoded once for all of them; their windows must cover
+            the same frames.
         output: folder to write to; None returns the features instead. Finished outputs are verified
             and skipped.
-        fps: bring videos to this frame rate first, by the rule of ffmpeg's fps filter; "source" keeps their
-            own, also where the engine's spec says another.
-        total: bring each video to about so many frames, evenly spread over it, in place of ``fps``.
-        step: frames from one window to the next, if not the engine's own; of sound, samples at the
-            engine's rate.
-        tail: what becomes of a window that reaches over the end, if not what the engine's spec says.
-        anchor: whether window k starts at frame ``k * step`` or is centred on it, if not as the spec says.
-        stride: frames from one frame of a window to the next, if not the engine's own.
-        target_fps: the rate that ``stride`` counts at: windows last as long in videos of any rate. Their
-            frames are the video's own, at positions rounded down.
-        seed: with ``tail`` "loop", draws the frames that fill the last window, as the Decord-based extractor
-            of PySlowFast's features does, and leaves out the windows that it leaves out.
-        views: test-time views of each video in place of windows, see `vfx_runtime.Views`.
-        images: what names of frame images look like, see `vfx_runtime.image_names.Images`: folders of them
-            are then videos, and folders are searched for those.
-        images_fps: frames per second of such a folder.
-        format: of the files in ``output``, see `vfx_runtime.writers.FORMATS`; of one path npz.
-        float16: give and save features in half precision: half the space, 11 bits of mantissa.
+        fps: convert videos to this frame rate first, by the rule of ffmpeg's fps filter; "source" keeps
+            their own, even if the engine's spec has a rate.
+        total: sample about this many frames evenly from each video, instead of using ``fps``.
+        step: frames from one window to the next; for sound, samples at the engine's rate. None: from the
+            engine's spec.
+        tail: what to do with a window that reaches beyond the video: "drop" it, "repeat" the frame at the
+            edge, fill it with blank frames ("zeros"), or "loop" over the window's own frames. None: from the
+            engine's spec.
+        anchor: whether window k starts at frame ``k * step`` ("start") or is centred on it ("centre"). None:
+            from the engine's spec.
+        stride: frames from one frame of a window to the next. None: from the engine's spec.
+        target_fps: the frame rate that ``stride`` refers to, so that windows cover the same time in videos
+            of any frame rate. Their frames are the video's own, at positions rounded down.
+        seed: with ``tail`` "loop", fill the last window with frames drawn at random, as the Decord-based
+            feature extractor for PySlowFast does, and leave out the windows that it leaves out.
+        views: test-time views of each video instead of windows, see `vfx_runtime.Views`.
+        images: pattern of the names of frame images, see `vfx_runtime.image_names.Images`. Folders of such
+            images are then treated as videos, and other folders are searched for them.
+        images_fps: frame rate of such a folder.
+        format: format of the files in ``output``, see `vfx_runtime.writers.FORMATS`; must be npz if
+            ``videos`` is one path.
+        float16: return and save features in half precision: half the space, 11 significant bits.
         device: where to run, see `vfx_engines.open_engine`.
-        precision: to compute in, if not the file's own.
+        precision: the precision to compute in. None: the engine file's own.
 
     Returns:
-        For one path its `Features`. For a sequence an iterator of `Extracted`, in the order in which
-        videos finish; a video that fails is one of them, with its ``error``.
+        For one path, its `Features`. For a sequence, an iterator of `Extracted` in the order in which videos
+        finish; a video that fails is among them, with its ``error``.
 
     Raises:
         VideoError: the one video given cannot be decoded, or is too short for one window.
-        UsageError: nothing to do, or an argument out of range.
-        EngineError: the engine cannot be opened, or failed.
+        UsageError: there is nothing to do, or an argument is out of range.
+        EngineError: the engine cannot be opened, or it failed.
         OutputError: the output folder cannot be written to.
     """
     given = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
@@ -336,7 +355,8 @@ def extract(
         found = [_one_job(given[0], read_as)]
     else:
         paths = [os.fspath(path) for path in given]
-        # A spec is read for folders alone: a file or a list says itself what is meant.
+        # Only a folder needs the spec, to know whether to search for videos or for sound; a file or a list
+        # says which files are meant.
         sound = any(map(os.path.isdir, paths)) and _takes_sound(engines[0])
         found = find_videos(paths, sound=sound, images=read_as)
         check_names(format, found)
@@ -372,7 +392,7 @@ def extract(
 
 
 def _one_job(video: StrPath, images: Images | None) -> Job:
-    """A video whose features are not written; its name is only for messages."""
+    """The job of a video whose features are not written, so that its name matters only in messages."""
     path, text = Path(video), os.fspath(video)
     if images is not None and path.is_dir():
         return Job(path, path.name, images)
@@ -442,7 +462,7 @@ def _extract(
 
 
 def in_memory(jobs: Sequence[Job], pipeline: Pipeline) -> Iterator[Extracted]:
-    """Run jobs and hand their features over."""
+    """Run jobs and yield their features in memory, in the order in which videos finish."""
     meta = run_meta(pipeline)
     for result in pipeline.run(jobs, len(jobs)):
         features = None
@@ -465,26 +485,27 @@ def to_disk(
     keep: bool = False,
     pack: bool = True,
 ) -> Iterator[Extracted]:
-    """Run jobs and write what they give, beside other processes that do the same.
+    """Run jobs and write their features, next to other processes that may do the same.
 
-    A video that another process has claimed is left to it, and looked at again at the end: when
-    this returns, each is finished or has failed.
+    A video that another process has claimed is left to it and checked again at the end. When this returns,
+    every video is finished or has failed.
 
     Args:
-        jobs: what to do; taken one at a time.
-        total: their number, or more: fewer videos than cores are decoded by several threads each.
-        pipeline: its spool folder should be the output folder.
-        writer: of the run's format.
-        claims: on the output folder.
-        waiting: told how many videos are left that other processes work on.
-        ended: called when all are done, before a pack is made of them.
-        packed: told the files of that pack.
-        keep: give the features of what was written too.
-        pack: make the pack that some formats have at the end.
+        jobs: the jobs, which are taken one at a time.
+        total: the number of jobs, or an upper bound. If there are fewer videos than cores, each is decoded by
+            several threads.
+        pipeline: runs the jobs; its spool folder should be the output folder.
+        writer: writes the run's format.
+        claims: the claims on the output folder.
+        waiting: called with the number of videos left, when other processes are working on all of them.
+        ended: called when all jobs are done, before they are packed.
+        packed: called with the files of the pack.
+        keep: also yield the features of the videos that were written.
+        pack: for formats that pack all outputs at the end, whether to do so.
 
     Raises:
         EngineError: the engine failed.
-        OutputError: a pack of all outputs cannot be written; single ones are failures of their video.
+        OutputError: the pack cannot be written. If a single output cannot be written, its video fails.
     """
     meta = run_meta(pipeline)
     left: Iterable[Job] | None = jobs
@@ -520,20 +541,20 @@ def to_disk(
 
 
 class _Desk:
-    """Hands jobs out to the pipeline's workers, each claimed before and released after."""
+    """Hands jobs out to the pipeline's workers, claiming each one before and releasing it afterwards."""
 
     def __init__(self, writer: Writer, claims: Claims, others: set[str]) -> None:
         self._writer, self._claims = writer, claims
         self._others = others
-        """Names that other processes had claimed when this one came to them."""
+        """Names of the jobs that other processes held when we first tried to claim them."""
         self._held: set[str] = set()
         self._settled: list[Extracted] = []
         self.elsewhere: list[Job] = []
-        """Jobs that other processes have claimed."""
+        """Jobs that other processes have claimed, to be tried again."""
         self.seen = 0
 
     def give_out(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """The jobs that are to be done here; workers take them, one at a time."""
+        """The jobs to be done in this process; the workers take them one at a time."""
         for job in jobs:
             self.seen += 1
             if not self._claims.take(job.name):
@@ -561,7 +582,7 @@ class _Desk:
         self._claims.release(job.name)
 
     def settled(self) -> Iterator[Extracted]:
-        """Jobs that needed no work, since the last call."""
+        """Results of the jobs that needed no work, since the last call."""
         while self._settled:
             yield self._settled.pop(0)
 
@@ -574,7 +595,7 @@ class _Desk:
 def _newer(files: Sequence[Path], since: int | None) -> bool:
     try:
         return since is not None and any(file.stat().st_mtime_ns > since for file in files)
-    except OSError:  # packed meanwhile
+    except OSError:  # another process has packed the file meanwhile
         return True
 
 

@@ -1,4 +1,4 @@
-"""The page of one feature file: thumbnails, a section for each output, the engines, the file."""
+"""The HTML page about one feature file: thumbnails, a section per output, the engines, the file."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from vfx_runtime.thumbnails import Thumbnail, encode
 from vfx_runtime.timeline import Timeline
 
 STRIP = 12
-"""Pictures in a strip along the time axis."""
+"""Number of pictures in a strip along the time axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a page is made of."""
+    """The contents of a page."""
 
     name: str
     features: Features
     about_file: Sequence[tuple[str, object]]
-    """Facts of the file and of the video."""
+    """Facts about the file and the video, as (name, value)."""
     thumbnails: Sequence[Thumbnail] = ()
     notes: Sequence[str] = ()
-    """What must not be overlooked."""
+    """Warnings, shown at the top."""
 
 
 def specs_of(meta: object) -> list[EngineSpec]:
-    """The specs of the engines that made a file; those that can be read."""
+    """The specs, from a file's metadata, of the engines that made it. Invalid ones are left out."""
     found = []
     for part in _parts(meta):
         try:
@@ -50,7 +50,7 @@ def specs_of(meta: object) -> list[EngineSpec]:
 
 
 def _parts(meta: object) -> list[dict[str, Any]]:
-    """What ``meta`` says of each engine; it is data of anyone's making."""
+    """The part of ``meta`` about each engine. Nothing is taken for granted: anyone may have made the file."""
     if not isinstance(meta, dict):
         return []
     others = meta.get("others")
@@ -58,12 +58,12 @@ def _parts(meta: object) -> list[dict[str, Any]]:
 
 
 def random_models(specs: Sequence[EngineSpec]) -> list[str]:
-    """Names of the models whose weights, or a part of them, are random."""
+    """Names of the models whose weights are random, entirely or in part."""
     return [spec.model for spec in specs if "random" in spec.weights.file.split(" + ")]
 
 
 def feature_page(shown: Shown) -> str:
-    """The page, as HTML that needs nothing else."""
+    """The page as one self-contained HTML document."""
     features = shown.features
     specs = specs_of(features.meta)
     outputs = {output.name: output for spec in specs for output in spec.outputs}
@@ -226,7 +226,7 @@ def _predictions(array: NDArray[Any], output: Output, times: Timeline) -> Iterat
 
 
 def bar(parts: Sequence[tuple[float, str]]) -> Markup:
-    """Shares of a whole beside each other, each with the class of its colour."""
+    """A horizontal bar of shares of a whole (0 to 1), each with the CSS class that colours it."""
     drawn, x = [], 0.0
     for share, kind in parts:
         width = max(0.0, min(share, 1 - x))
@@ -241,7 +241,7 @@ def _flow(array: NDArray[Any], times: Timeline) -> Iterator[Markup | None]:
     yield _line(
         times, showing.line(showing.motion(array)), "Motion", "mean length of the vectors, pixels", zero=True
     )
-    # In the middle of equal parts, as the frames above are.
+    # The middles of equal parts, like the frames of the video at the top of the page.
     count = min(STRIP, len(array))
     chosen = [int((k + 0.5) * len(array) / count) for k in range(count)]
     lengths = [np.hypot(*array[row].astype(np.float64)) for row in chosen]

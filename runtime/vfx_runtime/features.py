@@ -1,4 +1,4 @@
-"""The features of one video: as the user gets them, and as they grow while the video is processed."""
+"""The features of one video: as the user gets them, and as they are collected during a run."""
 
 from __future__ import annotations
 
@@ -17,32 +17,38 @@ from vfx_engines.spec import Activation, Output
 from vfx_runtime.atomic import output_error
 
 BLOCK_BYTES = 4 << 20
-"""What is held of a column while it is written, and before it goes to a temporary file."""
+"""Bytes of a column held in memory: before they go to a temporary file, and at a time when written."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Features:
-    """What one video gave. Row k of every array belongs to the same window, frame or pair."""
+    """The features of one video. Row k of every array belongs to the same window, frame or pair of frames."""
 
     arrays: dict[str, NDArray[Any]]
-    """One per engine output: ``[rows, *shape]``, float32, or float16 where a run keeps it so."""
+    """One per engine output: ``[rows, *shape]``, float32, or float16 if the run asked for it."""
     frame_range: NDArray[np.int64]
-    """``[rows, 2]``: first frame and one past the last, in the source's own frame numbers."""
+    """``[rows, 2]``: the first frame, and the last frame plus 1, in the source's own frame numbers."""
     timestamps_ms: NDArray[np.float64]
-    """``[rows, 2]``: presentation time of the first frame, and of the end of the last."""
+    """``[rows, 2]``: when the first frame appears and when the last one ends, in milliseconds."""
     fps: float
-    """Frames per second that the windows were laid over."""
+    """Frame rate of the frames that the windows were made of, after any conversion."""
     meta: dict[str, Any]
-    """The engine's spec, versions and settings; plain JSON."""
+    """The engine's spec, versions and settings, as plain JSON."""
 
     def __repr__(self) -> str:
-        """Shapes only: a video may have hundreds of thousands of rows."""
+        """Shapes only, since a video may have hundreds of thousands of rows."""
         arrays = ", ".join(f"{name}: {list(array.shape)}" for name, array in self.arrays.items())
         return f"Features({arrays}; {len(self.frame_range)} rows, {self.fps:g} fps)"
 
 
 class Column:
-    """An array that grows by rows; beyond ``BLOCK_BYTES`` it lives in an unnamed temporary file."""
+    """An array that grows by rows. Beyond ``BLOCK_BYTES`` its rows go to an unnamed temporary file.
+
+    Args:
+        dtype: dtype of the rows, as NumPy writes it.
+        shape: shape of one row.
+        folder: where the temporary file goes; None for the system's folder.
+    """
 
     def __init__(self, dtype: str, shape: tuple[int, ...], folder: Path | None = None) -> None:
         self.dtype = np.dtype(dtype)
@@ -55,10 +61,11 @@ class Column:
         self._in_file = 0
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Add a copy of ``[n, *shape]``, cast to the column's dtype.
+        """Add a copy of ``rows``, ``[n, *shape]``, cast to the column's dtype.
 
         Raises:
-            OutputError: no room for the temporary file.
+            OutputError: the temporary file cannot be written.
+            ValueError: the rows have another shape.
         """
         if rows.shape[1:] != self.shape:
             raise ValueError(f"rows of shape {rows.shape[1:]}, expected {self.shape}")
@@ -71,19 +78,19 @@ class Column:
             self._spill()
 
     def blocks(self) -> Iterator[NDArray[Any]]:
-        """The rows in order, in arrays of about ``BLOCK_BYTES``; valid until the next one."""
+        """The rows in order, as arrays ``[n, *shape]`` of at most about ``BLOCK_BYTES``."""
         size = max(1, BLOCK_BYTES // max(1, self.row_bytes)) * self.row_bytes
         if self._file is not None:
-            # Not mapped: pages of a mapped file count as this process's memory.
+            # The file is read, not mapped, because mapped pages count as memory of this process.
             for start in range(0, self._in_file, size):
                 yield self._rows(os.pread(self._file.fileno(), min(size, self._in_file - start), start))
         if self._tail:
             yield self._rows(bytes(self._tail))
 
     def array(self) -> NDArray[Any]:
-        """All rows, ``[rows, *shape]``; mapped from the temporary file where there is one.
+        """All rows, ``[rows, *shape]``; mapped from the temporary file if there is one.
 
-        The array may be written to and outlives the column.
+        The array is writable and outlives the column.
         """
         if self._file is None:
             return self._rows(self._tail[:])
@@ -93,7 +100,7 @@ class Column:
         return np.asarray(mapped)
 
     def replaced(self, rows: NDArray[Any]) -> Column:
-        """A column of the same kind with other rows; this one is closed."""
+        """Close this column and give one of the same kind that holds ``rows`` instead."""
         other = Column(self.dtype.str, self.shape, self._folder)
         other.append(rows)
         self.close()
@@ -114,8 +121,8 @@ class Column:
     def _spill(self) -> None:
         try:
             if self._file is None:
-                # Beside the output, not in /tmp: that is often memory. It has no name, so that
-                # nothing is left behind by kill -9.
+                # In the output folder rather than in /tmp, which is often kept in memory. It has no name, so
+                # a kill -9 leaves nothing behind.
                 self._file = tempfile.TemporaryFile(  # noqa: SIM115 - close() closes it
                     prefix=".vfx-", dir=self._folder
                 )
@@ -129,12 +136,12 @@ class Column:
 
 
 def column_dtype(output: Output) -> str:
-    """How NumPy writes the dtype that rows of an output are kept in."""
+    """The dtype in which an output's rows are kept, as NumPy writes it."""
     return "<f2" if output.dtype == "float16" else "<f4"
 
 
 def _mean(rows: NDArray[Any], activation: Activation | None) -> NDArray[np.float64]:
-    """The mean of features, or the logits of the mean of probabilities; ``[1, ...]``."""
+    """The mean of features; or, given an activation, the logits of the mean probabilities. ``[1, ...]``."""
     wide = rows.astype(np.float64)
     if activation is None:
         return np.asarray(wide.mean(0, keepdims=True))
@@ -152,8 +159,8 @@ class RowSpool:
     """Collects the rows of one video in order, in bounded memory; a context manager.
 
     Args:
-        outputs: of the engine's spec, with the dtype to keep.
-        folder: where temporary files go: the output folder; None for the system's.
+        outputs: the outputs of the engine's spec, with the dtype to keep rows in.
+        folder: folder for temporary files, normally the output folder; None for the system's.
     """
 
     def __init__(self, outputs: Sequence[Output], folder: Path | None = None) -> None:
@@ -164,7 +171,11 @@ class RowSpool:
 
     @classmethod
     def joined(cls, parts: Sequence[RowSpool]) -> RowSpool:
-        """The rows of several engines as one, which takes them over; ranges and times are the first one's."""
+        """Merge the spools of several engines into the first, whose frame ranges and times are kept.
+
+        Raises:
+            ValueError: the engines gave different numbers of rows.
+        """
         first, *others = parts
         for other in others:
             if other.rows != first.rows:
@@ -186,10 +197,16 @@ class RowSpool:
         frame_range: NDArray[np.int64],
         timestamps_ms: NDArray[np.float64],
     ) -> None:
-        """Add copies of one or more rows: ``[n, *shape]`` per output, and ``[n, 2]`` twice.
+        """Add copies of n rows.
+
+        Args:
+            arrays: for each output, ``[n, *shape]``.
+            frame_range: ``[n, 2]``, see `Features`.
+            timestamps_ms: ``[n, 2]``, milliseconds.
 
         Raises:
-            OutputError: no room for the temporary file.
+            OutputError: a temporary file cannot be written.
+            ValueError: an output is missing or unknown, or the arrays differ in their number of rows.
         """
         if arrays.keys() != self.outputs.keys():
             raise ValueError(f"outputs {list(arrays)}, expected {list(self.outputs)}")
@@ -201,10 +218,10 @@ class RowSpool:
         self.timestamps_ms.append(timestamps_ms)
 
     def average(self) -> None:
-        """Make the rows one, their mean, of all frames from the first of any to the last.
+        """Replace all rows by their mean, whose range runs from the earliest frame of any row to the latest.
 
-        Of logits, the ones whose probabilities are the mean of the rows' probabilities. For few rows: they
-        are read into memory.
+        Logits are replaced by those whose probabilities are the mean of the rows' probabilities. All rows are
+        read into memory, so there should be few.
         """
         for name, column in self.outputs.items():
             self.outputs[name] = column.replaced(_mean(column.array(), self._activations[name]))
@@ -214,7 +231,12 @@ class RowSpool:
             setattr(self, part, column.replaced(np.array([[spans[:, 0].min(), spans[:, 1].max()]])))
 
     def features(self, fps: float, meta: Mapping[str, Any]) -> Features:
-        """All rows as arrays that outlive the spool; long ones are mapped from a temporary file."""
+        """All rows as arrays that outlive the spool; large ones are mapped from a temporary file.
+
+        Args:
+            fps: frame rate of the frames that the windows were made of.
+            meta: metadata of the run.
+        """
         return Features(
             {name: column.array() for name, column in self.outputs.items()},
             self.frame_range.array(),
@@ -224,7 +246,7 @@ class RowSpool:
         )
 
     def close(self) -> None:
-        """Drop the rows and the temporary files."""
+        """Drop the rows and their temporary files."""
         for column in (*self.outputs.values(), self.frame_range, self.timestamps_ms):
             column.close()
 

@@ -1,6 +1,7 @@
-"""Optical flow to look at: direction as hue, length as saturation, one PNG for each pair of frames.
+"""Draw optical flow: direction as hue, length as saturation, one PNG for each pair of frames.
 
-Source of the wheel: Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011, section 4.
+The colour wheel is from Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011, section
+4.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from vfx_engines.errors import OutputError, shown
 
 Pixels = NDArray[np.uint8]
 
-# From red over yellow, green, cyan, blue and magenta back: as many steps as the eye tells apart.
+# (steps, change of RGB): from red through yellow, green, cyan, blue and magenta back to red. The numbers of
+# steps follow how many hues the eye can tell apart.
 _STEPS = (
     (15, (0, 1, 0)),
     (6, (-1, 0, 0)),
@@ -30,7 +32,7 @@ _STEPS = (
 
 @cache
 def _wheel() -> NDArray[np.float64]:
-    """Colours of 55 directions, float64 [55, 3], 0 to 1."""
+    """RGB colours of 55 directions, float64 ``[55, 3]``, 0 to 1."""
     colour = np.array([1.0, 0.0, 0.0])
     colours = []
     for count, change in _STEPS:
@@ -41,14 +43,14 @@ def _wheel() -> NDArray[np.float64]:
 
 
 def flow_picture(flow: NDArray[np.float32], longest: float | None = None) -> Pixels:
-    """A flow field as a picture: white where nothing moves, red to the right, yellow downwards.
+    """Draw a flow field: white where nothing moves, red to the right, yellow downwards.
 
     Args:
-        flow: float32 [2, height, width], pixels to the right and downwards.
-        longest: length in pixels that gets the full colour; None takes the longest of the field.
+        flow: float32 ``[2, height, width]``, pixels to the right and pixels downwards.
+        longest: length in pixels that gets the full colour; None takes the longest vector of the field.
 
     Returns:
-        uint8 [height, width, 3], RGB. Longer vectors, and any that are not finite, are dark.
+        uint8 ``[height, width, 3]``, RGB. Longer vectors, and those that are not finite, are darkened.
     """
     x, y = (np.nan_to_num(part.astype(np.float64), nan=np.inf) for part in flow)
     finite = np.isfinite(x) & np.isfinite(y)
@@ -68,12 +70,17 @@ def flow_picture(flow: NDArray[np.float32], longest: float | None = None) -> Pix
 
 
 def write_flow_pictures(flows: Iterable[NDArray[np.float32]], folder: Path) -> None:
-    """Write ``folder/000000.png`` and so on, a picture for each field.
+    """Write ``folder/000000.png`` and so on, one picture for each flow field.
+
+    Args:
+        flows: each float32 ``[2, height, width]``, see `flow_picture`.
+        folder: created if missing.
 
     Raises:
         OutputError: the folder cannot be written to.
     """
-    # Here, not above: FFmpeg's libraries are time that a command which only prints help need not take.
+    # Imported here because loading FFmpeg's libraries takes time, which a command that only prints its help
+    # should not spend.
     import av
     from av.video.codeccontext import VideoCodecContext
 

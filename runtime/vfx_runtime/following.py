@@ -1,4 +1,4 @@
-"""A run while it goes on: what ``vfx-run`` prints of it, and the files about it."""
+"""Follow a run: what ``vfx-run`` prints about it, and the files that it writes about it."""
 
 from __future__ import annotations
 
@@ -43,20 +43,23 @@ def follow(
     report: Path | None,
     recording: Recording | None,
 ) -> int:
-    """Print what becomes of each video; the number of those that failed.
+    """Run, and print the result of each video.
 
     Args:
-        run: begins the run; it is told who listens.
+        run: starts the run, given the listener to report to.
         failures_file: where failures are listed; removed if there are none.
-        outputs: of all engines.
-        videos: how many the run is of.
-        classes: that rows are judged by, for ``--show-pred``.
+        outputs: the outputs of all engines.
+        videos: the number of videos.
+        classes: for ``--show-pred``, the classes whose probabilities are printed for each row.
         show_flow: folder for pictures of optical flow.
-        report: where a page about the run goes.
-        recording: what that page is made of.
+        report: where to write the HTML page about the run.
+        recording: collects the data for that page.
+
+    Returns:
+        The number of videos that failed.
 
     Raises:
-        VfxError: as the run raises it; or a file cannot be written.
+        VfxError: the run raised it, or a file cannot be written.
     """
     skipped = others = written = 0
     failures: list[Extracted] = []
@@ -69,7 +72,7 @@ def follow(
             stack.enter_context(Recorder(recording, lambda: progress.stats))
             said = recording.said
         results = run(Listener(partial(_say, said), progress.watch, progress.waiting, packed=_print_paths))
-        # Closed here, whatever ends the loop: its end is what ends threads and other processes.
+        # However the loop ends, the generator is closed here, which stops its threads and processes.
         with closing(results), _noted(failures_file, failures):
             for done in results:
                 if recording is not None:
@@ -103,7 +106,7 @@ def follow(
 
 
 def _write_report(path: Path, recording: Recording) -> None:
-    """The page, also of a run that was interrupted or failed."""
+    """Write the page, even if the run was interrupted or failed."""
     from vfx_runtime.run_page import run_page
 
     with new_files([path], exclusive=False, inside=path.parent) as (part,):
@@ -112,12 +115,12 @@ def _write_report(path: Path, recording: Recording) -> None:
 
 @contextmanager
 def _noted(file: Path, failures: list[Extracted]) -> Iterator[None]:
-    """Write the list of failures also where an error ends the run: of the engine, or of a pack."""
+    """Write the list of failures even if an error of the engine or of the pack ends the run."""
     try:
         yield
     except VfxError:
         if failures:
-            # On a full disk there is no room for the list either; each was named when it failed.
+            # If the disk is full, the list does not fit either. Each failure was printed when it happened.
             with suppress(VfxError):
                 _write_failures(file, failures)
         raise
@@ -128,7 +131,7 @@ def _print_paths(files: Iterable[Path]) -> None:
         for file in files:
             click.echo(shown(file))
     except BrokenPipeError:
-        raise  # of a reader that has enough, as head does: click leaves without a word
+        raise  # the reader has enough, as `head` does: click exits silently
     except OSError as error:
         raise output_error(error, Path("standard output")) from None
 
@@ -139,7 +142,7 @@ def _say(said: list[str], line: str) -> None:
 
 
 class _RunProgress(Progress):
-    """One live line: videos, windows per second, time left. Nothing where stderr is no terminal."""
+    """One live line: videos, windows per second, time left. Shown only if stderr is a terminal."""
 
     def __init__(self, videos: int) -> None:
         self._videos = videos
@@ -165,11 +168,11 @@ class _RunProgress(Progress):
         self.stats = stats
 
     def waiting(self, videos: int) -> None:
-        """Say that other processes work on what is left."""
+        """Show that other processes are working on the videos that are left."""
         self._note = f", waiting for {videos} videos of other processes"
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Brings the line up to date; rich calls it ten times a second."""
+        """Update the line; rich calls this ten times a second."""
         stats, seconds = self.stats, max(time.perf_counter() - self._since, 1e-3)
         said = (
             f"{stats.videos + self.skipped}/{self._videos} videos, {stats.windows} windows, "
@@ -191,7 +194,7 @@ def _write_pictures(done: Extracted, outputs: list[Output], folder: Path) -> Non
 
 
 def _write_failures(path: Path, failures: list[Extracted]) -> None:
-    """One JSON object a line, of this run's failures; no file where there are none."""
+    """Write this run's failures, one JSON object per line; without failures, remove the file."""
     if not failures:
         check_folder(path.parent)
         try:
@@ -211,7 +214,7 @@ def _print_summary(
     counts: str, failures_file: str, failures: list[Extracted], stats: Stats, seconds: float
 ) -> None:
     on_gpu = f", {stats.frames_on_gpu} of them decoded on the GPU" if stats.frames_on_gpu else ""
-    # Not a table of rich's, which folds lines where stderr is a file.
+    # Not a rich table, which would wrap lines if stderr is a file.
     for name, said in (
         ("videos", counts),
         ("windows", f"{stats.windows}, {stats.windows / seconds:.2f} per second"),

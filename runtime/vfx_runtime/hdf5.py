@@ -1,13 +1,13 @@
-"""A whole run in one HDF5 file: ``features.h5``, a group per video name.
+"""A whole run in one HDF5 file: ``features.h5``, with a group per video.
 
-While a run goes on each video is an ``.npz`` file in a hidden folder. At the end all of them, and
-the groups of an earlier ``features.h5``, go into a new file that then takes its name: a process
-killed at any moment damages nothing and loses nothing.
+During a run, each video is an ``.npz`` file in a hidden folder. At the end, all of these and the groups of an
+earlier ``features.h5`` are packed into a new file, which then replaces it. So a process that is killed at any
+moment damages and loses nothing.
 
-The HDF5 library crashes the process when it meets a damaged file, or a full disk. So the file holds
-a hash of itself in its user block, which is checked before the library opens it, and the room for a
-new file is reserved before the library fills it. A ``features.h5`` that fails the check is kept as
-``features.h5.old``, and its videos are done again.
+The HDF5 library crashes the process when it meets a damaged file or a full disk. So the file's user block
+holds a hash of the rest, which is checked before the library opens it, and the disk space for a new file is
+reserved before the library fills it. A ``features.h5`` that fails the check is kept as ``features.h5.old``,
+and its videos are extracted again.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ try:
 except ImportError:
     h5py = None
 
-_USER_BLOCK = 512  # the smallest that HDF5 allows; every reader skips it
-_VIDEO_OVERHEAD = 16 << 10  # far more than HDF5 needs for a group and the headers of its arrays
-_PACKING = "\0features.h5"  # no video's name holds a NUL
+_USER_BLOCK = 512  # bytes: the smallest that HDF5 allows; every reader skips it
+_VIDEO_OVERHEAD = 16 << 10  # bytes: far more than HDF5 needs for a group and the headers of its arrays
+_PACKING = "\0features.h5"  # the claim on packing; no video's name contains a NUL
 
 
 class Hdf5Writer:
@@ -57,7 +57,7 @@ class Hdf5Writer:
 
     Raises:
         UsageError: h5py is not installed.
-        OutputError: the hidden folder for parts is a link; ``features.h5`` is there and cannot be read.
+        OutputError: the hidden folder for parts is a link, or ``features.h5`` exists but cannot be read.
     """
 
     def __init__(self, output: Path, outputs: Sequence[Output], fingerprint: str, claims: Claims) -> None:
@@ -70,38 +70,41 @@ class Hdf5Writer:
         self._fingerprint = fingerprint
         self._claims = claims
         self._checked: tuple[tuple[int, int, int], bool] | None = None
-        # Now, and not by each video: one that cannot be read ends the run.
+        # Checked now: if it cannot be read, that should end the run rather than fail every video.
         if is_file(self._file):
             self._is_intact()
 
     def paths(self, job: Job) -> list[Path]:
-        """The one file of all jobs."""
+        """The one file that all jobs share."""
         return [self._file]
 
     def is_done(self, job: Job) -> bool:
-        """Whether the video is staged or packed, undamaged, of this run's settings and this source."""
-        # In this order: packing removes a staged file only once its group is in place.
+        """Whether the video is staged or packed, undamaged, made from this source with this run's settings."""
+        # The order matters: another process that packs removes a staged file only once its group is in place.
         return self._staged.is_done(job) or (is_file(self._file) and self._is_packed(job))
 
     def prepare(self, job: Job) -> None:
-        """Remove what a killed process left of this job, whose claim the caller holds."""
+        """Remove what a killed process left of this job. The caller holds the job's claim."""
         self._staged.prepare(job)
 
     def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
         """Stage the video; it appears in ``features.h5`` at the end of the run.
 
         Raises:
-            OutputError: it cannot be written; nothing is left of it.
+            OutputError: the file cannot be written; nothing of it is left.
         """
         self._staged.write(job, rows, fps, meta)
         return []
 
     def finish(self) -> list[Path]:
-        """Pack what is staged and return ``features.h5``; nothing if another process packed it.
+        """Pack what is staged.
+
+        Returns:
+            ``features.h5``, or nothing if there was nothing to pack, such as after another process packed it.
 
         Raises:
-            OutputError: the file cannot be written, all stays staged; or two videos cannot be in
-                one file, the rest is packed.
+            OutputError: the file cannot be written, in which case everything stays staged; or the names of
+                two videos cannot be in one file, in which case the rest is packed.
         """
         while not self._claims.take(_PACKING):
             time.sleep(0.1)
@@ -150,7 +153,7 @@ class Hdf5Writer:
                 file.seek(0)
                 file.write(seal)
                 file.flush()
-                # The staged files go next: a power cut must not find this one in memory only.
+                # The staged files are removed next, so this one must be on disk in case of a power cut.
                 os.fsync(file.fileno())
         remove([self._staging.path(name) for name in packed])
         return packed
@@ -177,7 +180,7 @@ class Hdf5Writer:
             try:
                 meta = json.loads(group["meta"][()])
             except (ValueError, TypeError, RecursionError):
-                return False  # sealed by somebody else
+                return False  # the hash is right but the contents are not ours
             if not same_run(meta, self._fingerprint, source_of(job)):
                 return False
             columns = column_types(self._outputs)
@@ -187,10 +190,10 @@ class Hdf5Writer:
             )
 
     def _is_intact(self) -> bool:
-        """Whether ``features.h5`` is byte for byte what vfx wrote; read once for each state of it.
+        """Whether ``features.h5`` is byte for byte what vfx wrote. Read again only if the file has changed.
 
         Raises:
-            OutputError: it cannot be read, which says nothing of its bytes.
+            OutputError: the file cannot be read, which does not mean that it is damaged.
         """
         try:
             with self._file.open("rb") as file:
@@ -208,14 +211,14 @@ class Hdf5Writer:
         path = self._staging.path(name)
         try:
             return is_whole(path, self._outputs, self._fingerprint, strict=True)
-        except FileNotFoundError:  # where there are no claims another process packs too
+        except FileNotFoundError:  # without claims, another process may be packing too
             return False
         except OSError as error:
             raise input_error(error, path) from None
 
 
 def _seal(file: IO[bytes]) -> bytes:
-    """The user block of an HDF5 file: a hash of what follows it."""
+    """The user block that a file should have: a hash of all bytes after it."""
     file.seek(_USER_BLOCK)
     digest = hashlib.blake2b(digest_size=32)
     while block := file.read(BLOCK_BYTES):
@@ -229,7 +232,7 @@ def _user_block(file: IO[bytes]) -> bytes:
 
 
 def _reserve(part: Path, size: int) -> None:
-    """Make an empty HDF5 file with room for ``size`` bytes; the library cuts off what it leaves."""
+    """Create an empty HDF5 file with room for ``size`` bytes; HDF5 cuts off what it does not use."""
     with h5py.File(part, "w", locking=False, userblock_size=_USER_BLOCK):
         pass
     if hasattr(os, "posix_fallocate"):
@@ -240,7 +243,7 @@ def _reserve(part: Path, size: int) -> None:
 def _videos(group: Any, above: str = "") -> Iterator[str]:
     """Names of the groups below ``group`` that hold a video, at any depth."""
     for key in group:
-        # Other kinds of links may lead to other files, and vfx makes none.
+        # vfx makes hard links only. Other kinds may lead to other files, so they are ignored.
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):
             continue
         item = group[key]
@@ -264,6 +267,6 @@ def _copy(group: Any, target: Any) -> None:
 
 
 def _inside_array(name: str, videos: set[str], arrays: set[str]) -> bool:
-    """Whether a folder of ``name`` is an array of another video: ``a/rgb/b`` beside ``a``."""
+    """Whether a folder in ``name`` is an array of another video, as in ``a/rgb/b`` next to ``a``."""
     parts = name.split("/")
     return any(parts[i] in arrays and "/".join(parts[:i]) in videos for i in range(1, len(parts)))
