@@ -79,7 +79,7 @@ class Hdf5Writer:
         return [self._file]
 
     def is_done(self, job: Job) -> bool:
-        """Whether the video is staged or packed, undamaged, made from this source with this run's settings."""
+        """Whether the video is staged or packed, undamaged, from this source, by this run's settings."""
         # The order matters: another process that packs removes a staged file only once its group is in place.
         return self._staged.is_done(job) or (is_file(self._file) and self._is_packed(job))
 

@@ -1,8 +1,8 @@
-"""One image file: of which kind it is, whether it is whole, and how it is to be turned.
+"""Check an image file before it is decoded: its kind, whether it is whole, and its orientation.
 
-FFmpeg decodes what is left of a truncated JPEG, so files are checked before they are decoded. PNG has a sum
-for each chunk (rows that its writer left out are not noticed); of JPEG, WebP and BMP, damage that leaves a
-valid bitstream cannot be seen.
+FFmpeg silently decodes what is left of a truncated JPEG, hence these checks. PNG has a checksum for each
+chunk (rows that its writer left out are not noticed). In JPEG, WebP and BMP, damage that leaves a valid
+bitstream cannot be detected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vfx_runtime.picture import UPRIGHT, Orientation
 from vfx_runtime.video_file import regular_file_size
 
 _MAX_BYTES = 2**30
-"""Far more than the largest picture takes: what is larger is no frame, and is not read into memory."""
+"""Far more than the largest picture takes. A larger file is not a frame, and is not read into memory."""
 
 _TURNS = {
     1: UPRIGHT,
@@ -29,30 +29,31 @@ _TURNS = {
     7: Orientation(transpose=True, flip_x=True, flip_y=True),
     8: Orientation(transpose=True, flip_y=True),
 }
-"""By EXIF's tag Orientation (CIPA DC-008, 4.6.5)."""
+"""Orientation for each value of EXIF's Orientation tag (CIPA DC-008, 4.6.5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file that seems whole."""
+    """An image file that passed the checks."""
 
     codec: str
-    """FFmpeg's name: mjpeg, png, webp or bmp."""
+    """FFmpeg's name of the codec: mjpeg, png, webp or bmp."""
     data: bytes
-    """To be decoded; without what does not change the colours, where that may be at fault."""
+    """The bytes to decode. A PNG's ancillary chunks are left out, since FFmpeg refuses a picture for a fault
+    in some of them."""
     turn: Orientation
-    """What EXIF asks for."""
+    """The orientation that EXIF asks for."""
 
 
 def read_image(path: str, name: str) -> ImageFile:
-    """Read a JPEG, PNG, WebP or BMP file, known by its first bytes and not by its suffix.
+    """Read a JPEG, PNG, WebP or BMP file. The kind is told by the first bytes, not by the suffix.
 
     Args:
-        path: of a local file.
-        name: what messages call it.
+        path: a local file.
+        name: the file's name in messages.
 
     Raises:
-        VideoError: it is missing, empty, truncated, damaged, animated, or none of these.
+        VideoError: the file is missing, empty, truncated, damaged, animated, or of another kind.
     """
     size = regular_file_size(path, name)
     if size > _MAX_BYTES:
@@ -80,7 +81,7 @@ def read_image(path: str, name: str) -> ImageFile:
 
 
 class _Flaw(Exception):
-    """What is wrong with a file, and what to do."""
+    """What is wrong with a file, and what to do about it."""
 
 
 def _truncated(found: str) -> _Flaw:
@@ -95,7 +96,7 @@ _ANIMATED = "an animation, expected one picture; give it as a video of its own"
 
 
 def _check_jpeg(data: bytes) -> Orientation:
-    """Follow the segments up to the first scan, and find the end behind it (ITU-T T.81, B.1)."""
+    """Walk the segments up to the first scan, and look for the end marker after it (ITU-T T.81, B.1)."""
     turn, at = UPRIGHT, 2
     while True:
         if data[at : at + 1] != b"\xff":
@@ -117,14 +118,14 @@ def _check_jpeg(data: bytes) -> Orientation:
             turn = _orientation(data[start + 6 : at])
         if marker == b"\xda":
             break
-    # Within a scan the byte FF never stands before another but 00 and the marks of restarts.
+    # Inside a scan, FF is only ever followed by 00 or by a restart marker, so FF D9 can only be the end.
     if data.find(b"\xff\xd9", at) < 0:
         raise _truncated("it has no end mark")
     return turn
 
 
 def _check_png(data: bytes) -> tuple[bytes, Orientation]:
-    """Critical chunks alone are given on: FFmpeg refuses a picture for a fault in its colour profile."""
+    """Check all chunks, and keep the critical ones: FFmpeg refuses a picture for a faulty colour profile."""
     turn, at, critical = UPRIGHT, 8, [data[:8]]
     while True:
         kind, length = data[at + 4 : at + 8], int.from_bytes(data[at : at + 4], "big")
@@ -174,7 +175,7 @@ def _check_bmp(data: bytes) -> None:
 
 
 def _orientation(exif: bytes) -> Orientation:
-    """The tag Orientation of the first directory of a TIFF structure; upright where it says nothing."""
+    """The Orientation tag in the first directory of a TIFF structure; upright if there is none."""
     order: dict[bytes, str] = {b"II*\0": "little", b"MM\0*": "big"}
     if exif[:4] not in order:
         return UPRIGHT

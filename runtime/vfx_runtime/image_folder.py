@@ -1,7 +1,7 @@
-"""A folder of images as a video: the frames of a `Decoder`, each in a file of its own.
+"""A folder of images as a video: a `Decoder` whose frames are files.
 
-Images are decoded when a window asks for them, so sparse windows cost no more than what they use. Each is
-decoded by a decoder of its own: no table or palette of one can get into another.
+An image is decoded only if a window needs it, so sparse windows cost no more than the images they use. Each
+image gets its own decoder, so that no table or palette of one image can affect another.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from vfx_runtime.sampling import rate
 from vfx_runtime.video_file import MAX_PIXELS
 
 _SIXTEEN_BITS = {"gray16be": 1, "ya16be": 2, "rgb48be": 3, "rgba64be": 4}
-"""What a PNG of 16 bits is decoded to, and its channels."""
+"""FFmpeg's formats for 16-bit PNGs, and their number of channels."""
 
 
 class ImageFrame:
-    """A `Frame` that is read from its file when its pixels are asked for, once."""
+    """A `Frame` whose file is read when its pixels are first asked for."""
 
     __slots__ = ("_decoded", "_folder", "end", "index", "start")
 
@@ -51,16 +51,16 @@ class ImageFrame:
         self._decoded = decoded
 
     def rgb(self) -> Pixels:
-        """Convert the frame: uint8 [height, width, 3], see `Frame.rgb`.
+        """Convert the frame to RGB: uint8 ``[height, width, 3]``, see `Frame.rgb`.
 
         Raises:
-            VideoError: the image is missing, damaged, or of another size than the first.
+            VideoError: the image is missing, damaged, or differs in size from the first one.
         """
         picture, turn = self._read()
         return self._folder.to_rgb(picture, turn, self.index)
 
     def picture(self) -> Picture:
-        """The frame as it was decoded, see `Frame.picture`.
+        """The frame as decoded, see `Frame.picture`.
 
         Raises:
             VideoError: see `rgb`.
@@ -75,18 +75,19 @@ class ImageFrame:
 
 
 class ImageFolder:
-    """A `Decoder` of the images in a folder, in the order of their names.
+    """A `Decoder` for the images in a folder, in the order of their names.
 
-    A frame's `index` counts from 0, whatever the number in its name. JPEG, PNG, WebP and BMP; what is
-    transparent keeps its colour, of 16 bits the upper 8 count, and what EXIF says of turns is done.
+    A frame's ``index`` counts from 0, whatever the number in its name. Images may be JPEG, PNG, WebP or BMP.
+    Transparency is ignored (the colour counts), of 16 bits the upper 8 are used, and EXIF's orientation is
+    applied.
 
     Args:
-        path: of the folder.
-        images: which files, and how many a second.
+        path: the folder.
+        images: which files are frames, and at which rate.
 
     Raises:
-        VideoError: no such folder, no frame in it, a number without a file, or a first image that cannot
-            be decoded.
+        VideoError: there is no such folder, it holds no frames, a number has no file, or the first image
+            cannot be decoded.
     """
 
     def __init__(self, path: str | os.PathLike[str], images: Images) -> None:
@@ -111,10 +112,10 @@ class ImageFolder:
         return self
 
     def __next__(self) -> ImageFrame:
-        """The next frame, not read yet.
+        """The next frame, whose file is not read yet.
 
         Raises:
-            VideoError: at the end, if the folder now holds other images than at the start.
+            VideoError: at the end, if the folder no longer holds the images that it held at the start.
         """
         index = self._next
         if index == len(self._names):
@@ -126,11 +127,11 @@ class ImageFolder:
         return ImageFrame(self, index, index / self._rate, (index + 1) / self._rate, decoded)
 
     def skip_to(self, index: int) -> None:
-        """Go on at `index`: any image is reached without those before it."""
+        """Skip to frame ``index``, since any image can be decoded without those before it."""
         self._next = max(self._next, min(index, len(self._names) - 1))
 
     def close(self) -> None:
-        """Nothing is open between frames."""
+        """Do nothing: no file is open between frames."""
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +140,7 @@ class ImageFolder:
         self.close()
 
     def read(self, index: int) -> tuple[VideoFrame, Orientation]:
-        """The decoded image of a frame, and how it is to be turned.
+        """The decoded image of a frame, and its orientation.
 
         Raises:
             VideoError: see `ImageFrame.rgb`.
@@ -158,7 +159,7 @@ class ImageFolder:
         return picture, image.turn
 
     def to_rgb(self, picture: VideoFrame, turn: Orientation, index: int) -> Pixels:
-        """See `ImageFrame.rgb`."""
+        """Convert a decoded image to RGB, see `ImageFrame.rgb`."""
         if (channels := _SIXTEEN_BITS.get(picture.format.name)) is not None:
             return displayed(_upper_bytes(picture, channels), turn)
         return to_rgb(self._reformatter, picture, turn, self._name(index))
@@ -176,7 +177,7 @@ class ImageFolder:
 
 
 def _upper_bytes(picture: VideoFrame, channels: int) -> Pixels:
-    """RGB of 16 bits in 8, as OpenCV and Pillow take them; FFmpeg would round, and grey by a detour."""
+    """Take the upper 8 of 16 bits, as OpenCV and Pillow do; FFmpeg would round, and take a detour for grey."""
     plane = picture.planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(picture.height, plane.line_size)
     pixels = rows[:, : picture.width * channels * 2].reshape(picture.height, picture.width, channels, 2)

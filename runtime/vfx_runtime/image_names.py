@@ -27,18 +27,19 @@ _DIGITS = re.compile("([0-9]+)")
 class Images:
     """How a folder of images is read as a video.
 
-    ``pattern`` is what the names of its files look like: with one number in it, as printf
-    (``frame_%06d.jpg``) or Python (``frame_{:010d}.jpg``) would write it, or a glob (``*.jpg``). By
-    a number, files are ordered and none may be missing. A glob takes what is there; its order is
-    natural, ``a2.jpg`` before ``a10.jpg``. Capitals count, and hidden files never fit.
+    ``pattern`` describes the file names. It has either one number in it, written as for printf
+    (``frame_%06d.jpg``) or for Python (``frame_{:010d}.jpg``), or it is a glob (``*.jpg``). With a number,
+    files are ordered by it and none may be missing. A glob takes the files that are there, in natural order:
+    ``a2.jpg`` before ``a10.jpg``. Matching is case-sensitive, and hidden files never match.
 
     Raises:
-        UsageError: no such pattern, or a rate out of range.
+        UsageError: the pattern is invalid, or the rate is out of range.
     """
 
     pattern: str
+    """Pattern of the file names, without folders."""
     fps: float = DEFAULT_FPS
-    """Frames per second, which images do not tell."""
+    """Frames per second (above 0, below 10000), which images themselves do not tell."""
 
     def __post_init__(self) -> None:
         _rule(self.pattern)
@@ -47,28 +48,28 @@ class Images:
         rate(self.fps)
 
     def fits(self, name: str) -> bool:
-        """Whether a file of this name is a frame."""
+        """Whether a file with this name is a frame."""
         return not name.startswith(".") and _rule(self.pattern).number(name) is not None
 
     def frames(self, folder: str) -> Sequence[str]:
-        """Names of the frames in a folder, in order.
+        """The names of the frames in a folder, in order.
 
-        Equal sequences are of the same names. Numbered ones take no memory for each frame.
+        Two such sequences are equal if they have the same names. Numbered ones take no memory per frame.
 
         Raises:
-            VideoError: no such folder, no file in it that fits, or a number without a file.
+            VideoError: there is no such folder, no file in it matches, or a number has no file.
         """
         return _rule(self.pattern).ordered(folder, self)
 
 
 def folder_bytes(folder: str, images: Images) -> int | None:
-    """Bytes of all frames in a folder together; None where there is no such folder."""
+    """Size in bytes of all frames in a folder together; None if there is no such folder."""
     total = 0
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if images.fits(entry.name):
-                    # What cannot be looked at counts nothing: it was no part of a finished output.
+                    # A file without a readable status counts 0: no output was finished with it.
                     with suppress(OSError):
                         total += 0 if leads_to_folder(entry) else entry.stat().st_size
     except (OSError, ValueError):
@@ -78,7 +79,7 @@ def folder_bytes(folder: str, images: Images) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Numbered(Sequence[str]):
-    """The names of consecutive numbers."""
+    """File names with consecutive numbers."""
 
     rule: _NumberRule
     first: int
@@ -111,7 +112,7 @@ class _NumberRule:
         digits = name.removeprefix(self.before).removesuffix(self.after)
         if not digits.isascii() or not digits.isdigit():
             return None
-        # As the pattern would write it: else two files could bear one number.
+        # The name must be what the pattern gives, or two files could have the same number (1.jpg and 01.jpg).
         number = int(digits)
         return number if self.name(number) == name else None
 
@@ -193,14 +194,14 @@ def _is_printf(pattern: str) -> bool:
 
 
 def _natural(name: str) -> tuple[list[Any], str]:
-    """Numbers in a name count as numbers; names that then are equal go by their letters."""
+    """Sort key that compares numbers in names as numbers, and names that are then equal as text."""
     parts: list[Any] = _DIGITS.split(name)
     parts[1::2] = map(int, parts[1::2])
     return parts, name
 
 
 def leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or leads to one; a link that leads in a circle does not."""
+    """Whether an entry is a folder or a link to one. A link in a loop of links is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -208,7 +209,7 @@ def leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _files(folder: str) -> Iterator[str]:
-    """Names of all that is no folder: what is no file, or a link to nothing, is noticed when it is read."""
+    """Names of all entries but folders. A pipe, or a link to nothing, is noticed when it is read."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

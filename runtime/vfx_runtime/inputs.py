@@ -1,17 +1,16 @@
-"""Which videos a run works on, and the name of each one's output.
+"""Find the videos of a run, and name the output of each.
 
-A video's name is its path below its root, without suffix, with forward slashes. The root is the
-list's folder for a listed path, the folder itself for a folder, the file's own folder for a file;
-``root`` sets one for all. So names do not depend on what else is in a list: adding a line never
-renames the output of another. A folder of frame images has the path of the folder as its name, or
-the folder's own name if it was given itself.
+A video's name is its path below its root, without suffix and with forward slashes. The root is the list's
+folder for a listed path, the folder itself for a folder, and the file's own folder for a file; ``root`` sets
+one root for all. So a name never depends on what else is in a list: adding a line does not rename another
+output. A folder of frame images is named by the folder's path, or by its own name if it was given directly.
 
-A listed path outside the list's folder has no folder in its name, like a file given directly: what
-it writes stays inside the output folder. Two such files of one name are refused with a hint at
+A listed path outside the list's folder is named without any folder, like a file given directly, so its output
+stays inside the output folder. If two such files have the same name, the run is refused with a hint at
 ``--root``.
 
-All of them may be URLs that fsspec can read, ``s3://bucket/clips``: a video, a folder, a list, a line of a
-list. The same rules hold for their names.
+A video, a folder, a list, and a line of a list may each be a URL that fsspec can read, such as
+``s3://bucket/clips``. The same naming rules apply.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ MEDIA_SUFFIXES = frozenset(
         *("wmv", "y4m"),
     )
 )
-"""Suffixes, in lower case, of the files that a folder is searched for."""
+"""Suffixes, in lower case, that a folder is searched for."""
 
 SOUND_SUFFIXES = frozenset(
     f".{name}"
@@ -49,14 +48,14 @@ SOUND_SUFFIXES = frozenset(
         *("mp2", "mp3", "oga", "ogg", "opus", "tta", "w64", "wav", "wma", "wv"),
     )
 )
-"""The same, of files of sound alone: searched for where an engine takes audio."""
+"""Suffixes of audio files, in lower case, which a folder is also searched for if the engine takes audio."""
 
 LIST_SUFFIXES = frozenset({".txt", ".csv"})
 _LONGEST_PATH = 4096
-"""PATH_MAX of Linux. Following the links of one without end would have no end either."""
+"""Linux's PATH_MAX, in characters. Resolving the links of an endless line would take endlessly long."""
 
 CSV_COLUMNS = ("video", "path", "video_path")
-"""Header cells that name the column of paths, best first."""
+"""Header cells that mark the column of paths; the first that is found counts."""
 
 
 def find_videos(
@@ -66,32 +65,32 @@ def find_videos(
     sound: bool = False,
     images: Images | None = None,
 ) -> list[Job]:
-    """The videos that files, folders and lists name, in that order, each once.
+    """The videos that files, folders and lists stand for, in the order given, each once.
 
-    * A folder is searched recursively for ``MEDIA_SUFFIXES``, sorted by path. Hidden files and
-      folders are skipped, links are followed, a link back to a parent folder is not.
-    * A ``.txt`` list holds one path a line, relative to the list. Empty lines are ignored; so is
-      a line that starts with ``#``, unless there is a file of that name. Space around a path is
-      part of it if such a file exists.
-    * A path in a list may lack its suffix, as in slowfast_feature_extractor's ``video_list.csv``: it
-      stands for the one video beside it that bears this name.
-    * A ``.csv`` list holds paths in its first column, or in the column that a header calls
-      ``video``, ``path`` or ``video_path``.
-    * Anything else is a video, whatever its suffix: the decoder judges it. A listed file, or a
-      file with a media suffix, may be missing: it is a job of its own that fails later.
-    * A URL is a list or a video if its suffix says so, else a folder, searched in the same way. A path in a
-      list behind a URL is relative to that list, unless it is a URL itself.
+    * A folder is searched recursively for ``MEDIA_SUFFIXES``; its videos are sorted by path. Hidden files and
+      folders are skipped. Links are followed, except a link back to a parent folder.
+    * A ``.txt`` list has one path per line, relative to the list. Empty lines are ignored, and so is a line
+      that starts with ``#`` unless a file of that name exists. White space around a path belongs to it only
+      if such a file exists.
+    * A path in a list may omit its suffix, as in slowfast_feature_extractor's ``video_list.csv``. It then
+      stands for the one video of that name in its folder.
+    * A ``.csv`` list has paths in its first column, or in the column that the header calls ``video``,
+      ``path`` or ``video_path``.
+    * Anything else is taken for a video, whatever its suffix; the decoder decides whether it is one. A listed
+      file, or a file with a media suffix, may be missing: it becomes a job that fails later.
+    * A URL is a list or a video if its suffix says so, otherwise a folder, which is searched in the same way.
+      A path in a list at a URL is relative to that list, unless it is a URL itself.
 
     Args:
         arguments: what the user gave.
-        root: the folder below which names start; None for the rule above.
-        sound: search folders for ``SOUND_SUFFIXES`` too.
-        images: search folders for folders that hold such images, instead of files. A listed folder is
-            then a video too.
+        root: the folder below which all names start; None for the rule of this module.
+        sound: also search folders for ``SOUND_SUFFIXES``.
+        images: search folders for folders of such images instead of files. A listed folder is then a video
+            too.
 
     Raises:
-        UsageError: nothing to do, a list or folder that cannot be read, a path that is not below
-            ``root``, two videos that would write one file, or that a path without suffix stands for.
+        UsageError: there is nothing to do, a list or folder cannot be read, a path is not below ``root``,
+            two videos would write the same file, or a path without suffix fits several files.
     """
     suffixes = MEDIA_SUFFIXES | SOUND_SUFFIXES if sound else MEDIA_SUFFIXES
     jobs: list[Job] = []
@@ -120,7 +119,7 @@ def find_videos(
 def _expand(
     argument: str, suffixes: frozenset[str], images: Images | None
 ) -> tuple[str, Iterable[tuple[str, bool]]]:
-    """The root of what one argument stands for; the absolute paths of its videos, and which are folders."""
+    """The root of one argument, and the absolute paths of its videos, each with whether it is a folder."""
     if not argument:
         raise UsageError("an input is the empty text; expected a video, a folder or a list")
     if remote.is_url(argument):
@@ -158,10 +157,10 @@ def _expand_url(url: str, suffixes: frozenset[str]) -> tuple[str, Iterable[tuple
 
 
 def _checked_url(url: str) -> str:
-    """A URL without what a web address may have after its path.
+    """A URL, without the query or fragment that a web address may have.
 
     Raises:
-        UsageError: it leads through ``..``, or chains file systems.
+        UsageError: it goes through ``..``, or chains fsspec's file systems with ``::``.
     """
     bare = re.split(r"[?#]", url, maxsplit=1)[0] if url.startswith(("http://", "https://")) else url
     if ".." in bare.split("/") or "::" in bare:
@@ -178,36 +177,36 @@ def _absolute(path: str, folder: str) -> str:
         return remote.joined(folder, path)
     joined = os.path.join(folder, path)
     if ".." in path:
-        # Textually, link/../x is x; for the kernel it lies beside what the link points to.
+        # As text, link/../x is x. For the kernel, it is next to what the link points to.
         parent, last = os.path.split(joined.rstrip("/"))
         joined = _real(joined) if last == ".." else os.path.join(_real(parent), last)
-    # normpath keeps a leading "//", which POSIX leaves open and Linux reads as "/".
+    # normpath keeps a leading "//", whose meaning POSIX leaves open; for Linux it is "/".
     normal = os.path.normpath(joined)
     return normal[1:] if normal.startswith("//") else normal
 
 
-# The lines of a list share few folders, and resolving one takes a system call per component.
+# The lines of a list share a few folders, and resolving a path takes a system call per component.
 _real = lru_cache(maxsize=4096)(os.path.realpath)
 
 
 def _root(root: Path) -> str:
     text = os.fspath(root)
-    # A Path has one slash where a URL has two.
+    # Path turns the two slashes of a URL into one.
     url = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?=[^/])", r"\1://", text)
     return url if remote.is_url(url) else os.path.abspath(root)
 
 
 def _prefixes(root: str) -> tuple[str, ...]:
-    """What a path below ``root`` begins with: as given, and with links resolved."""
+    """The prefixes of paths below ``root``: as given, and with links resolved."""
     if remote.is_url(root):
         return (root.rstrip("/") + "/",)
     return tuple(os.path.join(folder, "") for folder in dict.fromkeys((root, _real(root))))
 
 
 def _name(path: str, prefixes: tuple[str, ...], *, strict: bool, whole: bool) -> str:
-    """Path below the root, without suffix unless ``whole``.
+    """The path below the root, without its suffix unless ``whole``.
 
-    Outside of the root the last part alone, or an error if ``strict``.
+    For a path outside the root, only the last part; or an error if ``strict``.
     """
     if remote.is_url(path):
         path = _checked_url(path)
@@ -245,7 +244,7 @@ def _search(top: str, suffixes: frozenset[str]) -> list[str]:
         entry.path
         for _, entry in _walk(top)
         if os.path.splitext(entry.name)[1].lower() in suffixes
-        # A dangling link is a video that is missing: it is reported, not passed over.
+        # A dangling link counts as a missing video, so that it is reported rather than skipped.
         and (entry.is_symlink() or entry.is_file())
     ]
     if not found:
@@ -275,8 +274,8 @@ def _search_images(top: str, images: Images) -> list[str]:
 
 
 def _walk(top: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """All that is no folder and not hidden in a folder and those below it, with the folder it lies in."""
-    # A folder travels with the identities of those above it, so that a loop of links ends.
+    """All entries below a folder but folders and hidden entries, each with the folder that it is in."""
+    # Each folder carries the identities of the folders above it, so that a loop of links ends.
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
     while folders:
         folder, above = folders.pop()
@@ -301,7 +300,7 @@ def _walk(top: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
 def _listed(
     argument: str, path: str, suffix: str, suffixes: frozenset[str], images: Images | None
 ) -> Iterator[tuple[str, bool]]:
-    """Absolute path of each video in a list, and whether it is a folder of images."""
+    """The absolute path of each video in a list, and whether it is a folder of images."""
     text, folder = _read_text(argument), os.path.dirname(path)
     number = 0
 
@@ -329,7 +328,8 @@ def _listed(
                 f"{where}: {shown(line)} is a folder; expected a video "
                 "file, give folders on the command line, and folders of frames with --images PATTERN"
             )
-        # Among folders of images, what is missing is a folder: no file beside it stands in for it.
+        # If folders of images are expected, a missing path is a missing folder: no video file of that name
+        # may stand in for it.
         whole = images is not None or remote.is_url(video)
         yield (video if whole else _with_suffix(video, suffixes, where)), False
     if not number:
@@ -337,7 +337,7 @@ def _listed(
 
 
 def _with_suffix(path: str, suffixes: frozenset[str], where: str) -> str:
-    """A path that lacks the suffix of its file with it; as it is where there is no such file."""
+    """Complete a path that lacks its file's suffix; unchanged if there is no such file."""
     if os.path.splitext(path)[1].lower() in suffixes or os.path.isfile(path):
         return path
     parent, stem = os.path.split(path)
@@ -349,10 +349,10 @@ def _with_suffix(path: str, suffixes: frozenset[str], where: str) -> str:
     return os.path.join(parent, files[0]) if files else path
 
 
-# Lines of a list that follow each other lie in one folder.
+# Consecutive lines of a list are mostly in the same folder.
 @lru_cache(maxsize=16)
 def _by_stem(folder: str, suffixes: frozenset[str]) -> dict[str, list[str]]:
-    """Names of the files in a folder with one of these suffixes, by what stands before it."""
+    """Names of the files in a folder that have one of these suffixes, by their name without suffix."""
     found: dict[str, list[str]] = {}
     with suppress(OSError, ValueError), os.scandir(folder) as entries:
         for entry in entries:
@@ -369,20 +369,20 @@ def _read_text(argument: str) -> str:
         elif stat.S_ISREG(os.stat(argument).st_mode):
             data = Path(argument).read_bytes()
         else:
-            # Of a pipe or a device, reading may have no end.
+            # Reading a pipe or a device might never end.
             raise UsageError(f"{shown(argument)}: no regular file, expected a list: save it to a file first")
     except FileNotFoundError:
         raise UsageError(f"{shown(argument)}: no such list") from None
     except OSError as error:
         raise UsageError(f"{shown(argument)}: cannot read this list: {error.strerror}") from None
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        # What PowerShell's ">" writes.
+        # PowerShell's ">" writes UTF-16.
         return data.decode("utf-16", "replace")
     return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
 
 
 def _txt_paths(text: str, folder: str) -> Iterator[tuple[int, str]]:
-    # Not splitlines(): U+2028 and form feeds may stand in a file name.
+    # Not splitlines(), because a file name may contain U+2028 or a form feed.
     for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.removesuffix("\r")
         bare = line.strip()
@@ -407,7 +407,7 @@ def _csv_paths(argument: str, text: str, is_video: Callable[[str], bool]) -> Ite
                 cells = [cell.strip().lower() for cell in row]
                 header = [cells.index(name) for name in CSV_COLUMNS if name in cells]
                 column = header[0] if header else 0
-                # A list without a header may begin with a video called "video".
+                # A list without a header may start with a video called "video".
                 if header and not (len(row) == 1 and is_video(row[0].strip())):
                     continue
             if column >= len(row) or not row[column].strip():

@@ -16,11 +16,11 @@ class Job:
     path: Path
     """Where the video is; it need not exist."""
     name: str
-    """The output's path below the output folder, without suffix, with forward slashes."""
+    """The output's path below the output folder, without suffix and with forward slashes."""
     images: Images | None = None
-    """How the folder of images at `path` is read; None for a file."""
+    """How to read the folder of images at `path`; None for a file."""
     url: str | None = None
-    """Where a video that is not on this machine is; `path` only looks like it then."""
+    """URL of a video that is not on this machine; `path` is then not a usable path."""
 
     @property
     def where(self) -> str:

@@ -1,8 +1,8 @@
-"""The slots of one engine, as a queue from the threads that fill them to the one that collects them.
+"""The slots of one engine, used as a queue from the threads that fill them to the thread that collects them.
 
-Windows of any videos go into the slot that is being filled, each to its own row. A full slot is submitted
-once all its windows are in place, in the order of filling, and collected in that order: so rows keep the
-order in which their windows were reserved.
+Windows of all videos go into the slot that is being filled, each into a row of its own. A full slot is
+submitted once all its windows are in place. Slots are submitted and collected in the order in which they were
+filled, so rows keep the order in which their windows were reserved.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 
 class Lane(Generic[T]):
-    """One engine of a run. ``T`` is what the caller keeps of a window until its row is there.
+    """One engine of a run. ``T`` is what the caller remembers about a window until its row is there.
 
     Args:
-        engine: its slots are the lane's while the run lasts.
-        changed: of the whole run: notified whenever a slot changes hands. It guards all of this.
-        wait: waits for ``changed``, which the caller holds; raises to give the run up.
-        fail: notes an error that is not one window's, and gives what is to be raised.
+        engine: an open engine; the lane alone uses its slots during the run.
+        changed: the run's condition, notified whenever a slot changes hands. It guards the lane's state.
+        wait: waits for ``changed``, which the lane then holds; raises to abandon the run.
+        fail: records an error that does not belong to a single window, and returns the exception to raise.
     """
 
     def __init__(
@@ -45,20 +45,23 @@ class Lane(Generic[T]):
         self._windows: list[list[T]] = [[] for _ in range(engine.slots)]
         self._copying = [0] * engine.slots
         self._sealed: deque[int] = deque()
-        """Slots that get no more windows, in the order in which they were filled."""
+        """Slots that get no more windows but are not submitted yet, in the order of filling."""
         self._submitted: deque[int] = deque()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being filled or waits to be submitted."""
+        """Whether no slot is being filled or waiting to be submitted."""
         return self._filling is None and not self._sealed
 
     def reserve(self, window: T, reserved: Callable[[], None]) -> tuple[int, int]:
-        """A slot and a row of it to put a window into; then `commit` the slot.
+        """Reserve a place for a window, waiting for a free slot; after copying the window, `commit` the slot.
 
         Args:
-            window: handed out again with its row.
-            reserved: called under the lock, once the place is sure.
+            window: returned by `collect` together with its row.
+            reserved: called under the lock once the place is certain.
+
+        Returns:
+            The slot, and the row in it.
         """
         with self._changed:
             while self._filling is None:
@@ -76,23 +79,27 @@ class Lane(Generic[T]):
             return slot, row
 
     def commit(self, slot: int) -> None:
-        """A window that was reserved in this slot is in place, or will never be."""
+        """Record that a window reserved in this slot is in place, or never will be."""
         with self._changed:
             self._copying[slot] -= 1
             self._submit_ready()
 
     def seal(self) -> None:
-        """No more windows for the slot that is being filled. The caller holds ``changed``."""
+        """Close the slot that is being filled, even if it is not full. The caller holds ``changed``."""
         if self._filling is not None:
             slot, self._filling = self._filling, None
             self._sealed.append(slot)
             self._submit_ready()
 
     def collect(self, ended: Callable[[], bool]) -> tuple[list[T], Outputs] | None:
-        """The windows of the oldest submitted slot, and their rows; None when no more will come.
+        """Wait for the oldest submitted slot, and free it.
 
         Args:
-            ended: asked under the lock: whether nobody will reserve any more; raises to end the run.
+            ended: called under the lock; tells whether no more windows will be reserved, or raises to end the
+                run.
+
+        Returns:
+            The slot's windows and their outputs, in order; None when no more will come.
 
         Raises:
             EngineError: the engine failed.
@@ -111,19 +118,20 @@ class Lane(Generic[T]):
         return windows, outputs
 
     def drain(self) -> None:
-        """Leave the engine with every slot free."""
+        """Collect what is still submitted, so that all of the engine's slots are free."""
         while self._submitted:
-            # An engine that failed has said so already.
+            # If the engine failed, that has been reported already.
             with suppress(VfxError):
                 self.engine.collect(self._submitted.popleft())
 
     def _submit_ready(self) -> None:
-        # In the order of filling, though a later slot may be copied first: rows keep their order by it.
+        # A later slot may have all its windows first, but slots are submitted in the order of filling, which
+        # keeps rows in order.
         while self._sealed and not self._copying[self._sealed[0]]:
             slot = self._sealed.popleft()
             try:
                 self.engine.submit(slot, len(self._windows[slot]), on_device=self._on_device)
-            except Exception as error:  # not of the video that happened to fill the slot
+            except Exception as error:  # not the fault of the video that happened to complete the slot
                 raise self._fail(error) from error
             self._submitted.append(slot)
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Windows laid over the frames of a video: for one engine, or for several that lay theirs alike."""
+"""Cut a video's frames into windows, for one engine or for several whose windows cover the same frames."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from vfx_runtime.sampling import Held, Window, Windows, resample
 from vfx_runtime.views import Views, ViewWindows, check_views
 
 FPS_LIMIT = 10_000
-"""Frames per second that a video may be brought to, and one more."""
+"""Upper bound, exclusive, of the frame rate that a video may be converted to."""
 
 _SHARED_FRAMES = 8
 
 _SKIP_WORTH = 32
-"""Samples to the next needed one from which asking the decoder to seek can pay."""
+"""Distance in samples to the next one needed, beyond which asking the decoder to seek can pay off."""
 
 
 @runtime_checkable
 class Seekable(Protocol):
-    """Frames of which some may be left out."""
+    """A stream of frames that can skip some of them."""
 
     def skip_to(self, index: int) -> None:
         """See `vfx_runtime.decode.Decoder.skip_to`."""
@@ -36,11 +36,17 @@ class Seekable(Protocol):
 def check_alike(
     specs: Sequence[EngineSpec], samplings: Sequence[Sampling], views: Views | None = None
 ) -> None:
-    """Engines of one run lay their windows alike, so that their rows belong together.
+    """Check that the windows of a run's engines cover the same frames, so that their rows belong together.
+
+    Args:
+        specs: the specs of the engines.
+        samplings: the samplings of the run, one per engine.
+        views: the run's test-time views, if any.
 
     Raises:
-        UsageError: they do not; one takes texts; two of their outputs share a name; rows are of pairs, and
-            neighbours in a window are not neighbours in the video; or an engine cannot have views.
+        UsageError: the windows differ; an engine takes texts; two outputs have the same name; an engine gives
+            a row per pair of frames but neighbours in a window would not be neighbours in the video; or an
+            engine cannot have views.
     """
     for spec in specs:
         if spec.input.modality == "text":
@@ -92,20 +98,20 @@ def check_alike(
 
 
 def spread(samplings: Sequence[Sampling], total: int, info: VideoInfo, name: str) -> list[Sampling]:
-    """Samplings at the frame rate that brings one video to ``total`` frames, evenly spread over it.
+    """Set the frame rate at which one video has about ``total`` frames, evenly spread over it.
 
-    The rate is ``total * fps / frames`` of what the file announces, as video_features' ``extraction_total``
-    has it. A file whose announced count is not that of its frames gives a few more or fewer.
+    The rate is ``total * fps / frames``, of the values that the file claims, as in video_features'
+    ``extraction_total``. If the file claims a wrong number of frames, there will be a few more or fewer.
 
     Args:
-        samplings: without a frame rate of a run; one of their own is replaced.
-        total: 1 or more.
-        info: of the video.
-        name: of the video in messages.
+        samplings: the samplings to change; a frame rate from the engine's spec is replaced.
+        total: number of frames, 1 or more.
+        info: about the video.
+        name: the video's name in messages.
 
     Raises:
-        VideoError: the file says neither how many frames it has nor how long it lasts, or the rate would be
-            beyond reason.
+        VideoError: the file tells neither its number of frames nor its duration, or the rate would not be
+            below `FPS_LIMIT`.
     """
     if not info.frames or not info.fps:
         raise VideoError(
@@ -130,14 +136,16 @@ def _windows_said(spec: EngineSpec, sampling: Sampling, views: Views | None) -> 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """A prepared frame as the windows see it."""
+    """A prepared frame at one position of the (possibly resampled) video."""
 
     prepared: Any
-    """What `Preprocess.prepare` made of it."""
+    """What `Preprocess.prepare` returned for the frame."""
     frame: int
-    """Number of the source frame."""
+    """Index of the source frame."""
     start: Fraction
+    """When it begins, in seconds."""
     end: Fraction
+    """When it ends, in seconds."""
 
 
 def windows(
@@ -145,14 +153,18 @@ def windows(
     planners: Sequence[tuple[Sampling, Windows | ViewWindows]],
     prepares: Sequence[Callable[[Frame], Any]],
 ) -> Iterator[tuple[int, Window, dict[int, Sample]]]:
-    """The windows of a video for each planner, with its number and the samples that they are made of.
+    """Yield the windows of a video, for each planner.
 
     Args:
-        frames: decoded once, however many planners there are.
-        planners: new ones, with the sampling that they follow. They lay their windows alike, so that none is
-            far ahead of another.
-        prepares: one for each planner. A frame is prepared once for each that differs, however many
-            windows use it, and not at all if none does. What is kept never exceeds a window's span.
+        frames: the video's frames, decoded once however many planners there are.
+        planners: fresh planners, each with its sampling. Their windows must cover the same frames, so that no
+            planner gets far ahead of another.
+        prepares: for each planner, what prepares a frame. A frame is prepared once by each distinct function,
+            however many windows use it, and not at all if none does. At most a window's span is kept.
+
+    Yields:
+        The planner's number, the window, and the samples kept at this moment, by number; they include those
+        of the window.
     """
 
     def laid(stream: Iterable[Frame], number: int, prepare: Callable[[Frame], Any]) -> _Laid:
@@ -184,7 +196,7 @@ def windows(
 
 
 class _Once:
-    """Prepares the latest frames once, for all who ask: they do so within few frames of each other."""
+    """Prepares each of the latest frames once. All streams ask for it within a few frames of each other."""
 
     def __init__(self, prepare: Callable[[Frame], Any]) -> None:
         self._prepare = prepare
@@ -199,7 +211,7 @@ class _Once:
 
 
 _Laid = Iterator[tuple[Window, dict[int, Sample]] | None]
-"""Windows with their samples; None after each frame, so that several streams go from frame to frame."""
+"""Windows with their samples, and None after each frame, so that several streams can advance in step."""
 
 
 def _views(frames: Iterable[Frame], planner: ViewWindows, prepare: Callable[[Frame], Any]) -> _Laid:
@@ -224,7 +236,8 @@ def _windows(
 ) -> _Laid:
     kept: dict[int, Sample] = {}
     number = -1
-    # Where windows lie far apart the decoder may seek; frames that fill up edges are known at the end only.
+    # If windows are far apart, the decoder may seek. Not if edges are filled, because which frames fill them
+    # is known only at the end.
     may_skip = sampling.fps is None and sampling.edges == "drop"
     seekable = frames if may_skip and isinstance(frames, Seekable) else None
     for held, is_last in _last_marked(resample(frames, sampling.fps)):

@@ -1,4 +1,4 @@
-"""HTML pages that stand alone: all text escaped, all styles, scripts, data and pictures within."""
+"""Self-contained HTML pages: all text is escaped, and styles, scripts, data and images are embedded."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _HERE = Path(__file__).parent
 
 
 class Markup(str):
-    """Text that is HTML already; any other text is escaped where it is put in."""
+    """Text that is already HTML. All other text is escaped when it is inserted."""
 
     __slots__ = ()
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
-    """An element.
+    """Make an HTML or SVG element.
 
     Args:
-        name: of the element.
+        name: name of the element.
         children: markup, or anything else, which is shown as text; None is left out.
-        attributes: ``class_`` is class and ``data_kind`` data-kind; one that is None is left out, True
-            stands without a value.
+        attributes: ``class_`` stands for ``class`` and ``data_kind`` for ``data-kind``. None and False leave
+            an attribute out; True writes it without a value.
     """
     said = []
     for key, value in attributes.items():
@@ -42,19 +42,19 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
 
 
 def joined(parts: Iterable[object]) -> Markup:
-    """Parts one after the other; what is no markup is escaped."""
+    """Concatenate parts, escaping those that are not markup."""
     return Markup("".join(part if isinstance(part, Markup) else _text(part) for part in parts))
 
 
 def _text(value: object) -> str:
     if value is None:
         return ""
-    # Lone surrogates stand for bytes of file names that are no UTF-8; a file cannot hold them.
+    # Lone surrogates stand for bytes of file names that are not UTF-8. They cannot be encoded.
     return html.escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def data_island(value: Any) -> Markup:
-    """JSON for the page's script to read; nothing in it can end the element or run."""
+    """JSON for the page's script to read. Nothing in it can end the element or be executed."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -62,14 +62,14 @@ def data_island(value: Any) -> Markup:
 
 
 def data_uri(media: str, data: bytes) -> str:
-    """Bytes as an address of their own."""
+    """Bytes as a ``data:`` URI."""
     return f"data:{media};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def table(
     head: Iterable[object], rows: Iterable[Iterable[object]], caption: str, **attributes: object
 ) -> Markup:
-    """A table; the first cell of each row is its heading."""
+    """A table in which the first cell of each row is the row's heading."""
     header = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
     body = []
     for first, *rest in rows:
@@ -85,18 +85,18 @@ def table(
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
-    """Names and values, one pair a line; a value that is None is left out."""
+    """Names and values, one pair per line; pairs whose value is None are left out."""
     items = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs if value is not None]
     return tag("dl", *items, class_="facts")
 
 
 def warning(*children: object) -> Markup:
-    """What must not be overlooked."""
+    """A paragraph that must not be overlooked."""
     return tag("p", *children, class_="warning", role="alert")
 
 
 def document(title: str, *body: object) -> str:
-    """A page that asks nothing of a network, and says so to the browser."""
+    """A page that needs no network, with a Content-Security-Policy that forbids it any."""
     style = (_HERE / "page.css").read_text("utf-8")
     script = (_HERE / "page.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -1,8 +1,8 @@
-"""How fast each stage of an extraction is, alone and together, and what the stages allow.
+"""Measure how fast each stage of an extraction is, alone and together, and the limit that follows.
 
-Each function runs one stage for some seconds on all cores and gives a `Cost`. The stages share the
-cores of a CPU, so what they allow together is cores / (CPU-seconds of a window in all of them): the
-limit that an end-to-end run is held against.
+Each function runs one stage for some seconds on all cores, and returns a `Cost`. The stages share the cores
+of a CPU, so together they allow at most cores / (CPU-seconds that a window takes in all stages). This is the
+limit that an end-to-end run is compared with.
 """
 
 from __future__ import annotations
@@ -39,79 +39,79 @@ from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.resize import plan
 
 PACKAGES = ("openvino", "av", "numba", "numpy")
-"""Whose versions stand beside a figure, where they are installed."""
+"""Packages whose versions are recorded with each measurement, if installed."""
 
 _KEPT_FRAMES = 64
-"""Decoded frames that the resize stage goes round on: more than the caches hold."""
+"""Number of decoded frames that the resize stage cycles through: more than the CPU's caches hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a stage did in one measurement."""
+    """One measurement of a stage."""
 
     stage: str
     """``engine``, ``decode``, ``resize`` or ``end to end``."""
     windows: int
-    """0 for a stage that knows frames only."""
+    """Number of windows processed; 0 for a stage that handles frames only."""
     frames: int
-    """0 for a stage that knows windows only."""
+    """Number of source frames processed; 0 for a stage that handles windows only."""
     seconds: float
-    """By the clock."""
+    """Wall-clock time."""
     cpu_seconds: float
-    """Of all threads of this process."""
+    """CPU time of all threads of this process."""
     peak_bytes: int
-    """Most memory that the process held meanwhile."""
+    """Peak memory of the process during the measurement."""
     batch: int | None = None
-    """Windows per call of the engine."""
+    """Windows per call of the engine; None for a stage without an engine."""
 
     @property
     def windows_per_second(self) -> float:
-        """Clips per second."""
+        """Windows per second of wall-clock time."""
         return self.windows / self.seconds
 
     @property
     def frames_per_second(self) -> float:
-        """Source frames per second."""
+        """Source frames per second of wall-clock time."""
         return self.frames / self.seconds
 
     @property
     def cpu_per_window(self) -> float:
-        """CPU-seconds."""
+        """CPU-seconds per window."""
         return self.cpu_seconds / self.windows
 
     @property
     def cpu_per_frame(self) -> float:
-        """CPU-seconds."""
+        """CPU-seconds per source frame."""
         return self.cpu_seconds / self.frames
 
 
 def cpu_limit(engine: Cost, decode: Cost, resize: Cost, frames_per_window: float, cores: int) -> float:
-    """Windows per second that the stages' own CPU-seconds allow on this many cores.
+    """Windows per second that the stages' CPU time allows on this many cores.
 
     Args:
-        engine: of the engine alone.
-        decode: of decoding alone, conversion to RGB included.
-        resize: of resizing alone.
+        engine: cost of the engine alone.
+        decode: cost of decoding alone, including conversion to RGB.
+        resize: cost of resizing alone.
         frames_per_window: source frames that a run decodes for each window.
-        cores: that all stages share.
+        cores: number of cores that all stages share.
     """
     per_window = engine.cpu_per_window + frames_per_window * (decode.cpu_per_frame + resize.cpu_per_frame)
     return cores / per_window
 
 
 def gpu_limit(engine: Cost, decode: Cost, frames_per_window: float) -> float:
-    """Windows per second that the slower side allows: the GPU its engine, or whoever decodes the frames.
+    """Windows per second that the slower side allows: the engine on the GPU, or decoding.
 
     Args:
-        engine: of the engine alone.
-        decode: of decoding alone, by all decoders of a run; what follows happens on the GPU.
+        engine: cost of the engine alone.
+        decode: cost of decoding alone, by all decoders of a run; everything after that happens on the GPU.
         frames_per_window: source frames that a run decodes for each window.
     """
     return min(engine.windows_per_second, decode.frames_per_second / frames_per_window)
 
 
 def measure_engine(engine: Engine, seconds: float) -> Cost:
-    """Run an engine alone, every slot in flight, on pixels of noise."""
+    """Run an engine alone on random pixels for about ``seconds``, with all slots in flight."""
     noise = np.random.default_rng(0).integers(0, 256, engine.buffer(0).shape, np.uint8)
     for slot in range(engine.slots):
         engine.buffer(slot)[:] = noise
@@ -122,7 +122,7 @@ def measure_engine(engine: Engine, seconds: float) -> Cost:
 
 
 def _rounds(engine: Engine, seconds: float) -> int:
-    """Keep all slots in flight for so long, once round at least; number of calls."""
+    """Keep all slots in flight for ``seconds``, and call each at least once; returns the number of calls."""
     end = time.perf_counter() + seconds
     flying = deque(range(engine.slots))
     for slot in flying:
@@ -141,13 +141,13 @@ def _rounds(engine: Engine, seconds: float) -> int:
 def measure_decode(
     videos: Sequence[Path], seconds: float, decoders: Sequence[int | None], convert: bool = True
 ) -> Cost:
-    """Decode videos alone, by as many threads as a run has.
+    """Only decode videos, with as many threads as a run uses.
 
     Args:
-        videos: decoded in turns.
-        seconds: to measure for.
-        decoders: of a run: None for each that is on the CPU, else the number of its GPU.
-        convert: each frame to RGB, as a run does that resizes on the CPU.
+        videos: the videos, which are decoded in turn.
+        seconds: time to measure for.
+        decoders: an entry for each decoder of a run: None for one on the CPU, otherwise the GPU's index.
+        convert: whether to convert each frame to RGB, as a run does if it resizes on the CPU.
 
     Raises:
         VideoError: a video cannot be decoded.
@@ -176,7 +176,11 @@ def measure_decode(
 
 
 def keep_frames(videos: Sequence[Path]) -> list[Pixels]:
-    """Some decoded frames of the videos, from their beginnings, for `measure_resize`."""
+    """Decode some frames from the beginning of each video, for `measure_resize`.
+
+    Returns:
+        At most 64 frames, each uint8 ``[height, width, 3]``.
+    """
     kept: list[Pixels] = []
     each = max(1, _KEPT_FRAMES // len(videos))
     for video in videos[:_KEPT_FRAMES]:
@@ -186,13 +190,13 @@ def keep_frames(videos: Sequence[Path]) -> list[Pixels]:
 
 
 def measure_resize(frames: Sequence[Pixels], transform: Transform, seconds: float, workers: int) -> Cost:
-    """Resize and crop frames alone, by as many threads as a run has.
+    """Only resize and crop frames, with as many threads as a run uses.
 
     Args:
-        frames: uint8 [height, width, 3] each, of any sizes.
-        transform: of the engine's spec.
-        seconds: to measure for.
-        workers: threads.
+        frames: each uint8 ``[height, width, 3]``, of any size.
+        transform: the transform of the engine's spec.
+        seconds: time to measure for.
+        workers: number of threads.
     """
     plans = [plan(transform, *frame.shape[:2]) for frame in frames]
 
@@ -219,15 +223,16 @@ def measure_end_to_end(
     folder: Path,
     gpu_decoders: int = 0,
 ) -> Cost:
-    """Run videos from file to ``.npz``, as vfx-run does.
+    """Extract videos from file to ``.npz``, as vfx-run does.
 
     Args:
-        engine: open.
-        sampling: of the run.
-        videos: what to run.
-        turns: how often.
-        folder: an empty one, to write to.
-        gpu_decoders: videos decoded at once on the engine's GPU, beside those on the CPU.
+        engine: an open engine.
+        sampling: the sampling of the run.
+        videos: the videos to extract.
+        turns: how often to extract each video.
+        folder: an empty folder to write to.
+        gpu_decoders: number of videos decoded at the same time on the engine's GPU, in addition to those
+            decoded on the CPU.
 
     Raises:
         VfxError: a video fails.
@@ -244,7 +249,7 @@ def measure_end_to_end(
 
 
 def make_video(path: Path, seconds: int = 20) -> Path:
-    """Encode a 320x240 video of moving gradients, for measurements where no video is given."""
+    """Encode a 320x240 H.264 video of moving gradients at 25 fps, for measurements without a given video."""
     with av.open(os.fspath(path), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"preset": "fast"})
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
@@ -260,7 +265,7 @@ def make_video(path: Path, seconds: int = 20) -> Path:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a figure is worth nothing without: date, processor, cores, versions."""
+    """The facts without which a measurement means nothing: date, processor, cores, versions."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpu": _cpu_name(),
@@ -273,14 +278,14 @@ def machine_facts() -> dict[str, Any]:
 
 
 class Others:
-    """Watches how much of the machine other processes, or other machines on the same host, take."""
+    """Measures how much CPU time other processes, or other guests on the same host, take."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter(), _busy_seconds(), time.process_time()
 
     @property
     def share(self) -> float | None:
-        """Part of all cores' time since this was made; None where the system does not tell."""
+        """Share of all cores' time since this object was made; None if the system does not tell."""
         wall, busy, own = self._started
         now = _busy_seconds()
         if busy is None or now is None:
@@ -290,7 +295,7 @@ class Others:
 
 
 def _busy_seconds() -> float | None:
-    """Of all processors together, since the system started, time stolen by other guests included."""
+    """Busy seconds of all cores since the system started, including time stolen by other guests."""
     try:
         ticks = Path("/proc/stat").read_text("ascii").splitlines()[0].split()[1:9]
     except OSError:
@@ -309,7 +314,7 @@ def _cpu_name() -> str:
 
 
 class _Meter:
-    """Time, CPU time and peak memory of a block."""
+    """Measures wall-clock time, CPU time and peak memory of a block."""
 
     def __enter__(self) -> _Meter:
         _forget_peak()
@@ -325,7 +330,7 @@ class _Meter:
 
 
 def peak_memory() -> int:
-    """Most bytes that this process held: on Linux since the last measurement began, else ever."""
+    """Peak memory of this process in bytes: on Linux since the last measurement began, otherwise ever."""
     try:
         status = Path("/proc/self/status").read_text("ascii")
     except OSError:
@@ -338,11 +343,11 @@ def _forget_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError:
-        return  # no Linux: the peak is then that of the whole process
+        return  # not Linux: the peak is then that of the whole run
 
 
 def _on_threads(work: Callable[[Callable[[], bool]], int], workers: int, seconds: float) -> int:
-    """Sum of what the threads counted; the first error of any is raised."""
+    """Run ``work`` on threads and return the sum of their counts; raises the first error of any thread."""
     end = time.perf_counter() + seconds
     counts: list[int] = []
     errors: list[VfxError] = []
