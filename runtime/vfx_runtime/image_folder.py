@@ -177,7 +177,7 @@ class ImageFolder:
 
 
 def _upper_bytes(picture: VideoFrame, channels: int) -> Pixels:
-    """Take the upper 8 of 16 bits, as OpenCV and Pillow do; FFmpeg would round, and take a detour for grey."""
+    """Take the upper 8 of 16 bits, as OpenCV and Pillow do; FFmpeg rounds, and takes a detour for grey."""
     plane = picture.planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(picture.height, plane.line_size)
     pixels = rows[:, : picture.width * channels * 2].reshape(picture.height, picture.width, channels, 2)

@@ -1,13 +1,14 @@
-"""What video_features writes: one ``.npy`` or ``.pkl`` file per key, name for name, dtype for dtype.
+"""The files of video_features: one ``.npy`` or ``.pkl`` file per key, with the same names and dtypes.
 
-``<name>_<output>``: float64 ``[rows, dim]``, VGGish's float32; ``<name>_fps``: one float64;
-``<name>_timestamps_ms``: float64, the presentation time of each window's end, or of each frame; of pairs of
-frames that is one more than rows. S3D, R(2+1)D and VGGish have neither fps nor times. No rows: shape ``[0]``.
-(video_features, section "Saving": github.com/v-iashin/video_features, utils/utils.py.)
+``<name>_<output>`` is float64 ``[rows, dim]``, VGGish's float32. ``<name>_fps`` is one float64.
+``<name>_timestamps_ms`` is float64: the presentation time of each window's end, or of each frame; for pairs
+of frames that is one more than rows. S3D, R(2+1)D and VGGish have neither fps nor times. Without rows, the
+shape is ``[0]``. (Source: video_features, section "Saving": github.com/v-iashin/video_features,
+utils/utils.py.)
 
-These files say neither what made them nor from what. So a set counts as done when all its files
-load and fit the engine's outputs and each other: whoever changes settings or videos must take
-another output folder. A flipped bit inside the values goes unnoticed.
+These files do not tell what made them, or from what. So a set counts as done if all its files load, and fit
+the engine's outputs and each other. Whoever changes settings or videos must use another output folder. A
+flipped bit inside the values goes unnoticed.
 """
 
 from __future__ import annotations
@@ -30,17 +31,27 @@ from vfx_runtime.job import Job
 from vfx_runtime.npz import check_array, write_header
 
 _FLOAT32 = frozenset({"vggish"})
-"""Outputs that video_features saves as the network gives them; all others pass through Python's floats."""
+"""Outputs that video_features saves in the network's dtype; all others pass through Python's floats."""
 
 _UNTIMED = frozenset({"s3d", "r21d", "vggish", "pca"})
-"""Outputs that it saves alone, and VGGish's post-processed ones, which it makes and does not save."""
+"""Outputs that video_features saves without fps and times; "pca" is VGGish's post-processed output, which it
+computes but does not save."""
 
-_PREFIX = 11  # bytes before the first opcode: protocol, frame, and its length, which may hold any byte
-_BYTEARRAY8 = b"\x96"  # pickle's opcode before the values of an array and their length
+_PREFIX = (
+    11  # bytes before the first opcode: protocol, frame, and the frame's length, which may hold any byte
+)
+_BYTEARRAY8 = b"\x96"  # pickle's opcode before the length and the values of an array
 
 
 class NpyWriter:
-    """Writes ``<output>/<name>_<key>.npy`` or ``.pkl``; see `vfx_runtime.writers.Writer`."""
+    """Writes ``<output>/<name>_<key>.npy`` or ``.pkl``; see `vfx_runtime.writers.Writer`.
+
+    Args:
+        output: the output folder.
+        outputs: the outputs of the engine's spec, with the dtype to keep.
+        claims: this process's claims on the output folder.
+        kind: which kind of file.
+    """
 
     def __init__(
         self,
@@ -55,7 +66,7 @@ class NpyWriter:
         self._outputs = tuple(outputs)
         features = {item.name for item in outputs if item.kind == "feature"}
         beside = () if features and features <= _UNTIMED else ("fps", "timestamps_ms")
-        # The features get their names last: a partial set is never taken for a whole one.
+        # The features are renamed last, so that a partial set is never taken for a whole one.
         self._keys = [*beside, *(item.name for item in outputs)]
         self._dtypes = dict.fromkeys(beside, "<f8")
         for item in outputs:
@@ -68,7 +79,7 @@ class NpyWriter:
         return [self._output / f"{job.name}_{key}{self._suffix}" for key in self._keys]
 
     def is_done(self, job: Job) -> bool:
-        """Whether all files are there, load, and agree in their numbers of rows."""
+        """Whether all files exist, are whole, and agree in their numbers of rows."""
         paths = self.paths(job)
         if not all([is_file(path) for path in paths]):
             return False
@@ -83,15 +94,15 @@ class NpyWriter:
         return rows is not None and all(found[key] == wanted[key] for key in self._keys)
 
     def prepare(self, job: Job) -> None:
-        """Remove what a killed process left of this job, whose claim the caller holds."""
+        """Remove what a killed process left of this job. The caller holds the job's claim."""
         if self._claims.active:
             remove([part_path(path) for path in self.paths(job)])
 
     def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
-        """Write the files and return their paths; ``meta`` has no place in this format.
+        """Write the files and return their paths. This format has no place for ``meta``.
 
         Raises:
-            OutputError: they cannot be written; nothing is left of them.
+            OutputError: the files cannot be written; nothing of them is left.
         """
         paths = self.paths(job)
         save = _save_npy if self._suffix == ".npy" else _save_pickle
@@ -109,7 +120,7 @@ class NpyWriter:
         return paths
 
     def _times_of(self, rows: int) -> int:
-        """How many times there are of so many rows."""
+        """The number of time stamps that belong to this many rows."""
         return rows + 1 if rows and self._per == "pair" else rows
 
     @contextmanager
@@ -120,7 +131,7 @@ class NpyWriter:
                 times.append(block[:, 1 if self._per == "window" else 0])
                 start, end = block[-1]
             if self._times_of(rows.rows) > rows.rows:
-                # When the last frame begins is in no row; there too the published times are of a steady rate.
+                # No row has the start of the last frame. The published times assume a steady rate there too.
                 times.append(np.array([start + (1000 / fps if fps else (end - start) / 2)]))
             yield times
         finally:
@@ -151,14 +162,23 @@ def _save_pickle(file: IO[bytes], column: Column, dtype: str, folder: Path) -> N
         for block in column.blocks():
             wide.append(block)
         array: NDArray[Any] = wide.array() if column.rows else np.empty(0, dtype)
-        # Protocol 5 writes from the (mapped) array itself; 4 would first copy it into bytes.
+        # Protocol 5 writes directly from the (mapped) array; 4 would first copy it into bytes.
         pickle.dump(array, file, protocol=5)
     finally:
         wide.close()
 
 
 def npy_rows(path: Path, shape: tuple[int, ...] | None, dtype: str) -> int | None:
-    """Rows of an ``.npy`` file, None if it is not whole or does not fit; shape None: one value, 0 rows."""
+    """The number of rows in an ``.npy`` file.
+
+    Args:
+        path: the file.
+        shape: expected shape of a row; None for a file with a single value, which counts 0 rows.
+        dtype: expected dtype, as NumPy writes it.
+
+    Returns:
+        None if the file is missing, not whole, or different from what is expected.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -172,10 +192,10 @@ def npy_rows(path: Path, shape: tuple[int, ...] | None, dtype: str) -> int | Non
 
 
 def _pickle_rows(path: Path, shape: tuple[int, ...] | None, dtype: str) -> int | None:
-    """As `npy_rows`, for a pickle that `_save_pickle` wrote.
+    """Like `npy_rows`, for a pickle that `_save_pickle` wrote.
 
-    Compared with what surrounds the values of such an array, and not loaded: a pickle may run any
-    code, and a damaged one has the interpreter do things that no exception tells of.
+    The file is not loaded, only compared with what surrounds the values in such a pickle: a pickle can run
+    any code, and a damaged one can make the interpreter do things that raise no exception.
     """
     width = np.dtype(dtype).itemsize
     try:
@@ -197,18 +217,18 @@ def _pickle_rows(path: Path, shape: tuple[int, ...] | None, dtype: str) -> int |
 
 
 def _around(shape: tuple[int, ...], dtype: str) -> tuple[bytes, bytes]:
-    """What stands before and after the values in the pickle of an array."""
+    """The bytes before and after the values in the pickle of an array."""
     pieces = _Pieces()
     array = np.zeros(shape, dtype)
     pickle.dump(array, pieces, protocol=5)
-    # The head holds the opcode once, and zeros hold none.
+    # The head contains the opcode once, and the values, which are zeros, never.
     start = pieces.text.index(_BYTEARRAY8, _PREFIX) + 9
     end = start + array.nbytes - pieces.skipped
     return pieces.text[:start], pieces.text[end:]
 
 
 class _Pieces:
-    """A file that skips the values of a large array: zeros that are never read take no memory."""
+    """A file that skips the values of a large array, whose zeros take no memory if they are never read."""
 
     def __init__(self) -> None:
         self.text = b""

@@ -1,8 +1,8 @@
-"""The default output: one ``.npz`` per video, written in bounded memory, checked byte by byte.
+"""The default output: one ``.npz`` per video, written in bounded memory and checked byte by byte.
 
-Layout, for ``numpy.load``: one float32 array per engine output, ``frame_range``, ``timestamps_ms``,
-``fps`` and ``meta`` (a JSON string). Members are stored uncompressed and carry no dates: the same
-features give the same bytes.
+``numpy.load`` finds in it one float32 (or float16) array per engine output, ``frame_range``,
+``timestamps_ms``, ``fps`` and ``meta`` (a JSON string). Members are stored uncompressed and without dates, so
+the same features give the same bytes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from vfx_runtime.remote import size_of
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 
-# What numpy writes, to the letter. Own, and not numpy's reader: that one evaluates the text as
-# Python, and warns on stderr about what damage can make of it.
+# Exactly what NumPy writes. NumPy's own reader is not used because it evaluates the text as Python, and
+# prints warnings to stderr about what damage can turn it into.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '([<|]\w+)', 'fortran_order': False, "
     rb"'shape': \(([0-9, ]*)\), \} *\n",
@@ -47,21 +47,22 @@ _ROW_DTYPES = (b"<f2", b"<f4", b"<i8", b"<f8")
 _HEAD_BYTES = 512
 
 _MAX_META_BYTES = 64 << 20
-"""Four bytes a character, of what is some ten thousand; a file may claim any number."""
+"""Upper bound for ``meta``, since a damaged file may claim any length. It has some ten thousand characters,
+of four bytes each."""
 
 DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError),
     *(struct.error, zipfile.BadZipFile),
 )
-"""What reading a damaged archive may raise; of these `system_failure` tells what is no damage."""
+"""Exceptions that reading a damaged archive may raise; `system_failure` tells which of them are not damage."""
 
 
 def system_failure(error: BaseException) -> OSError | None:
-    """The system's own failure (a disk's, too many open files) behind what reading a file raised.
+    """The system's failure (of a disk, or too many open files) behind an exception raised by reading a file.
 
-    None where the bytes of the file are to blame, which a file that is read again has again.
+    None if the file's bytes are at fault, in which case reading it again would fail again.
     """
-    # zipfile says "not a zip file" also where the disk failed, and h5py and Arrow raise OSError for damage.
+    # zipfile says "not a zip file" even if the disk failed, while h5py and Arrow raise OSError for damage.
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.errno not in (None, errno.EINVAL):
@@ -74,10 +75,10 @@ class NpzWriter:
     """Writes ``<output>/<name>.npz``; see `vfx_runtime.writers.Writer`.
 
     Args:
-        output: where the files go.
-        outputs: of the engine's spec.
-        fingerprint: of the run, see `vfx_runtime.writers.open_writer`.
-        claims: of this process on the output folder.
+        output: the folder that the files go to.
+        outputs: the outputs of the engine's spec, with the dtype to keep.
+        fingerprint: the run's fingerprint, see `vfx_runtime.writers.open_writer`.
+        claims: this process's claims on the output folder.
         inside: the output folder, if ``output`` is a folder in it.
     """
 
@@ -94,19 +95,20 @@ class NpzWriter:
         self._fingerprint = fingerprint
         self._claims = claims
         self._sources: dict[str, dict[str, Any] | None] = {}
-        """Of jobs under way, as they were before they were read: what changes meanwhile is done again."""
+        """The sources of jobs under way, as they were before they were read. So if a source changes while it
+        is read, the next run does it again."""
 
     def paths(self, job: Job) -> list[Path]:
         """The file of a job."""
         return [self._output / f"{job.name}.npz"]
 
     def is_done(self, job: Job) -> bool:
-        """Whether the file is whole, of this run's settings, and of this source."""
+        """Whether the file is whole, and made from this source with this run's settings."""
         (path,) = self.paths(job)
         return is_file(path) and is_whole(path, self._outputs, self._fingerprint, source_of(job))
 
     def prepare(self, job: Job) -> None:
-        """Remove what a killed process left of this job, whose claim the caller holds."""
+        """Remove what a killed process left of this job. The caller holds the job's claim."""
         self._sources[job.name] = source_of(job)
         if self._claims.active:
             remove([part_path(path) for path in self.paths(job)])
@@ -115,7 +117,7 @@ class NpzWriter:
         """Write the file and return its path.
 
         Raises:
-            OutputError: it cannot be written; nothing is left of it.
+            OutputError: the file cannot be written; nothing of it is left.
         """
         source = self._sources.pop(job.name) if job.name in self._sources else source_of(job)
         full = {
@@ -137,10 +139,10 @@ class NpzWriter:
 
 
 def read_features(path: str | Path) -> Features:
-    """Read a ``.npz`` file that vfx wrote, whole, into memory.
+    """Read an ``.npz`` file written by vfx into memory.
 
     Raises:
-        OutputError: no such file, damaged, or not written by vfx.
+        OutputError: there is no such file, it is damaged, or vfx did not write it.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -154,7 +156,7 @@ def read_features(path: str | Path) -> Features:
 
 
 def unreadable(path: str | Path, error: Exception) -> OutputError:
-    """The one line that says that ``path`` does not hold what vfx wrote."""
+    """An error that says in one line that ``path`` is not a sound feature file of vfx."""
     text = " ".join(str(error).split())
     return OutputError(
         f"{shown(path)}: not a feature file of vfx, or damaged ({text}); make it again with vfx-run"
@@ -162,7 +164,11 @@ def unreadable(path: str | Path, error: Exception) -> OutputError:
 
 
 def features_of(file: IO[bytes], size: int) -> Features:
-    """What an ``.npz`` file of ``size`` bytes holds; raises `DAMAGE`, TypeError or AttributeError."""
+    """The features in an open ``.npz`` file of ``size`` bytes.
+
+    Raises:
+        Exception: one of `DAMAGE`, TypeError or AttributeError, if the file is not what vfx writes.
+    """
     with zipfile.ZipFile(file) as archive:
         check_members(archive, size)
         names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
@@ -173,10 +179,10 @@ def features_of(file: IO[bytes], size: int) -> Features:
 
 
 def source_of(job: Job) -> dict[str, Any] | None:
-    """What tells whether a video is still the same; None for what is missing or no file.
+    """What identifies a video's contents, to notice when it has changed; None if it is missing or not a file.
 
-    The bytes of a file; of a folder of images those of all frames together, so that one which was added,
-    lost or made again shows, and what gives them their order and times.
+    For a file, its size in bytes. For a folder of images, the size of all frames together, which changes when
+    a frame is added, lost or made again, and the pattern and rate, which give frames their order and times.
     """
     if job.images is not None:
         size = folder_bytes(os.fspath(job.path), job.images)
@@ -199,17 +205,18 @@ def is_whole(
     *,
     strict: bool = False,
 ) -> bool:
-    """Whether ``path`` holds exactly these outputs, undamaged, with equal numbers of rows.
+    """Whether ``path`` holds exactly these outputs, undamaged and with equal numbers of rows.
 
     Args:
         path: an ``.npz`` file.
-        outputs: of the engine's spec.
-        fingerprint: that ``meta`` must hold.
-        source: of the video, see `source_of`, that ``meta`` must hold; None for any.
-        strict: raise where the file cannot be read, which may pass, rather than call it damaged.
+        outputs: the expected outputs.
+        fingerprint: the fingerprint that ``meta`` must have.
+        source: the source that ``meta`` must have, see `source_of`; None accepts any.
+        strict: if the system cannot read the file, which may be temporary, raise the error instead of
+            returning False.
 
     Raises:
-        OSError: see ``strict``.
+        OSError: the file cannot be read, and ``strict`` is set.
     """
     columns = column_types(outputs)
     try:
@@ -219,7 +226,7 @@ def is_whole(
             check_members(archive, path.stat().st_size)
             if not same_run(read_meta(archive), fingerprint, source):
                 return False
-            # ZipFile checks a member's sum when it has been read to the end.
+            # ZipFile compares a member's checksum when the member has been read to its end.
             rows = {
                 check_array(*_drain(archive.open(f"{name}.npy")), dtype, shape)
                 for name, (dtype, shape) in columns.items()
@@ -234,7 +241,7 @@ def is_whole(
 
 
 def column_types(outputs: Iterable[Output]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name, dtype and shape of a row, of every array that has rows."""
+    """For the name of every array with rows: its dtype, as NumPy writes it, and the shape of a row."""
     return {
         **{output.name: (column_dtype(output), output.row) for output in outputs},
         "frame_range": ("<i8", (2,)),
@@ -243,14 +250,14 @@ def column_types(outputs: Iterable[Output]) -> dict[str, tuple[str, tuple[int, .
 
 
 def same_run(meta: object, fingerprint: str, source: Mapping[str, Any] | None) -> bool:
-    """Whether ``meta`` is of this run's settings, and of this source if it is known."""
+    """Whether ``meta`` has this run's fingerprint and, unless ``source`` is None, this source."""
     if not isinstance(meta, dict) or meta.get("fingerprint") != fingerprint:
         return False
     return source is None or meta.get("source") == source
 
 
 def read_meta(archive: zipfile.ZipFile) -> Any:
-    """The parsed ``meta`` of an open archive; raises one of ``DAMAGE``."""
+    """The parsed ``meta`` of an open archive; raises one of `DAMAGE` if it is not valid."""
     if archive.getinfo("meta.npy").file_size > _MAX_META_BYTES:
         raise ValueError("meta is too long")
     data = archive.read("meta.npy")
@@ -261,7 +268,11 @@ def read_meta(archive: zipfile.ZipFile) -> Any:
 
 
 def check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuse, by ValueError, what vfx never writes, and what would be more in memory than in the file."""
+    """Check that no member takes more memory than file, as a compressed or overlapping one would.
+
+    Raises:
+        ValueError: a member is compressed, which vfx never writes, or together they exceed ``size`` bytes.
+    """
     members = archive.infolist()
     if any(
         member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size
@@ -273,7 +284,7 @@ def check_members(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """An array that vfx wrote; raises one of ``DAMAGE``."""
+    """Read an array that vfx wrote; raises one of `DAMAGE` if it is not valid."""
     total = archive.getinfo(f"{name}.npy").file_size
     with archive.open(f"{name}.npy") as file:
         head = file.read(_HEAD_BYTES)
@@ -284,7 +295,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         kind = np.dtype(match[2].decode())
         if total != match.end() + kind.itemsize * math.prod(shape):
             raise ValueError(f"{name} has another size than its header says")
-        # A size of the file itself by now, so that what a header claims takes no memory.
+        # The size is checked against the file by now, so a header's false claim cannot take memory.
         values = bytearray(head[match.end() :])
         while data := file.read(BLOCK_BYTES):
             values += data
@@ -292,12 +303,15 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 
 def read_fps(archive: zipfile.ZipFile) -> float:
-    """The ``fps`` of a checked archive."""
+    """The ``fps`` of an archive that has been checked."""
     return float(np.frombuffer(archive.read("fps.npy")[-8:], "<f8")[0])
 
 
 def read_columns(archive: zipfile.ZipFile) -> tuple[int, dict[str, tuple[str, tuple[int, ...]]]]:
-    """Rows, and as of `column_types` what a checked archive holds; raises one of ``DAMAGE``."""
+    """The number of rows in an archive checked by `check_members`, and its columns as in `column_types`.
+
+    Raises one of `DAMAGE` if the archive is not what vfx writes.
+    """
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     counts: set[int | None] = set()
     for name in (info.filename.removesuffix(".npy") for info in archive.infolist()):
@@ -321,7 +335,13 @@ def read_columns(archive: zipfile.ZipFile) -> tuple[int, dict[str, tuple[str, tu
 def read_blocks(
     archive: zipfile.ZipFile, name: str, rows: int | None = None
 ) -> tuple[int, Iterator[NDArray[Any]]]:
-    """Rows of an array of a checked archive, and it in blocks of ``rows``, or of about ``BLOCK_BYTES``."""
+    """An array of a checked archive: its number of rows, and its blocks.
+
+    Args:
+        archive: an archive that has been checked.
+        name: name of the array.
+        rows: rows per block; None for blocks of about ``BLOCK_BYTES``.
+    """
     with archive.open(f"{name}.npy") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -338,10 +358,10 @@ def read_blocks(
 
 
 def check_array(head: bytes, size: int, dtype: str, shape: tuple[int, ...] | None) -> int | None:
-    """Rows of an ``.npy`` file of ``size`` bytes that starts with ``head``.
+    """The number of rows of an ``.npy`` file of ``size`` bytes that starts with ``head``.
 
-    None if it is not a whole array of this dtype and row shape; shape None stands for a single
-    value, which counts 0 rows.
+    None if it is not a whole array of this dtype and row shape. Shape None stands for a single value, which
+    counts 0 rows.
     """
     match = _HEADER.match(head)
     if match is None or match.end() != 10 + int.from_bytes(match[1], "little"):
@@ -360,12 +380,12 @@ def check_array(head: bytes, size: int, dtype: str, shape: tuple[int, ...] | Non
 
 
 def write_header(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Start an ``.npy`` file: what follows are the values in C order."""
+    """Write the header of an ``.npy`` file; the values follow in C order."""
     np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
 
 
 def _drain(file: IO[bytes]) -> tuple[bytes, int]:
-    """The first bytes of a stream, and its length; reads all of it."""
+    """Read a stream to its end; returns its first bytes and its length."""
     with file:
         head = file.read(_HEAD_BYTES)
         size = len(head)

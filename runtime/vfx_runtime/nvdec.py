@@ -1,4 +1,4 @@
-"""How many videos the engine's GPU decodes at once, on its NVDEC units."""
+"""How many videos the engine's GPU decodes at the same time, on its NVDEC units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ DecoderName = Literal["auto", "cpu", "nvdec"]
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
 _PER_UNIT = 2
-"""One fills the gaps of the other: on an H100 of seven units 14 were reported a tenth ahead of 7."""
+"""Videos per NVDEC unit, so that one fills the gaps of the other. On an H100 with seven units, 14 videos at
+once were reported to be a tenth faster than 7."""
 
 _LIBRARY = "libnvcuvid.so.1"
 _H264, _CHROMA_420 = 4, 1
@@ -46,15 +47,16 @@ class _Capabilities(ctypes.Structure):
 def gpu_decoders(
     engine: Engine, choice: DecoderName = "auto", said: Callable[[str], None] = lambda line: None
 ) -> int:
-    """Videos to decode at once on the engine's GPU; 0 for none.
+    """Number of videos to decode at the same time on the engine's GPU; 0 for none.
 
     Args:
-        engine: open.
-        choice: ``auto`` takes what the GPU has, beside the CPU; ``nvdec`` insists on it.
-        said: told why the CPU decodes alone, where frames go to a GPU and ``auto`` finds no NVDEC there.
+        engine: an open engine.
+        choice: ``auto`` uses NVDEC if there is any, in addition to the CPU; ``nvdec`` requires it.
+        said: called with the reason, if the engine is on a GPU but ``auto`` finds no NVDEC there.
 
     Raises:
-        UsageError: ``nvdec``, and the engine is not on a GPU or the GPU has no NVDEC that can be reached.
+        UsageError: ``nvdec`` is required, but the engine takes sound or is not on a GPU, or no NVDEC can be
+            reached there.
     """
     if choice == "cpu":
         return 0
@@ -72,7 +74,7 @@ def gpu_decoders(
 
 
 def nvdec_units(cuda: Cuda) -> tuple[int, str]:
-    """NVDEC units that decode H.264, or none and why."""
+    """Number of NVDEC units that decode H.264; or 0, and why there are none."""
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError:
@@ -84,5 +86,5 @@ def nvdec_units(cuda: Cuda) -> tuple[int, str]:
     code = library.cuvidGetDecoderCaps(ctypes.byref(asked))
     if code or not asked.supported:
         return 0, f"the driver says that {cuda.name} decodes no H.264 (cuvidGetDecoderCaps gave {code})"
-    # Drivers before 11.0 of the SDK leave the number out.
+    # Drivers older than version 11.0 of the SDK do not give the number.
     return max(1, asked.units), ""

@@ -1,4 +1,4 @@
-"""Opening a video, by whatever decodes it."""
+"""Open a video with the decoder that fits it."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ def open_video(
     """Open a local video file, or a folder of images, and decode its first frame.
 
     Args:
-        path: The file; never taken for a URL.
-        threads: Threads that decode this video. One costs the least CPU time; more are for a single
-            long video on idle cores.
-        gpu: Number of the GPU to decode on; what its NVDEC units cannot take is decoded on the CPU, see
+        path: a local file or folder, even if it looks like a URL.
+        threads: threads that decode this video. One costs the least CPU time; more are for a single long
+            video on idle cores.
+        gpu: index of the GPU to decode on. What its NVDEC units cannot decode is decoded on the CPU, see
             `VideoInfo.on_gpu`. None decodes on the CPU.
-        images: How a folder is read; it is decoded on the CPU. None for a file.
+        images: how to read a folder of images, which is always decoded on the CPU. None for a file.
 
     Raises:
-        VideoError: the file is missing, empty, truncated, no regular file, or holds no video that
-            can be decoded; or see `vfx_runtime.image_folder.ImageFolder`.
+        VideoError: the file is missing, empty, truncated or not a regular file, or it holds no video that
+            can be decoded. For folders, see `vfx_runtime.image_folder.ImageFolder`.
     """
     if images is not None:
         from vfx_runtime.image_folder import ImageFolder
 
         return ImageFolder(path, images)
-    # Here, not above: FFmpeg's libraries are time that a command which only prints help need not take.
+    # Imported here because loading FFmpeg's libraries takes time, which a command that only prints its help
+    # should not spend.
     from vfx_runtime.pyav_decoder import PyAvDecoder
 
     if gpu is not None:
-        # Too many decoders at once, a profile that the units lack, damage at the start: the CPU tells.
+        # This fails for too many decoders at once, a profile that NVDEC lacks, or damage at the start. In
+        # each case the CPU is tried next, and a damaged file fails there with the proper message.
         with suppress(VideoError):
             return PyAvDecoder(path, threads, gpu)
     return PyAvDecoder(path, threads)
 
 
 def count_frames(path: str | os.PathLike[str], images: Images | None = None) -> int:
-    """Frames of a video, before it is decoded: as its packets tell, or decoded for this where they do not.
+    """Count a video's frames from its packets, or by decoding it if the packets do not tell.
 
     Args:
         path: see `open_video`.
-        images: likewise.
+        images: see `open_video`.
 
     Raises:
-        VideoError: see `open_video`; or it is damaged, where it had to be decoded.
+        VideoError: see `open_video`; or the video had to be decoded and is damaged.
     """
     if images is not None:
         return len(images.frames(os.fspath(path)))

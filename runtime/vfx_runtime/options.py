@@ -1,4 +1,4 @@
-"""What the command line of ``vfx-run`` asks for: checked, and made a run of."""
+"""Check the options of ``vfx-run``, and run what they ask for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from vfx_runtime.zero_shot import zero_shot_of
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says."""
+    """The options of ``vfx-run``; its help explains them. None means that an option was not given."""
 
     inputs: tuple[str, ...]
     engines: tuple[Path, ...]
@@ -77,10 +77,14 @@ class Options:
 
 
 def run(given: Options) -> int:
-    """Do what the command line asks for; the number of videos that failed.
+    """Do what the command line asks for.
+
+    Returns:
+        The number of videos that failed.
 
     Raises:
-        VfxError: the options do not go together or with the engines; or see `vfx_runtime.running.run_here`.
+        VfxError: the options contradict each other or do not fit the engines; or see
+            `vfx_runtime.running.run_here`.
     """
     specs = [read_spec(engine) for engine in given.engines]
     share = None if given.shard is None else Share.from_text(given.shard)
@@ -125,7 +129,7 @@ def run(given: Options) -> int:
 
 
 def _videos(given: Options, spec: EngineSpec, share: Share | None) -> list[Job]:
-    """The videos to do; none where a share of the list holds none."""
+    """The videos to extract. There may be none if only a share of the list is asked for."""
     sound = spec.input.modality == "audio"
     if sound and given.images is not None:
         raise UsageError(f"--images {shown(given.images)}: {spec.model} takes sound, and images have none")
@@ -159,7 +163,7 @@ def _views(given: Options) -> Views | None:
 
 
 def _samplings(given: Options, specs: Sequence[EngineSpec], views: Views | None) -> tuple[Sampling, ...]:
-    """Of each engine, with what the command line changes."""
+    """The sampling of each engine, with the changes that the command line asks for."""
     check_frames(specs, fps=given.fps, target_fps=given.target_fps, total=given.total, views=views)
     samplings = tuple(
         run_sampling(
@@ -182,7 +186,7 @@ def _samplings(given: Options, specs: Sequence[EngineSpec], views: Views | None)
 
 
 def _check_shown(given: Options, outputs: Sequence[Output]) -> None:
-    """What is to be shown must be there, and where it goes to writable."""
+    """Check that the engines give what is to be shown, and that the report can be written."""
     if given.pred_texts is not None and not given.show_pred:
         raise UsageError("--pred-texts goes with --show-pred")
     if given.text_engine is not None and given.pred_texts is None:
@@ -202,7 +206,7 @@ def _check_shown(given: Options, outputs: Sequence[Output]) -> None:
 
 
 def _classes(given: Options, specs: Sequence[EngineSpec], outputs: Sequence[Output]) -> list[Classes]:
-    """What ``--show-pred`` judges rows by."""
+    """The classes that ``--show-pred`` scores rows against."""
     classes = heads(outputs) if given.show_pred else []
     if given.pred_texts is not None:
         output_name, judge = zero_shot_of(
@@ -214,7 +218,7 @@ def _classes(given: Options, specs: Sequence[EngineSpec], outputs: Sequence[Outp
 
 
 def _devices(given: Options) -> list[str | None]:
-    """Where to run; None where the engine's file decides."""
+    """The devices to run on; None stands for the engine file's default."""
     devices: list[str | None] = [None] if given.device is None else [*device_list(given.device)]
     if given.address is not None:
         check_address(given.address)
@@ -238,7 +242,7 @@ def _say_plan(
     views: Views | None,
     jobs: Sequence[Job],
 ) -> None:
-    """What ``--dry-run`` prints."""
+    """Print the plan, for ``--dry-run``."""
     unit = "samples" if specs[0].input.modality == "audio" else "frames"
     rows = f"windows of {sampling.span} {unit} every {sampling.step}"
     if views is not None:

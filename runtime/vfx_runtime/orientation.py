@@ -1,4 +1,4 @@
-"""How a stored picture is turned for display."""
+"""Read how a stored picture must be rotated and mirrored for display, and do it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vfx_runtime.picture import UPRIGHT, Orientation
 
 
 def orientation(picture: VideoFrame) -> Orientation:
-    """What the display matrix (ISO/IEC 14496-12, 8.3.2) asks for; slanted ones are left as stored."""
+    """The orientation in a frame's display matrix (ISO/IEC 14496-12, 8.3.2); oblique angles are ignored."""
     try:
         side_data: list[Any] = list(picture.side_data)  # PyAV's annotation says str
         data = [item for item in side_data if item.type is SideDataType.DISPLAYMATRIX]
     except ValueError:
-        # PyAV refuses kinds of side data that it does not know; it then tells the angle alone.
+        # PyAV fails on kinds of side data that it does not know. Then only the angle can be had from it.
         quarter = round(picture.rotation / 90) % 4
         return Orientation(quarter % 2 == 1, quarter in (2, 3), quarter in (1, 2))
     if not data:
@@ -33,7 +33,7 @@ def orientation(picture: VideoFrame) -> Orientation:
 
 
 def displayed(image: Pixels, turn: Orientation) -> Pixels:
-    """`image`, uint8 [height, width, 3], as it is to be seen; rows of a turned one are contiguous."""
+    """Turn ``image``, uint8 ``[height, width, 3]``, for display. If it changes, the result is contiguous."""
     if turn == UPRIGHT:
         return image
     if turn.transpose:

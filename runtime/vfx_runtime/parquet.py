@@ -1,10 +1,11 @@
 """Parquet shards: a row for each row of a video, a column for each output; see `vfx_runtime.shards`.
 
-A vector is a fixed_size_list. A map, whose size may be that of its video, is a list with its shape in a
-column beside it. ``fps``, ``meta`` and what else a column cannot hold stand in the file's key-value metadata
-under ``vfx``, and nothing of an ``.npz`` file is lost.
+A vector is a fixed_size_list. A map, whose size may depend on its video, is a list, with its shape in a
+second column. ``fps``, ``meta`` and everything else that does not fit a column is in the file's key-value
+metadata under ``vfx``, so nothing of an ``.npz`` file is lost.
 
-Features are written as they are: zstd takes some 8 % off, and dictionaries are for what repeats.
+Features are neither compressed nor dictionary-encoded: zstd would save about 8 %, and dictionaries only help
+values that repeat.
 """
 
 from __future__ import annotations
@@ -36,39 +37,39 @@ from vfx_runtime.shards import Contents
 from vfx_runtime.staging import text_of
 
 ROW_GROUP_BYTES = 8 << 20
-"""Of features in a row group; a block of rows more may be in it. Writing takes three times its length, as the
-levels of lists are as long again."""
+"""Bytes of features in a row group; it may exceed that by one block of rows. Writing takes three times as
+much memory, since the levels of lists are as long again."""
 
 _PLACES = {"video": "string", "row": "int64"}
 _TIMES = {"start_frame": "int64", "end_frame": "int64", "start_ms": "double", "end_ms": "double"}
 _PAIRS = {"frame_range": ("start_frame", "end_frame"), "timestamps_ms": ("start_ms", "end_ms")}
 _KEY = "vfx"
 _SHAPE = "_shape"
-"""Ends the name of the column beside a map."""
+"""Suffix of the column with a map's shape."""
 
 Kind = tuple[tuple[str, str, int, int], ...]
-"""Of each output: name, dtype as NumPy writes it, axes of a row, and its length, which is 0 for a map."""
+"""For each output: name, dtype as NumPy writes it, number of axes of a row, and the row's length (0 for a map)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Video:
-    """What the key-value metadata says of a video; its rows follow those of the one before."""
+    """The entry of a video in the key-value metadata. Its rows follow those of the previous video."""
 
     name: str
     rows: int
     fps: float
     settings: int
-    """Which of the settings in the file; with ``source`` in its place that is ``meta``."""
+    """Index into the file's list of settings; these and ``source`` make up the video's ``meta``."""
     source: Any
     shapes: dict[str, list[int]]
-    """Of a row of each map."""
+    """For each map, the shape of a row."""
 
 
 class ParquetLayout:
-    """Tables for `pyarrow`, pandas, Polars, DuckDB, Hugging Face's datasets and Ray Data.
+    """Parquet files as PyArrow, pandas, Polars, DuckDB, Hugging Face's datasets and Ray Data read them.
 
     Args:
-        outputs: of a run, to see that there is a column for each.
+        outputs: the outputs of a run, to check that their names make distinct columns.
 
     Raises:
         UsageError: PyArrow is not installed, or an output has the name of another column.
@@ -79,7 +80,7 @@ class ParquetLayout:
 
     def __init__(self, outputs: Sequence[Output] = ()) -> None:
         try:
-            import pyarrow.parquet  # here: not every run takes its 36 MB
+            import pyarrow.parquet  # imported here: not every run should take its 36 MB
         except ImportError:
             raise UsageError("Parquet needs PyArrow, which is not installed: pip install pyarrow") from None
         self.damage: tuple[type[Exception], ...] = (
@@ -94,7 +95,11 @@ class ParquetLayout:
             )
 
     def kind(self, archive: zipfile.ZipFile) -> Hashable:
-        """The columns: all rows of a file have the same."""
+        """The columns of a staged video. All rows of a shard must have the same columns.
+
+        Raises:
+            ValueError: the archive is not what vfx writes, or two columns would have the same name.
+        """
         _, columns = read_columns(archive)
         kind = _kind(columns)
         if _twice(kind) is not None:
@@ -102,7 +107,11 @@ class ParquetLayout:
         return kind
 
     def contents(self, shard: Path) -> Contents:
-        """What a shard holds; nothing of one whose end is damaged, which is where that stands."""
+        """What a shard holds. It is empty if the end of the file, where that is recorded, is damaged.
+
+        Raises:
+            OSError: the system cannot read the file.
+        """
         found = Contents()
         try:
             kind, settings, videos = _said(shard)
@@ -117,7 +126,12 @@ class ParquetLayout:
         return found
 
     def read(self, shard: Path, name: str) -> Features:
-        """The features of one video of a shard, whole, in memory."""
+        """Read all features of one video of a shard into memory.
+
+        Raises:
+            KeyError: the shard does not hold the video.
+            ValueError: the shard has too few or too many rows.
+        """
         kind, settings, videos = _said(shard)
         video = next((video for video in videos if video.name == name), None)
         if video is None:
@@ -218,7 +232,7 @@ def _kind(columns: Mapping[str, tuple[str, tuple[int, ...]]]) -> Kind:
 
 
 def _twice(kind: Kind) -> str | None:
-    """A name that two columns would have."""
+    """A name that two columns would have; None if there is none."""
     names = [*_PLACES, *_TIMES, *(name for name, _ in _columns(kind))]
     return next((name for name in names if names.count(name) > 1), None)
 
@@ -230,7 +244,7 @@ def _fields(types: Mapping[str, str]) -> list[Any]:
 
 
 def _columns(kind: Kind) -> Iterator[tuple[str, Any]]:
-    """Name and Arrow type of the columns of outputs."""
+    """Name and Arrow type of each column that holds an output."""
     import pyarrow as pa
 
     for name, dtype, axes, length in kind:
@@ -241,7 +255,7 @@ def _columns(kind: Kind) -> Iterator[tuple[str, Any]]:
 
 
 class _RowGroup:
-    """Collects rows of videos, short ones together, and writes them as row groups of bounded size."""
+    """Collects rows, of several videos if they are short, and writes them as row groups of bounded size."""
 
     def __init__(self, writer: Any, schema: Any) -> None:
         self._writer, self._schema = writer, schema
@@ -303,7 +317,7 @@ def _array(rows: NDArray[Any], kind: Any) -> Any:
 
 
 def _numbers(column: Any) -> NDArray[Any]:
-    """The numbers of an Arrow array of numbers or of lists."""
+    """The numbers in an Arrow array of numbers or of lists, as a flat array."""
     import pyarrow as pa
 
     nested = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
@@ -339,6 +353,6 @@ def _rows_of(shard: Path, videos: Sequence[_Video], names: set[str]) -> Iterator
                 for start, end in spans:
                     low, high = max(start - at, 0), min(end - at, len(batch))
                     if low < high:
-                        # Copied where it is a part: a slice keeps all of its batch in memory.
+                        # A part is copied, because a slice would keep its whole batch in memory.
                         yield batch if high - low == len(batch) else batch.take(np.arange(low, high))
                 at += len(batch)

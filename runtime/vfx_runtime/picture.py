@@ -1,4 +1,4 @@
-"""A decoded picture as its decoder left it: its planes, how it is turned, and how its colours are read."""
+"""A decoded picture as its decoder left it: its planes, its orientation, and how to read its colours."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 SurfaceFormat = Literal["nv12", "p016", "i420", "rgb"]
-"""nv12: luma, then Cb and Cr in turns, half as many each way, 8 bits. p016: the same in 16 bits, the
-significant ones on top. i420: luma, Cb and Cr in a plane each. rgb: three bytes a pixel."""
+"""Layout of a picture. nv12: a plane of luma, and one of interleaved Cb and Cr at half the width and height,
+8 bits. p016: the same with 16 bits, of which the upper ones are significant. i420: a plane each for luma, Cb
+and Cr, the latter two at half the width and height. rgb: three bytes per pixel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,13 @@ class Orientation:
 
     @property
     def rotation(self) -> int:
-        """Degrees counter-clockwise, leaving a mirroring aside."""
+        """Degrees counter-clockwise (0, 90, 180, 270), ignoring any mirroring."""
         if self.transpose:
             return 90 if self.flip_y else 270
         return 180 if self.flip_y else 0
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width as displayed, of a picture stored with these."""
+        """Displayed height and width of a picture stored with this height and width."""
         return (width, height) if self.transpose else (height, width)
 
 
@@ -35,20 +36,20 @@ UPRIGHT = Orientation()
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """How a stream's colours are to be read, in FFmpeg's numbers (ITU-T H.273)."""
+    """How to read a stream's colours, in FFmpeg's numbers (ITU-T H.273)."""
 
     matrix: int = 2
-    """AVColorSpace: 1 BT.709, 5 and 6 BT.601, 9 BT.2020, 2 not told, which FFmpeg reads as BT.601."""
+    """AVColorSpace: 1 is BT.709, 5 and 6 are BT.601, 9 is BT.2020; 2 is unspecified, which FFmpeg reads as BT.601."""
     full_range: bool = False
     """Whether luma runs from 0 to 255 instead of 16 to 235."""
     interpolate: bool = False
-    """Chroma between its neighbours by its siting, in real numbers; False takes each sample for its 2x2
-    block. On 8 bits that is then FFmpeg's own conversion to the bit, and with it what OpenCV, decord and
-    PyAV give, and what all published features were made of."""
+    """Whether to interpolate chroma according to its siting, in floating point. If False, each chroma sample
+    counts for its 2x2 block; for 8 bits this is exactly FFmpeg's own conversion, and so what OpenCV, decord
+    and PyAV give and what all published features were made from."""
     left: bool = True
-    """Siting: chroma on even columns (MPEG-2 and later), else between two."""
+    """Siting: chroma is on even columns (MPEG-2 and later), otherwise between two columns."""
     top: bool = False
-    """Siting: chroma on even rows, else between two."""
+    """Siting: chroma is on even rows, otherwise between two rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +58,27 @@ class Plane:
 
     address: int
     pitch: int
-    """Bytes from row to row."""
+    """Bytes from the start of one row to the next."""
     rows: int
 
     @property
     def size(self) -> int:
-        """Bytes, the room behind each row included."""
+        """Bytes, including the padding after each row."""
         return self.pitch * self.rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A decoded picture."""
+    """A decoded picture, not converted, resized or turned yet."""
 
     kind: SurfaceFormat
     planes: tuple[Plane, ...]
     height: int
-    """As displayed, like ``width``."""
+    """Pixels as displayed, like ``width``."""
     width: int
     convention: Convention
     turn: Orientation
     on_device: bool
-    """Whether the planes lie in the memory of the GPU that decoded it; its default stream wrote them."""
+    """Whether the planes are in the memory of the GPU that decoded them, written on its default stream."""
     owner: object
-    """Keeps the planes where they are for as long as somebody holds it."""
+    """Keeps the planes' memory valid for as long as somebody holds it."""
