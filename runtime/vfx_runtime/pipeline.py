@@ -1,10 +1,10 @@
-"""Videos in, rows of features out, with every stage overlapped and nothing unbounded.
+"""From videos to rows of features, with all stages overlapping and memory bounded.
 
-Worker threads decode, resize and gather, on the CPU or on the engine's own GPU (`vfx_runtime.preprocess`);
-the engine's slots are the queue between them and the device. A window is gathered straight into its place
-in a slot, so windows of different videos share a batch, and a worker that runs ahead waits for a free slot:
-memory depends neither on the length of a video nor on their number. A thread for each engine collects its
-finished slots in the order they were submitted, which keeps the rows of each video in order.
+Worker threads decode, resize and gather windows, on the CPU or on the engine's own GPU
+(`vfx_runtime.preprocess`). The engine's slots are the queue between them and the device. A window is gathered
+directly into its place in a slot, so windows of different videos share a batch. A worker that is ahead waits for a
+free slot, so memory depends neither on the length of the videos nor on their number. One thread per engine collects
+the slots in the order in which they were submitted, which keeps the rows of each video in order.
 """
 
 from __future__ import annotations
@@ -44,72 +44,74 @@ from vfx_runtime.stages import DECODE, GATHER, RESIZE, WAIT_SLOT, WAIT_WINDOWS, 
 from vfx_runtime.views import Crops, Views, ViewWindows
 
 _AHEAD = 64
-"""Videos that may be begun before the oldest unfinished one is done: bounds what is held of each."""
+"""How many videos may be begun before the oldest unfinished one is done, which bounds the rows that are held."""
 
 SECONDS_TO_STOP = 10.0
-"""That a run which is given up waits for threads that read: a file that hangs must not hold it for ever."""
+"""How long an abandoned run waits for threads that read files: one that hangs must not hold it up for ever."""
 
 _LONGEST_SHOWN = 3600
-"""Seconds that a frame may last where a frame rate asks for it again and again: a damaged time stamp can
-make it years."""
+"""How many seconds a frame may last if converting to a frame rate repeats it. A damaged time stamp can make it
+last years."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one video: rows, or the reason why there are none."""
+    """The result of one video: its rows, or the reason why there are none."""
 
     job: Job
     rows: RowSpool | None
-    """To be closed by whoever takes the result."""
+    """The rows, to be closed by whoever takes the result; None for a failure."""
     fps: float
-    """Frames per second that the windows were laid over; 0 for a failure."""
+    """Frame rate of the frames that the windows were made of; 0 for a failure."""
     error: VfxError | None
+    """Why the video failed; None if it did not."""
 
 
 @dataclass(slots=True)
 class Stats:
-    """How far a run is; written by its threads, read by anyone."""
+    """The progress of a run, written by its threads and read by anyone."""
 
     videos: int = 0
-    """Finished, failed ones included."""
+    """Finished videos, including failed ones."""
     windows: int = 0
+    """Windows whose rows were collected."""
     frames: int = 0
-    """Decoded."""
+    """Decoded frames; for audio, decoded samples."""
     frames_on_gpu: int = 0
-    """Decoded on a GPU, of those."""
+    """Those of the decoded frames that a GPU decoded."""
     stages: Stages | None = None
-    """Given where a run's stages are to be timed; without it nothing is."""
+    """Times the stages of a run; None measures nothing."""
     _fractions: dict[int, float] = field(default_factory=dict)
 
     def snapshot(self) -> Stats:
-        """The figures as they are now."""
+        """A copy of the figures as they are now, without the stages."""
         return Stats(self.videos, self.windows, self.frames, self.frames_on_gpu)
 
     @property
     def videos_done(self) -> float:
-        """Finished videos, and the decoded share of those under way."""
+        """Number of finished videos, plus the decoded fraction of each video under way."""
         return self.videos + sum(list(self._fractions.values()))
 
 
 class Pipeline:
-    """Runs videos through one engine, or through several from one decode.
+    """Runs videos through one engine, or through several that share one decode.
 
     Args:
-        engines: open; their slots are the pipeline's while a run lasts. Several must lay their windows
-            alike (`check_alike`), and a row of the result then holds the outputs of all.
-        samplings: one for each engine: the spec's own, or with another step, frame rate or edge rule.
-            The number of frames is the engine's. None takes the specs' own.
-        views: clips spread over each video, in place of windows; their frames' `Sampling.fps` is None.
-        workers: videos decoded at once on the CPU; None chooses by cores.
-        gpu_decoders: videos decoded at once on the first engine's GPU, beside those. Both kinds take the
-            next video when they are done with one, so each gets as many as it is fast.
-        spool_folder: where rows that outgrow memory go; None for the system's temporary folder.
-        stats: to add to; None begins with zeros.
-        total: bring each video to about so many frames, evenly spread, see `vfx_runtime.laying.spread`.
+        engines: open engines, whose slots belong to the pipeline during a run. The windows of several engines
+            must cover the same frames (`check_alike`); a row of the result then has the outputs of all.
+        samplings: one per engine: the spec's own, possibly with another step, frame rate or edge rule. The
+            number of frames is the engine's. None takes the specs' own samplings.
+        views: clips spread over each video instead of windows; `Sampling.fps` must then be None.
+        workers: number of videos decoded at the same time on the CPU; None chooses one per core, at most 16.
+        gpu_decoders: number of videos decoded at the same time on the first engine's GPU, in addition. Workers
+            of both kinds take the next video when they are done with one, so each kind gets its share by speed.
+        spool_folder: folder for rows that exceed memory; None for the system's temporary folder.
+        stats: figures to add to; None starts from zero.
+        total: sample about this many frames evenly from each video, see `vfx_runtime.laying.spread`.
         float16: keep rows in half precision.
 
     Raises:
-        UsageError: engines that do not go together, or that this runtime cannot feed.
+        UsageError: the engines do not fit together, or this runtime cannot feed them.
     """
 
     def __init__(
@@ -142,24 +144,25 @@ class Pipeline:
 
     @property
     def outputs(self) -> list[Output]:
-        """Of all engines, with the dtype that their rows are kept in."""
+        """The outputs of all engines, with the dtype in which their rows are kept."""
         return [output for engine in self.engines for output in self.kept(engine)]
 
     def kept(self, engine: Engine) -> list[Output]:
-        """The outputs of one engine, likewise."""
+        """The outputs of one engine, with the dtype in which its rows are kept."""
         dtype: Literal["float16", "float32"] = "float16" if self.float16 else "float32"
         return [dataclasses.replace(output, dtype=dtype) for output in engine.spec.outputs]
 
     def run(self, jobs: Iterable[Job], total: int | None = None) -> Iterator[Result]:
-        """Process videos; results come as videos finish, which is nearly their own order.
+        """Process videos. Results come as videos finish, which is roughly the order of ``jobs``.
 
         Args:
-            jobs: taken one at a time, as workers become free, in the caller's order.
-            total: their number, where known: fewer videos than cores are decoded by several threads each.
+            jobs: taken one at a time, in order, as workers become free.
+            total: the number of jobs, if known. If there are fewer videos than cores, each is decoded by
+                several threads.
 
         Raises:
-            EngineError: an engine failed; no video can go on. Results of the videos that were under way
-                come first, with that error where they are not whole.
+            EngineError: an engine failed, so no video can go on. The results of the videos under way come
+                first; those that are incomplete have this error.
         """
         decoders = [cuda_index(self.engines[0].device)] * self._gpu_decoders + [None] * self._workers
         if total:
@@ -179,18 +182,21 @@ class _Video:
     number: int
     job: Job
     rows: list[RowSpool]
-    """One for each engine."""
+    """One spool per engine."""
     fps: float = 0.0
     gathered: int = 0
-    """Windows handed to the engines, all counted; final once ``ended``."""
+    """Windows handed to all engines together; final once ``ended``."""
     collected: int = 0
+    """Windows whose rows came back, of all engines together."""
     ended: bool = False
+    """Whether a worker has finished with the video, so that no more windows will come."""
     error: VfxError | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """A window's place in a slot, and what its rows are: one, or one for each pair of its frames."""
+    """What is remembered about a window in a slot: the frames and times of its row or, for an engine of pairs,
+    of its rows."""
 
     video: _Video
     frame_range: Sequence[tuple[int, int]]
@@ -198,7 +204,7 @@ class _Place:
 
 
 class _Stopped(Exception):
-    """The run is being given up; not an error of any video."""
+    """The run is being abandoned. This is not an error of any video."""
 
 
 class _Run:
@@ -223,7 +229,7 @@ class _Run:
         self._stop = threading.Event()
 
         self._slots = threading.Condition()
-        """Guards all below."""
+        """Guards everything below."""
         self._lanes: list[Lane[_Place]] = [
             Lane(engine, self._slots, self._wait, self._fail) for engine in self._engines
         ]
@@ -231,9 +237,9 @@ class _Run:
         self._working = len(decoders)
         self._begun = 0
         self._open: dict[int, _Video] = {}
-        """Videos begun and not yet finished, by number."""
+        """Videos that are begun but not finished, by number."""
         self._late: list[Result] = []
-        """Of videos that were finished while the run was given up."""
+        """Results of videos that were finished while the run was being abandoned."""
 
         self._workers = [
             threading.Thread(
@@ -260,7 +266,7 @@ class _Run:
             yield item
 
     def _under_way(self, failure: EngineError) -> Iterator[Result]:
-        """What becomes of the videos that were begun when an engine failed: whole, or failed with it."""
+        """Results of the videos that were under way when an engine failed: complete, or failed with it."""
         self._end_threads()
         while self._late:
             yield self._late.pop(0)
@@ -272,7 +278,7 @@ class _Run:
             yield Result(video.job, None, 0.0, error)
 
     def stop(self) -> None:
-        """End all threads, whatever they wait for, and leave the engines with every slot free."""
+        """End all threads, whatever they are waiting for, and free all slots of the engines."""
         self._end_threads()
         for result in self._late:
             if result.rows is not None:
@@ -288,8 +294,8 @@ class _Run:
         patience = time.monotonic() + SECONDS_TO_STOP
         while threads := [thread for thread in started if thread.is_alive()]:
             if time.monotonic() > patience and not any(thread in self._collectors for thread in threads):
-                # They wait for a file system that does not answer. They end with the process, or when it
-                # answers: they then see that the run is over before they touch the engine.
+                # These threads wait for a file system that does not answer. They end with the process, or when
+                # it does answer, since they check whether the run is over before they touch the engine.
                 break
             try:
                 item = self._done.get(timeout=0.05)
@@ -334,7 +340,11 @@ class _Run:
                 self._slots.wait(1)
 
     def _fail(self, error: Exception) -> Exception:
-        """Note a failure that is not that of one video: a collector ends the run with it."""
+        """Record a failure that does not belong to a single video; a collector then ends the run with it.
+
+        Returns:
+            The exception for the calling thread to raise.
+        """
         with self._slots:
             self._engine_failure = self._engine_failure or error
             self._slots.notify_all()
@@ -343,7 +353,7 @@ class _Run:
     # Workers
 
     def _work(self, gpu: int | None) -> None:
-        """What a worker does: one video after the other, on the GPU of this number where there is one."""
+        """The body of a worker: process videos until there are none, decoding on this GPU if one is given."""
         try:
             with ExitStack() as stack:
                 try:
@@ -379,7 +389,8 @@ class _Run:
                 video.error = error
             except _Stopped:
                 raise
-            # A defect of ours or a library's costs one video, not the run; so does what would end a thread.
+            # A bug in vfx or in a library should cost one video, not the run. That includes SystemExit, which
+            # would silently end this thread.
             except (Exception, SystemExit) as error:
                 frame = traceback.extract_tb(error.__traceback__)[-1]
                 video.error = VideoError(
@@ -395,7 +406,7 @@ class _Run:
     def _next_video(self) -> _Video | None:
         with self._slots:
             if self._far_ahead():
-                # What the oldest video waits for may lie in a slot that is being filled.
+                # The oldest video may be waiting for windows in a slot that is not full yet.
                 for lane in self._lanes:
                     lane.seal()
             while self._far_ahead():
@@ -498,7 +509,7 @@ class _Run:
     ) -> None:
         spans = [(window.first, window.last)]
         if self._engines[number].spec.outputs[0].per == "pair":
-            # Where the last frame is repeated there is no pair.
+            # Repetitions of the last frame do not make pairs.
             real = [item for item in window.samples if item >= 0]
             spans = [pair for pair in itertools.pairwise(real) if pair[0] != pair[1]]
             if not spans:
@@ -522,14 +533,14 @@ class _Run:
 
     def _collect(self, number: int) -> None:
         lane = self._lanes[number]
-        # Failed videos need no row to be finished, so only slots and workers count.
+        # A failed video finishes without rows, so only slots and workers decide when this ends.
         while (collected := lane.collect(self._no_more)) is not None:
             places, outputs = collected
             if number == 0:
                 self._stats.windows += len(places)
             self._hand_out(number, places, outputs)
         for worker in self._workers:
-            worker.join()  # what ended it comes before the end
+            worker.join()  # an exception that ended it must be queued before the final None
         with self._slots:
             self._collecting -= 1
             last = not self._collecting
@@ -568,7 +579,7 @@ class _Run:
             start = end
 
     def _finished(self, video: _Video) -> bool:
-        """Whether this was the last that was missing; true once per video."""
+        """Whether the video is complete. True only once per video."""
         if video.ended and video.collected == video.gathered and video.number in self._open:
             del self._open[video.number]
             self._slots.notify_all()
@@ -594,13 +605,13 @@ def _count(video: _Video) -> None:
 
 
 def _pairs(array: Array, places: Sequence[_Place]) -> Array:
-    """Rows of windows ``[n, pairs, ...]`` to rows of pairs, those of repeated frames left out."""
+    """Turn rows of windows, ``[n, pairs, ...]``, into rows of pairs, leaving out those of repeated frames."""
     rows = [window[: len(place.frame_range)] for window, place in zip(array, places, strict=True)]
     return np.concatenate(rows)
 
 
 class _Counted:
-    """The frames of a decoder, counted; ends early when the run is given up."""
+    """The frames of a decoder, counted. Raises `_Stopped` if the run is being abandoned."""
 
     def __init__(self, decoder: Decoder, stats: Stats, video: _Video, stop: threading.Event) -> None:
         self._decoder, self._stats, self._video, self._stop = decoder, stats, video, stop

@@ -1,4 +1,4 @@
-"""What ``--show-pred`` prints: the likeliest classes of each row, of heads and of texts alike."""
+"""What ``--show-pred`` prints: the most likely classes of each row, by a classifier or by texts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """Classes that rows are judged by."""
+    """Classes, and how to score rows against them."""
 
     output: str
-    """Name of the engine's output that is judged."""
+    """Name of the engine's output that is scored."""
     labels: Sequence[str]
+    """Names of the classes."""
     logits: Callable[[Array], Array] = lambda rows: rows
-    """Of rows of that output, ``[rows, labels]``."""
+    """From rows of that output to logits, ``[rows, labels]``."""
     probabilities: Callable[[Array], Array] = softmax
-    """Of the logits of one row, ``[labels]``."""
+    """From the logits of one row to probabilities, both ``[labels]``."""
 
 
 def heads(outputs: Sequence[Output]) -> list[Classes]:
-    """The classifiers among an engine's outputs."""
+    """The classifiers among the outputs of engines."""
     return [
         Classes(
             item.name,
@@ -43,17 +44,17 @@ def heads(outputs: Sequence[Output]) -> list[Classes]:
 
 
 def texts(output: str, judge: ZeroShot) -> Classes:
-    """Texts as the classes of an output."""
+    """Texts as classes, for the output that they are compared with."""
     return Classes(output, judge.texts, judge.logits)
 
 
 def prediction_lines(name: str, features: Features, classes: Sequence[Classes]) -> Iterator[str]:
-    """A line for each row of a video, by its times: the five likeliest classes with their probabilities."""
+    """A line for each row of a video: its times, and the five most likely classes with their probabilities."""
     for item in classes:
         logits = item.logits(features.arrays[item.output])
         for (start, end), row in zip(features.timestamps_ms / 1000, logits, strict=True):
             chances = item.probabilities(row)
             best = np.argsort(-row, kind="stable")[:_SHOWN]
-            # Names come from the engine's file and might hold what a terminal obeys.
+            # Names come from the engine's file and could contain control codes for the terminal.
             top = ", ".join(f"{shown(item.labels[i])} {chances[i]:.3f}" for i in best)
             yield f"{shown(name)} {start:.2f}-{end:.2f} s: {top}"

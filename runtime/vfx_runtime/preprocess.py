@@ -1,4 +1,4 @@
-"""What happens between a decoded frame and its place in a window: one protocol, on a CPU and on CUDA."""
+"""From a decoded frame to its place in a window: one protocol, implemented on the CPU and on CUDA."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ P = TypeVar("P")
 
 
 class Preprocess(Protocol[P]):
-    """Brings frames to the engine's input and windows into its slots. Each decoding thread has its own."""
+    """Resizes and crops frames, and puts windows into an engine's slots. Each decoding thread has its own."""
 
     @property
     def maker(self) -> Preprocess[P]:
-        """Whose `prepare` serves this one: its own, or that of an engine beside it that takes the same."""
+        """The preprocess whose `prepare` makes the frames: itself, or that of another engine with equal frames."""
 
     def prepare(self, frame: Frame) -> P:
-        """Resize and crop a frame. The result serves any number of windows, until it is let go.
+        """Resize and crop a frame. The result can be used in any number of windows.
 
         Raises:
-            VideoError: the frame cannot be converted, is too small, or is of another size than the engine.
+            VideoError: the frame cannot be converted, is too small, or has another size than the engine takes.
             EngineError: the device failed.
         """
 
     def place(self, slot: int, row: int, frames: Sequence[P | None], crop: int = 0) -> None:
-        """Put a window into a row of a free slot; None is a blank frame.
+        """Put a window into a row of a slot.
 
         Args:
-            slot: of the engine.
-            row: of the slot.
-            frames: the window.
-            crop: which of the crops that the frames were prepared for.
+            slot: number of a slot that is being filled.
+            row: row of the slot.
+            frames: the prepared frames of the window; None stands for a blank frame.
+            crop: which crop to take, of those that the frames were prepared for.
 
         Raises:
             EngineError: the device failed.
         """
 
     def close(self) -> None:
-        """Give back what it holds; once is enough."""
+        """Release all resources. May be called again."""
 
 
 class CpuPreprocess:
-    """`Preprocess` in host memory: Pillow's arithmetic, see `vfx_runtime.resize`.
+    """`Preprocess` in host memory, see `vfx_runtime.resize`.
 
-    With three crops a frame is resized whole, once, and its crops are views of it.
+    With three crops, the whole frame is resized once, and the crops are views of it.
 
     Args:
-        engine: whose slots are filled.
-        crops: of each frame.
-        maker: one of another engine, whose frames are the same.
+        engine: the engine whose slots are filled.
+        crops: number of crops of each frame.
+        maker: the preprocess of another engine with equal frames, if there is one.
     """
 
     def __init__(self, engine: Engine, crops: Crops = 1, maker: CpuPreprocess | None = None) -> None:
@@ -66,7 +66,7 @@ class CpuPreprocess:
         self.maker = maker or self
 
     def prepare(self, frame: Frame) -> Pixels:
-        """uint8 [out_height, out_width, 3]."""
+        """Resize and crop a frame: uint8 ``[out_height, out_width, 3]``, RGB."""
         rgb = frame.rgb()
         if self._crops == 1:
             frame_plan = plan_for(self._engine.spec, *rgb.shape[:2])
@@ -77,7 +77,7 @@ class CpuPreprocess:
         return out
 
     def place(self, slot: int, row: int, frames: Sequence[Pixels | None], crop: int = 0) -> None:
-        """Copy them straight into the memory that the device reads."""
+        """Copy the frames directly into the memory that the device reads."""
         target = self._engine.buffer(slot)[row]
         for i, pixels in enumerate(frames):
             if pixels is not None and self._crops > 1:
@@ -85,28 +85,28 @@ class CpuPreprocess:
             target[i] = self._engine.spec.input.blank if pixels is None else pixels
 
     def like(self, engine: Engine) -> bool:
-        """Whether frames that this one makes are those that an engine takes."""
+        """Whether the frames made here are those that the given engine takes."""
         return view_transform(engine.spec, self._crops) == self._transform
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is nothing to release."""
 
 
 def prepares_on_device(engine: Engine) -> bool:
-    """Whether frames are prepared where the engine reads them, and not copied there; sound never is."""
+    """Whether frames are prepared in device memory rather than copied there. Never the case for sound."""
     return engine.cuda is not None and engine.spec.input.modality == "frames"
 
 
 def preprocess_for(
     engine: Engine, crops: Crops = 1, others: Sequence[Preprocess[Any]] = ()
 ) -> Preprocess[Any]:
-    """A preprocess for one thread, where the engine's input is: in host or in device memory.
+    """Make a preprocess for one thread, in host or device memory, wherever the engine's input is.
 
     Args:
-        engine: open.
-        crops: of each frame.
-        others: those of the engines before it, on the same thread and closed after it: what is the same is
-            made once.
+        engine: an open engine.
+        crops: number of crops of each frame.
+        others: the preprocesses of the run's previous engines on this thread, which are closed after this
+            one. Frames that are equal are made only once.
 
     Raises:
         UsageError: the engine's frames cannot be cropped three times, or NVRTC is missing.

@@ -1,12 +1,12 @@
-"""Decoded pictures to windows in an engine's device memory: colour, resize, crop and gathering by kernels.
+"""From decoded pictures to windows in an engine's device memory: kernels convert, resize, crop and gather.
 
-A single crop is cut while a frame is resized, and nothing beside it is computed. For three the frame is
-resized whole, once, and each is cut while a window is gathered.
+A single crop is cut while the frame is resized, so only its pixels are computed. For three crops, the whole frame is
+resized once, and each crop is cut when a window is gathered.
 
-A thread has a stream of its own, and all that it does to a frame happens on it: the upload where the CPU
-decoded, the kernel that makes the frame, the kernels that gather windows of it. So a frame's memory can be
-used again as soon as Python lets go of it, and nothing is waited for but a block of uploads that is to be
-filled again. A slot's own stream waits for the windows that were placed in it.
+Each thread has its own stream, on which everything happens to its frames: the upload if the CPU decoded them, the
+kernel that makes the frame, and the kernels that gather windows. So a frame's memory can be reused as soon as
+Python drops the frame. The only thing that is ever waited for is a block of uploads that is to be filled again. A
+slot's own stream waits for the windows that were placed in it.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ from vfx_runtime.surfaces import (
 from vfx_runtime.views import Crops, crop_offset, view_transform
 
 _BLOCKS = 3
-"""Blocks of uploads of a thread: one is filled while others are copied and read."""
+"""Upload blocks per thread: one is filled while the others are being copied and read."""
 
 _BLOCK_BYTES = 8 << 20
 _TABLES_KEPT = 32
-"""Tap tables kept on the device, one for each size of video seen of late."""
+"""How many tap tables are kept on the device, one for each video size used lately."""
 
 _THREADS = (32, 4, 1)
 _CHUNK = 16
 _THREADS_THAT_COPY = 256
 
 _DEFAULT_STREAM = 0
-"""Where FFmpeg puts what NVDEC decodes."""
+"""The stream on which FFmpeg writes what NVDEC decodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """What pictures have in common that one launch makes frames of."""
+    """What pictures must have in common to share a launch."""
 
     kind: SurfaceFormat
     height: int
@@ -71,7 +71,7 @@ class _Group:
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """Room for uploads, and what keeps the pictures alive that a launch reads."""
+    """Memory for uploads, and references that keep the pictures alive that a launch reads."""
 
     done: int
     host: Bytes
@@ -84,13 +84,13 @@ class CudaPreprocess:
     """`vfx_runtime.preprocess.Preprocess` on the engine's own device.
 
     Args:
-        engine: a slot of it is written between its collection and its submission.
-        cuda: the engine's.
-        crops: of each frame.
+        engine: the engine. A slot of it may be written between its collection and its next submission.
+        cuda: the engine's device.
+        crops: number of crops of each frame.
 
     Raises:
         UsageError: NVRTC is not installed, or the engine's frames cannot be cropped three times.
-        OutOfDeviceMemory: no room for a thread's buffers.
+        OutOfDeviceMemory: the device has no memory for a thread's buffers.
     """
 
     def __init__(self, engine: Engine, cuda: Cuda, crops: Crops = 1) -> None:
@@ -98,13 +98,13 @@ class CudaPreprocess:
         self._transform = view_transform(engine.spec, crops)
         height, width = (int(axis) for axis in engine.spec.input.shape[2:4])
         self._frame_bytes = height * width * 3
-        # A frame that is gathered whole is one row.
+        # A frame that is gathered whole is copied as one row.
         self._gathered_row = self._frame_bytes if crops == 1 else width * 3
         self._tables: OrderedDict[tuple[int, int], tuple[Taps, int]] = OrderedDict()
         self._blocks: list[_Block] = []
         self._pending: list[tuple[Surface, DeviceFrame]] = []
-        """What waits to be launched; frames are held, or a later one of the same launch might be given the
-        memory of one that nobody wants any more."""
+        """Surfaces waiting to be launched. Their frames are held here, because otherwise a later frame of the same
+        launch could get the memory of one that has been dropped meanwhile."""
         self._group: _Group | None = None
         self._closed = False
         cuda.activate()
@@ -129,7 +129,7 @@ class CudaPreprocess:
             self._undo = undo.pop_all()
 
     def prepare(self, frame: Frame) -> DeviceFrame:
-        """Enqueue one frame; up to 16 of one size share a copy and a launch."""
+        """Queue one frame to be made. Up to 16 alike pictures share an upload and a launch."""
         picture = frame.picture()
         group = _Group(
             picture.kind,
@@ -163,7 +163,7 @@ class CudaPreprocess:
         return self
 
     def like(self, engine: Engine) -> bool:
-        """Whether frames that this one makes are those that an engine takes, on the same GPU."""
+        """Whether the frames made here are those that the given engine takes, on the same GPU."""
         own = self._engine
         return (
             engine.device == own.device
@@ -172,13 +172,13 @@ class CudaPreprocess:
         )
 
     def place(self, slot: int, row: int, frames: Sequence[DeviceFrame | None], crop: int = 0) -> None:
-        """Gather a window on this thread's stream; the slot's stream waits for it."""
+        """Gather a window on this thread's stream, for which the slot's stream then waits."""
         self.place_in(self._engine, slot, row, frames, crop)
 
     def place_in(
         self, engine: Engine, slot: int, row: int, frames: Sequence[DeviceFrame | None], crop: int
     ) -> None:
-        """`place` for any engine that this one is like."""
+        """Like `place`, for any engine for which `like` is true."""
         self._flush()
         target, blank = engine.device_input(slot), engine.spec.input.blank
         address = target.address + row * int(engine.spec.input.shape[1]) * self._frame_bytes
@@ -207,12 +207,12 @@ class CudaPreprocess:
         self._cuda.wait(target.stream, self._placed)
 
     def synchronize(self) -> None:
-        """Block until all frames and windows so far are made: for benchmarks."""
+        """Block until all frames and windows so far are made; for benchmarks."""
         self._flush()
         self._cuda.synchronize(self._stream)
 
     def close(self) -> None:
-        """Give everything back, once the stream is done with it; once is enough."""
+        """Wait for the stream, and free everything. May be called again."""
         if self._closed:
             return
         self._closed = True
@@ -223,14 +223,14 @@ class CudaPreprocess:
         self._undo.close()
 
     def _crop_begins(self, frame: DeviceFrame, crop: int) -> int:
-        """Bytes from a frame's first to the first of a crop."""
+        """Offset in bytes of a crop within a frame."""
         if self._crops == 1:
             return 0
         top, left = crop_offset(frame.height, frame.width, crop)
         return (top * frame.width + left) * 3
 
     def _flush(self) -> None:
-        """Upload what is pending, and make frames of it."""
+        """Upload the pending pictures, and launch the kernel that makes frames of them."""
         if not self._pending or self._group is None:
             return
         cuda, block, group = self._cuda, self._blocks[0], self._group
@@ -257,7 +257,7 @@ class CudaPreprocess:
         self._pending = []
 
     def _open_block(self, needed: int) -> None:
-        """Make the next block ready for writing, and large enough."""
+        """Wait until the next block is free, and make it large enough."""
         block = self._blocks[0]
         self._cuda.block(block.done)
         block.owners.clear()
@@ -289,7 +289,7 @@ class CudaPreprocess:
         )
 
     def _taps(self, item: FramePlan) -> Taps:
-        """A plan's tables on the device."""
+        """The tap tables of a plan, on the device."""
         key = item.height, item.width
         found = self._tables.get(key)
         if found is None:
@@ -306,7 +306,7 @@ class CudaPreprocess:
             self._tables[key] = found
             if len(self._tables) > _TABLES_KEPT:
                 _, (_, old) = self._tables.popitem(last=False)
-                self._cuda.free(old)  # the stream was waited for above
+                self._cuda.free(old)  # safe, since the stream was synchronized above
         self._tables.move_to_end(key)
         return found[0]
 
@@ -324,29 +324,29 @@ class CudaPreprocess:
 
 
 class CudaSharing:
-    """`vfx_runtime.preprocess.Preprocess` of an engine beside another, whose frames it takes, on one GPU.
+    """`vfx_runtime.preprocess.Preprocess` of an engine that uses the frames of another one, on the same GPU.
 
     Args:
-        engine: a slot of it is written between its collection and its submission.
-        maker: of the other engine, on the same thread; closed after this one.
+        engine: the engine. A slot of it may be written between its collection and its next submission.
+        maker: the preprocess of the other engine, on the same thread; it is closed after this one.
     """
 
     def __init__(self, engine: Engine, maker: CudaPreprocess) -> None:
         self._engine, self.maker = engine, maker
 
     def prepare(self, frame: Frame) -> DeviceFrame:
-        """That of the other one."""
+        """Make a frame with the other preprocess."""
         return self.maker.prepare(frame)
 
     def place(self, slot: int, row: int, frames: Sequence[DeviceFrame | None], crop: int = 0) -> None:
-        """Gather a window, on the stream that its frames are made on."""
+        """Gather a window, on the stream on which its frames are made."""
         self.maker.place_in(self._engine, slot, row, frames, crop)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is nothing to release."""
 
 
 def _bytes(array: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """An array's bytes, padded so that the next one is aligned."""
+    """An array's bytes, padded so that the next array is aligned."""
     flat = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
     return np.pad(flat, (0, padded(len(flat)) - len(flat)))

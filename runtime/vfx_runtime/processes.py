@@ -1,7 +1,7 @@
-"""One list of videos on several devices: a process for each, which asks for the next video when it has room.
+"""Run one list of videos on several devices: one process each, which asks for a video when it has room.
 
-A process that dies, or whose device fails, leaves its videos to the others; a video that two of them had when
-they died is given up. A process of its own for each device, since one interpreter cannot feed several.
+Each device has a process of its own, since one interpreter cannot feed several. If a process dies or its device
+fails, its videos go to the others. A video that two processes had when they died is given up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Waiting(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    """The process has done all its videos, and waits until the others have too: then one makes a pack."""
+    """The process has done all its videos, and waits until the others have too, since packing comes last."""
 
 
 class _Packed(NamedTuple):
@@ -67,7 +67,7 @@ class _Child:
     connection: Connection
     stats: Stats = field(default_factory=Stats)
     jobs: dict[str, Job] = field(default_factory=dict)
-    """Given out and not yet answered, by name."""
+    """Jobs given out and not answered yet, by name."""
     error: VfxError | None = None
     ended: bool = False
 
@@ -75,13 +75,13 @@ class _Child:
 def run_on_all(
     task: Task, devices: Sequence[str], jobs: Sequence[Job], listener: Listener
 ) -> Generator[Extracted, None, None]:
-    """Run jobs on several devices at once; results come as videos finish.
+    """Run jobs on several devices at once. Results come as videos finish.
 
     Args:
-        task: what to do.
-        devices: such as ``cuda:0``; one may stand there twice, for two processes on it.
-        jobs: all of them.
-        listener: told how it goes.
+        task: what to do with each video.
+        devices: devices such as ``cuda:0``. One that is given twice gets two processes.
+        jobs: all jobs of the run.
+        listener: told about progress.
 
     Raises:
         VfxError: no device is left that can go on.
@@ -111,7 +111,7 @@ def run_on_all(
         if left and not devices:
             assert round_.lost, "a round ends with jobs left only where its processes were lost"
             raise round_.lost[-1].error or EngineError("no device is left")
-        # All videos are done, and nobody could pack them.
+        # All videos are done, but no process was able to pack them.
         for error in (child.error for child in round_.lost if not devices):
             if isinstance(error, OutputError):
                 raise error
@@ -125,7 +125,7 @@ def _given_up(job: Job, child: _Child) -> VideoError:
 
 
 class _Round:
-    """Processes on all devices, until the list is done or the processes are."""
+    """Processes on all devices, until the list is done or no process is left."""
 
     def __init__(
         self, task: Task, devices: Sequence[str], jobs: list[Job], listener: Listener, stats: Stats
@@ -201,7 +201,7 @@ class _Round:
             self.lost.append(child)
 
     def close(self) -> None:
-        """End what still runs, as Ctrl-C would."""
+        """End the processes that still run, as Ctrl-C would."""
         for child in self._children:
             if child.process.is_alive():
                 child.process.terminate()
@@ -214,7 +214,7 @@ class _Round:
 
 
 def _send(child: _Child, job: Job | None) -> None:
-    # A process that died meanwhile is noticed by its end of the pipe.
+    # If the process died meanwhile, `results` notices that its end of the pipe is closed.
     with suppress(OSError):
         child.connection.send(job)
 
@@ -223,7 +223,7 @@ def _send(child: _Child, job: Job | None) -> None:
 
 
 def _work(connection: Connection, task: Task, device: str, total: int) -> None:
-    # A terminal sends Ctrl-C to all; the first process ends the others, with TERM.
+    # A terminal sends Ctrl-C to all processes. They ignore it, and the first process ends them with SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
     lock = threading.Lock()
@@ -257,11 +257,11 @@ def _work(connection: Connection, task: Task, device: str, total: int) -> None:
         ended=ended,
         packed=lambda files: send(_Packed(files)),
     )
-    # Where the first process is gone there is nobody to tell.
+    # If the first process is gone, there is nobody to tell.
     with suppress(BrokenPipeError, EOFError, KeyboardInterrupt):
         try:
             for done in run_here(task, device, asked(), total, listener):
-                # A failed engine is no failure of the videos that it had: they go to another process.
+                # If the engine failed, the videos that it had did not: they go to another process.
                 if not isinstance(done.error, EngineError):
                     send(_Done(done, stats.snapshot()))
         except VfxError as error:

@@ -1,13 +1,13 @@
-"""Frames of a video file, in presentation order, with their true times.
+"""Decode a video file with PyAV: frames in presentation order, with their true times.
 
-PyAV decodes: one thread and one conversion context per video take the least CPU time of all that
-was measured (benchmarks/decoders.py). The same FFmpeg decodes on a GPU's NVDEC units where it is asked to:
-container, times and checks are then the same, and only the pictures lie elsewhere.
+One thread and one conversion context per video take the least CPU time of all that was measured
+(benchmarks/decoders.py). The same FFmpeg decodes on a GPU's NVDEC units if asked to. The container, times and
+checks are then the same; only the pictures are in device memory.
 
-No rows rather than wrong rows: a frame that the decoder had to guess, a frame that went missing and
-a file that is shorter than it says end the video with one `VideoError`. Damage that leaves a valid
-bitstream cannot be seen by any decoder: H.264, MPEG-2, MPEG-4 and AV1 notice nearly all random
-damage, HEVC and Motion JPEG about half, VP9, GIF and FFV1 hardly any.
+No rows rather than wrong rows: a frame that the decoder had to guess, a missing frame, and a file shorter than it
+claims end the video with a `VideoError`. No decoder can detect damage that leaves a valid bitstream. Of random
+damage, H.264, MPEG-2, MPEG-4 and AV1 notice nearly all, HEVC and Motion JPEG about half, and VP9, GIF and FFV1
+hardly any.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from vfx_runtime.video_file import (
     video_stream,
 )
 
-# These decoders drop a broken slice and say nothing, unless they are told to give up. For the others
-# the flags on the frame say more, and giving up would refuse harmless oddities.
+# These decoders silently drop a broken slice unless told to fail. For the others the flags on the frame tell more,
+# and failing would refuse harmless oddities.
 _EXPLODE = frozenset({"hevc", "mjpeg"})
 
-# These notice a broken packet themselves. For the others the container's word counts, though it may
+# These decoders notice a broken packet themselves. For the others, the container's flag counts, although it may
 # only mean that recordings were joined.
 _VIGILANT = frozenset({"av1", "h264", "mpeg1video", "mpeg2video", "mpeg4"})
 
-# One packet, one frame: a packet whose time no frame bears was lost in the decoder.
+# In these codecs, each packet gives one frame. So if no frame has a packet's time, the decoder lost that frame.
 _FRAME_PER_PACKET = frozenset({"av1", "h264", "hevc", "vp9"})
 
 _SURFACES: dict[str, SurfaceFormat] = {
@@ -59,13 +59,13 @@ _SURFACES: dict[str, SurfaceFormat] = {
     "p010le": "p016",
     "p016le": "p016",
 }
-"""Pixel formats that the kernels read as they are."""
+"""Pixel formats that the CUDA kernels read directly."""
 
 _MATRICES = frozenset({1, 2, 5, 6})
-"""AVColorSpace of which the kernels' conversion of 8 bits is FFmpeg's to the bit."""
+"""Values of AVColorSpace for which the kernels convert 8-bit pictures exactly as FFmpeg does."""
 
 _FULL_RANGE = 2
-"""AVColorRange."""
+"""AVCOL_RANGE_JPEG of AVColorRange."""
 
 
 class PyAvFrame:
@@ -88,27 +88,27 @@ class PyAvFrame:
         self._to_rgb = to_rgb
 
     def rgb(self) -> Pixels:
-        """Convert the frame: uint8 [height, width, 3], see `Frame.rgb`."""
+        """Convert the frame to RGB: uint8 ``[height, width, 3]``, see `Frame.rgb`."""
         return self._to_rgb(self._picture)
 
     def picture(self) -> Picture:
-        """The frame as it was decoded, see `Frame.picture`."""
+        """The frame as decoded, see `Frame.picture`."""
         return surface(self._picture, orientation(self._picture), self.rgb)
 
 
 def surface(stored: VideoFrame, turn: Orientation, rgb: Callable[[], Pixels]) -> Picture:
-    """A decoded frame for a GPU, see `Frame.picture`.
+    """A decoded frame for a GPU to process, see `Frame.picture`.
 
     Args:
-        stored: as it was decoded.
-        turn: what display asks for.
-        rgb: converts it, where the kernels would not do so to the bit.
+        stored: the frame as decoded.
+        turn: its orientation.
+        rgb: converts the frame, for formats that the kernels would not convert exactly as FFmpeg does.
     """
     on_device = stored.sw_format is not None
     kind = _SURFACES.get((stored.sw_format or stored.format).name)
-    # FFmpeg scales the chroma of an odd height with a filter of its own.
+    # At an odd height, FFmpeg scales chroma with a filter that the kernels do not have.
     as_it_is = kind is not None and (kind == "p016" or stored.height % 2 == 0)
-    # Rows may lie from the last to the first.
+    # Rows may be stored bottom up (negative line size).
     as_it_is = as_it_is and all(item.line_size > 0 for item in stored.planes)
     if kind is None or not as_it_is or int(stored.colorspace) not in _MATRICES:
         image = rgb()
@@ -123,20 +123,20 @@ def surface(stored: VideoFrame, turn: Orientation, rgb: Callable[[], Pixels]) ->
 
 
 def to_rgb(reformatter: VideoReformatter, picture: VideoFrame, turn: Orientation, name: str) -> Pixels:
-    """Convert a decoded frame, see `Frame.rgb`.
+    """Convert a decoded frame to RGB, see `Frame.rgb`.
 
     Args:
-        reformatter: keeps what it needs for frames alike; one thread uses it.
-        picture: as it was decoded.
-        turn: what display asks for.
-        name: what messages call it.
+        reformatter: keeps its context from frame to frame; not for several threads.
+        picture: the frame as decoded.
+        turn: its orientation.
+        name: the video's name in messages.
 
     Raises:
         VideoError: the pixel format cannot be converted.
     """
     try:
-        # As OpenCV does it; the filter matters to chroma where the height is odd. threads=0, the
-        # default, would start threads for each frame.
+        # Bicubic, like OpenCV; the filter affects chroma at odd heights. threads=0, the default, would start
+        # threads for each frame.
         converted = reformatter.reformat(
             picture, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
         )
@@ -151,10 +151,16 @@ def to_rgb(reformatter: VideoReformatter, picture: VideoFrame, turn: Orientation
 
 
 class PyAvDecoder:
-    """A `Decoder` through PyAV. It reads one frame ahead, so that `end` is known.
+    """A `Decoder` that uses PyAV. It reads one frame ahead, so that a frame's ``end`` is known.
 
     Args:
-        path: see `vfx_runtime.opening.open_video`, like ``threads`` and ``gpu``.
+        path: see `vfx_runtime.opening.open_video`, like the rest.
+        threads: threads that decode this video.
+        gpu: index of the GPU to decode on; None decodes on the CPU.
+
+    Raises:
+        VideoError: the file is missing, empty, truncated or not a regular file, or it holds no video that can
+            be decoded (on that GPU).
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1, gpu: int | None = None) -> None:
@@ -188,7 +194,7 @@ class PyAvDecoder:
                 context.options = {**context.options, "err_detect": "explode"}
             self._check_length()
             self._time_base = self._stream.time_base or Fraction(1, 1_000_000)
-            # The ffmpeg tool subtracts the container's start, rounded to the stream's ticks.
+            # Like the ffmpeg tool, subtract the container's start time, rounded to the stream's ticks.
             origin = Fraction(self._container.start_time or 0, 1_000_000) / self._time_base
             self._origin = (origin + Fraction(1, 2)) // 1
             self._packets = self._container.demux(self._stream)
@@ -224,7 +230,7 @@ class PyAvDecoder:
         return PyAvFrame(index, start, end, picture, self._to_rgb)
 
     def close(self) -> None:
-        """Release the file. Frames already given remain valid."""
+        """Close the file. Frames that were already given remain valid."""
         self._ahead = None
         self._container.close()
 
@@ -235,7 +241,7 @@ class PyAvDecoder:
         self.close()
 
     def skip_to(self, index: int) -> None:
-        """Seek to the last keyframe not after frame `index`, if that lies ahead; see `Decoder`."""
+        """Seek to the last keyframe at or before frame ``index``, if it is ahead; see `Decoder`."""
         if self._ahead is None or not self._may_seek or index <= self._index:
             return
         if self._timeline is None:
@@ -251,7 +257,9 @@ class PyAvDecoder:
             self._decode_again(here)
 
     def count(self) -> int:
-        """Frames of the video, of which none was read yet; reads them where packets do not tell.
+        """Count the video's frames from its packets, or by decoding if those do not tell.
+
+        Only for a decoder of which no frame was read yet; it may be used up afterwards.
 
         Raises:
             VideoError: the video is damaged.
@@ -263,7 +271,7 @@ class PyAvDecoder:
         return sum(1 for _ in self)
 
     def _seek(self, key: int) -> bool:
-        """Continue at frame number `key`; False where the file does not get there."""
+        """Continue at frame ``key``; False if seeking did not lead there."""
         assert self._timeline is not None
         wanted = self._timeline.pts[key]
         try:
@@ -280,7 +288,7 @@ class PyAvDecoder:
         return self._ahead is not None and self._ahead.pts == wanted
 
     def _decode_again(self, index: int) -> None:
-        """Come back to frame `index` by decoding from the start, and do not try to seek again."""
+        """Return to frame ``index`` by decoding from the start, and never seek again."""
         self._may_seek = False
         self._container.close()
         self._start_reading()
@@ -288,7 +296,7 @@ class PyAvDecoder:
             self._read_ahead()
 
     def _read_ahead(self) -> None:
-        """Put the next frame into `_ahead`, with its number and start; None at the end."""
+        """Read the next frame into `_ahead`, with its number and start time; None at the end."""
         last, last_start = self._ahead, self._ahead_start
         try:
             picture = self._next_picture()
@@ -296,7 +304,7 @@ class PyAvDecoder:
             raise self._damaged(f"FFmpeg says: {error.strerror}") from None
         self._ahead = picture
         if picture is None:
-            # First: of a file that is gone no length can be read.
+            # This check comes first, because the length of a file that is gone cannot be read.
             self._unchanged.check()
             self._check_length()
             return
@@ -305,7 +313,7 @@ class PyAvDecoder:
             raise self._damaged("a frame is broken")
         if picture.pts is not None:
             self._ahead_start = (picture.pts - self._origin) * self._time_base
-        # Times that are missing or run backwards (joined recordings) go on from frame to frame.
+        # If a time is missing or runs backwards (joined recordings), continue from the previous frame.
         if last is not None and (picture.pts is None or self._ahead_start <= last_start):
             self._ahead_start = last_start + self._duration(last)
 
@@ -320,7 +328,7 @@ class PyAvDecoder:
                 raise self._damaged("a packet is broken")
             self._expect(packet)
             for picture in packet.decode():
-                # Pictures before the keyframe that was sought lean on frames that are not there.
+                # After a seek, pictures before the keyframe depend on frames that were not decoded.
                 if self._sought is None or picture.pts is None or picture.pts >= self._sought:
                     self._decoded.append(picture)
         picture = self._decoded.popleft()
@@ -328,10 +336,10 @@ class PyAvDecoder:
         return picture
 
     def _expect(self, packet: av.Packet[VideoStream]) -> None:
-        """Put the packet's time among the pending ones, if a frame must come of it."""
+        """Add the packet's time to the pending ones, if a frame must come of it."""
         if packet.dts is not None:
             if self._last_dts is not None and packet.dts < self._last_dts:
-                # Times start anew here (joined recordings), so they do not tell frames apart.
+                # Times start again here (joined recordings), so they no longer identify frames.
                 self._frame_per_packet = False
             self._last_dts = packet.dts
         if not self._frame_per_packet or packet.pts is None or not packet.size or packet.is_discard:
@@ -340,9 +348,9 @@ class PyAvDecoder:
             heapq.heappush(self._pending, packet.pts)
 
     def _match(self, picture: VideoFrame) -> None:
-        """Take a picture's packet off the pending ones: frames come in order, so earlier ones are lost."""
+        """Remove a picture's time from the pending ones. Frames come in order, so earlier ones are lost."""
         if picture.interlaced_frame:
-            # Each field may have been a packet.
+            # Each field may have been a packet of its own.
             self._frame_per_packet = False
         if picture.pts is None or not self._frame_per_packet:
             self._pending.clear()
@@ -355,7 +363,7 @@ class PyAvDecoder:
                 raise self._damaged("a frame is missing")
 
     def _last_end(self, picture: VideoFrame, start: Fraction) -> Fraction:
-        """End of the last frame: FFmpeg gives it a full period where the stream ends before."""
+        """When the last frame ends. FFmpeg gives it a full period even if the stream ends before that."""
         end = start + self._duration(picture)
         first, length = self._stream.start_time, self._stream.duration
         if first is None or not length:
@@ -391,7 +399,7 @@ class PyAvDecoder:
         check_length(self._name, self._size, announced_size(self._path), self._stream)
 
     def _check_surface(self, picture: VideoFrame) -> None:
-        """A GPU's pictures are cut at their right and bottom alone, where a stream may ask for all sides."""
+        """Refuse a crop that the GPU cannot do: it cuts only right and bottom, a file any side."""
         wanted = self._stream.codec_context
         if (picture.width, picture.height) != (wanted.width, wanted.height):
             self.close()

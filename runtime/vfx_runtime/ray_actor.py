@@ -1,7 +1,7 @@
-"""What a Ray actor does: the run of one process, on the videos that it is handed.
+"""What a Ray actor does: the run of one process, on the videos that it is given.
 
-Calls overlap: the engine goes on with the videos of the next call while the last ones of this call end, so
-its slots never run dry between them.
+Calls overlap: while the last videos of one call finish, the engine already works on those of the next, so its
+slots never run dry in between.
 """
 
 from __future__ import annotations
@@ -26,40 +26,41 @@ from vfx_runtime.pipeline import Stats
 from vfx_runtime.running import Listener, Runner, Task
 
 _IDLE_SECONDS = 0.05
-"""Without a video for so long, what is under way is brought to its end."""
+"""If no video comes for this long, the videos under way are finished, without waiting to fill a batch."""
 
 _BROKEN_SECONDS = 2.0
-"""An actor whose engine fails would be the first to ask for more, and take the list from those that work."""
+"""Pause after a failure. Without it, an actor with a broken engine would be the fastest to ask for more videos,
+and would take them from the actors that work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What comes back from a call."""
+    """The result of a call."""
 
     results: list[Extracted]
     lines: list[str]
-    """What the actor has said since its last answer."""
+    """Lines that the actor has printed since its last answer."""
     stats: Stats
     """What was done since its last answer."""
     fatal: VfxError | None = None
-    """Why the actor cannot do anything at all."""
+    """Why the actor cannot work at all; None if it can."""
 
 
 @dataclass(slots=True)
 class _Told:
-    """What the last answer has told of an actor."""
+    """What the answers so far have covered, so that the next one reports only what is new."""
 
     stats: Stats = field(default_factory=Stats)
     lines: int = 0
 
 
 class Actor:
-    """Runs chunks of jobs; what Ray Data's ``map_batches`` is given.
+    """Runs chunks of jobs; the class that is passed to Ray Data's ``map_batches``.
 
     Args:
-        task: its paths absolute, and the same on every machine.
+        task: what to do with each video. Its paths are absolute, and the same on every machine.
         device: see `vfx_engines.open_engine`.
-        total: videos of the whole run, or more.
+        total: number of videos of the whole run, or an upper bound.
     """
 
     def __init__(self, task: Task, device: str | None, total: int) -> None:
@@ -79,9 +80,14 @@ class Actor:
             threading.Thread(target=self._work, name="vfx-actor", daemon=True).start()
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the chunks of a batch, each a pickled list of jobs; their `Answer`, pickled.
+        """Run the chunks of a batch.
 
-        The batch is of the driver of this run, as are the messages of any Ray cluster.
+        Args:
+            batch: ``jobs`` holds the chunks, each a pickled list of jobs. They come from this run's driver, and
+                are as trustworthy as any message in a Ray cluster.
+
+        Returns:
+            ``answer`` holds one pickled `Answer`.
         """
         jobs: list[Job] = [job for chunk in batch["jobs"] for job in pickle.loads(bytes(chunk))]
         futures: list[Future[Extracted]] = []
@@ -111,7 +117,7 @@ class Actor:
 
     def _open(self) -> Runner:
         def watch(stats: Stats) -> None:
-            # Of an engine that was opened again: the figures go on from where they were.
+            # If the engine was opened again, the figures continue from where they were.
             stats.videos, stats.windows = self._stats.videos, self._stats.windows
             stats.frames, stats.frames_on_gpu = self._stats.frames, self._stats.frames_on_gpu
             self._stats = stats

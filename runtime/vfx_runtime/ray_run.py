@@ -1,8 +1,8 @@
-"""One list of videos on a Ray cluster: Ray Data hands chunks of it to a pool of actors.
+"""Run one list of videos on a Ray cluster: Ray Data hands chunks of it to a pool of actors.
 
-Every actor is the run of one process, so its files are those of a run without Ray. A chunk whose actor died,
-and a video that failed, are tried once more, each video by itself; what an actor had finished by then is
-found finished. A video that fails again, or ends a second actor, is a failure of the run.
+Each actor is the run of one process, so its files are those of a run without Ray. Videos that failed, and those of a
+chunk whose actor died, are tried once more, each by itself; those that the actor had finished are found finished. A
+video that fails again, or ends a second actor, is a failure of the run.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from vfx_runtime.running import Listener, Task
 from vfx_runtime.writers import pack_all
 
 LOCAL = "local"
-"""The address that stands for a Ray of this run's own."""
+"""The address that stands for a Ray that this run starts for itself."""
 
 _CHUNK = 64
 _CHUNKS_PER_ACTOR = 8
 _CORES_PER_ACTOR = 4
 _STORE_BYTES = 128 << 20
-"""Jobs and results are all that passes through Ray's object store."""
+"""Size of Ray's object store. Only jobs and results pass through it."""
 
 _ALONE = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray takes this for "no cluster on this system", and binds its ports to the loopback address.
+    # Ray understands this as "no cluster on this system", and binds its ports to the loopback address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
 }
@@ -53,18 +53,20 @@ _ALONE = {
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The actors of a run, and what each takes."""
+    """The number of actors of a run, and the resources of each."""
 
     actors: int
     cpus: float
+    """CPUs per actor."""
     gpus: int
+    """GPUs per actor: 0 or 1."""
 
 
 def check_address(address: str) -> None:
-    """Refuse what is no address of a Ray cluster.
+    """Refuse anything but the address of a Ray cluster.
 
     Raises:
-        UsageError: it looks like a file: the option takes the word after it.
+        UsageError: the text is not an address. It may be an input, since ``--ray`` takes the word after it.
     """
     if address not in (LOCAL, "auto") and not re.fullmatch(r"(ray://)?[\w.\[\]:-]+:[0-9]{1,5}", address):
         raise UsageError(
@@ -82,19 +84,19 @@ def run_on_ray(
     address: str = LOCAL,
     actors: int | None = None,
 ) -> Generator[Extracted, None, None]:
-    """Run jobs on a cluster; results come as chunks finish.
+    """Run jobs on a cluster. Results come as chunks finish.
 
     Args:
-        task: what to do. Its paths, and those of the videos, must be the same on every machine.
-        device: ``cpu``, ``cuda``, or None for what suits the engine.
-        jobs: all of them.
-        listener: told how it goes.
-        address: of a running cluster; `LOCAL` starts a Ray for this run and ends it.
-        actors: how many; None for one on each GPU, or on each four cores.
+        task: what to do with each video. Its paths, and those of the videos, must be the same on every machine.
+        device: ``cpu``, ``cuda``, or None for the engine file's default.
+        jobs: all jobs of the run.
+        listener: told about progress.
+        address: address of a running cluster; `LOCAL` starts a Ray for this run and stops it afterwards.
+        actors: number of actors; None for one per GPU, or one per four cores.
 
     Raises:
         UsageError: Ray is not installed, there is no cluster at the address, or it has too few GPUs.
-        EngineError: no actor can open the engine, or Ray cannot run any.
+        EngineError: an actor cannot open the engine, or Ray gave up.
     """
     on_gpu = (device or "").startswith("cuda") or (device is None and task.engines[0].suffix == ".plan")
     task = replace(
@@ -111,7 +113,7 @@ def run_on_ray(
         count = f"{pool.actors} actor{'s' * (pool.actors != 1)}"
         listener.said(f"Ray {ray.__version__}: {count}, each with {each}")
         cores = max(1, math.floor(pool.cpus))
-        # Of a served engine its server decides how many.
+        # For a served engine, threads are the server's business.
         threads = None if any(map(is_address, task.engines)) else cores
         task = replace(task, threads=task.threads or threads, workers=task.workers or cores)
         size = max(1, min(_CHUNK, math.ceil(len(jobs) / (pool.actors * _CHUNKS_PER_ACTOR))))
@@ -142,12 +144,12 @@ def run_on_ray(
                 lost = len(left) - len(again)
                 why = f"{len(again)} failed" + (f", {lost} were with an actor that ended" if lost else "")
                 listener.said(f"tried once more: {len(left)} videos ({why})")
-                # One at a time: whatever ends its actor takes no other video with it.
+                # One video at a time, so that one that ends its actor takes no other video with it.
                 chunks = [[job] for job in left.values()]
         for job in left.values():
             stats.videos += 1
             yield Extracted.of(job, error=_given_up(job))
-    # Whoever closes last removes the file of the claims, and the actors were ended without a word.
+    # The actors were killed, so none of them removed the claims file: opening and closing claims here does.
     with Claims(task.output) as claims:
         listener.packed(pack_all(task.format, task.output, claims))
 
@@ -167,11 +169,12 @@ def _answers(
     pool: Pool,
     calls: int,
 ) -> Iterator[Answer]:
-    """What the actors say to each chunk; chunks of actors that ended are left out."""
+    """The answer to each chunk, except chunks whose actor died."""
     rows = [{"jobs": pickle.dumps(chunk)} for chunk in chunks]
     actors = min(pool.actors, len(rows))
     with warnings.catch_warnings():
-        # Deprecated from 2.60 on without a successor; the extra's upper bound is where it ends.
+        # Deprecated since Ray 2.60 without a successor. Our optional dependency's upper bound keeps to versions
+        # that still have it.
         warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Actor,
@@ -186,7 +189,7 @@ def _answers(
             ),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
-            # A chunk whose actor died is ours to try again: Ray would do so for ever.
+            # We try a chunk again ourselves if its actor died: Ray would do so for ever.
             ray_remote_args_fn=_restarted,
         )
     try:
@@ -194,7 +197,7 @@ def _answers(
             for answer in batch["answer"]:
                 yield pickle.loads(bytes(answer))
     except ray.exceptions.RayError as error:
-        # As where an actor cannot import what it is to run: Ray gives up, and its last line says why.
+        # For example if an actor cannot import vfx. The last line of Ray's message says why.
         raise EngineError(
             f"Ray gave up ({reason(error, -1)}): is vfx installed on all its machines, in one version?"
         ) from None
@@ -207,10 +210,10 @@ def _restarted() -> dict[str, Any]:
 def _pool(
     cluster: dict[str, float], threads: int | None, actors: int | None, videos: int, on_gpu: bool
 ) -> Pool:
-    """How many actors, and the share of each.
+    """Decide how many actors there are, and what each gets.
 
     Raises:
-        UsageError: more actors than GPUs, or none.
+        UsageError: the actors need GPUs, and the cluster has fewer than that.
     """
     cpus, gpus = cluster.get("CPU", 0.0), int(cluster.get("GPU", 0))
     if on_gpu and not 1 <= (actors or 1) <= gpus:
@@ -226,14 +229,14 @@ def _pool(
     share = cpus / number
     if threads is not None:
         share = min(share, float(threads))
-    # Ray counts in ten-thousandths; a sum that is a little over all would wait for ever.
+    # Ray counts in ten-thousandths. If the shares added up to slightly more than there is, it would wait for ever.
     share = float(math.floor(share)) if share >= 1 else math.floor(share * 1000) / 1000
     return Pool(number, share, int(on_gpu))
 
 
 @contextmanager
 def _ray(address: str) -> Iterator[Any]:
-    """Ray, connected; a Ray of our own is gone afterwards, with its files.
+    """The ``ray`` module, connected. A Ray started here is stopped afterwards, and its files are removed.
 
     Raises:
         UsageError: Ray is not installed, or nothing answers at the address.
@@ -254,7 +257,7 @@ def _ray(address: str) -> Iterator[Any]:
         before = signal.getsignal(signal.SIGTERM)
         try:
             if address == LOCAL:
-                # Short: the paths of its sockets may have 107 characters.
+                # The path must be short, since socket paths have at most 107 characters.
                 folder = tempfile.mkdtemp(prefix="vfx-ray-", dir="/tmp")
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
                 stack.callback(ray.shutdown)
@@ -270,7 +273,7 @@ def _ray(address: str) -> Iterator[Any]:
                 stack.callback(ray.shutdown)
                 ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            # Ray says so in its log alone, and sends its token to no address unless it is told to.
+            # Ray mentions tokens only in its log, and does not send its own to an address unless told to.
             token = (
                 "" if address == LOCAL else "; one that was started with a token takes RAY_AUTH_MODE=token"
             )
@@ -278,7 +281,7 @@ def _ray(address: str) -> Iterator[Any]:
                 f"--ray {shown(address)}: no Ray cluster there: {reason(error)}{token}"
             ) from None
         finally:
-            # Ray takes SIGTERM for itself.
+            # Ray installs its own SIGTERM handler.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)
         context = ray.data.DataContext.get_current()

@@ -1,4 +1,4 @@
-"""Features read back: from ``.npz`` files, and from shards of many videos."""
+"""Read features back, from ``.npz`` files and from shards of many videos."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _NAMED = 5
 
 
 def read_features(path: str | Path, video: str | None = None) -> Features:
-    """Read the features of a video, whole, into memory.
+    """Read all features of a video into memory.
 
-    Of a shard that has the name vfx gave it, all bytes are compared with the hash in it first.
+    If a shard still has the name that vfx gave it, all its bytes are first compared with the hash in the name.
 
     Args:
-        path: what vfx wrote: an ``.npz`` file, or a shard of ``--format webdataset`` or ``parquet``.
-        video: name of the video, where a shard holds several.
+        path: a file that vfx wrote: an ``.npz`` file, or a shard of ``--format webdataset`` or ``parquet``.
+        video: name of the video; needed only if a shard holds several.
 
     Raises:
-        OutputError: no such file, damaged, not written by vfx, or without this video.
-        UsageError: it is to be said which video, or PyArrow is not installed.
+        OutputError: there is no such file, it is damaged, vfx did not write it, or it does not hold this video.
+        UsageError: a shard holds several videos and none is named, a name is given for an ``.npz`` file, or
+            PyArrow is not installed.
     """
     path = Path(path)
     if path.suffix not in _LAYOUTS:

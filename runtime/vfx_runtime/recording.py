@@ -1,4 +1,4 @@
-"""A run as it went, for ``vfx-run --report``: figures over time, failures, stages."""
+"""Record a run for ``vfx-run --report``: figures over time, failures, stages."""
 
 from __future__ import annotations
 
@@ -16,50 +16,57 @@ from vfx_runtime.pipeline import Stats
 from vfx_runtime.stages import Stages
 
 _MOST = 512
-"""Moments that are kept; when there are twice as many, every second one is dropped."""
+"""Number of moments to keep. When there are twice as many, every second one is dropped."""
 _FIRST_SECONDS = 0.1
+"""Time between moments at first; it doubles whenever moments are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The figures of a run at one time."""
+    """The figures of a run at one moment, all counted from its start."""
 
     seconds: float
+    """Wall-clock time."""
     videos: int
     windows: int
     frames: int
+    """Decoded frames; for audio, samples."""
     cpu_seconds: float
+    """CPU time of this process."""
 
 
 @dataclass(slots=True)
 class Recording:
-    """What a report is made of."""
+    """The data of a report."""
 
     command: list[str]
     facts: dict[str, Any]
-    """Machine and versions, by name."""
+    """Facts about the machine and versions, by name."""
     specs: list[EngineSpec]
     samplings: list[Sampling]
-    """One for each engine."""
+    """One per engine."""
     videos: int
+    """Number of videos in the run."""
     output: str
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
     said: list[str] = field(default_factory=list)
-    """Lines about engines and decoders."""
+    """Lines printed about engines and decoders."""
     written: int = 0
     skipped: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """Path or URL of a video, and why it failed."""
+    """Path or URL of each video that failed, and why."""
     ended: str = ""
-    """Why it did not reach its end."""
+    """Why the run did not reach its end; empty if it did."""
     seconds: float = 0.0
+    """Wall-clock time of the run."""
     moments: list[Moment] = field(default_factory=list)
     stages: Stages | None = None
-    """None where several processes shared the list: one for each GPU, or actors of Ray."""
+    """None if several processes shared the list: one per GPU, or Ray actors."""
     engine_cpu: float = 0.0
+    """CPU-seconds of the engines' own threads."""
 
     def note(self, done: Extracted) -> None:
-        """Count what became of a video."""
+        """Count the result of a video."""
         if done.error is not None:
             self.failures.append((shown(done.url or done.path), str(done.error)))
         elif done.skipped:
@@ -69,11 +76,11 @@ class Recording:
 
 
 class Recorder:
-    """Notes a run's figures, ever less often; a context manager that ends with the run.
+    """Records a run's figures at regular times, less often as the run gets longer; a context manager.
 
     Args:
-        recording: to add to.
-        stats: gives the figures.
+        recording: the recording to add to.
+        stats: returns the run's current figures.
     """
 
     def __init__(self, recording: Recording, stats: Callable[[], Stats]) -> None:

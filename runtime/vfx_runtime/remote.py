@@ -1,8 +1,8 @@
-"""Videos, folders and lists behind a URL such as ``s3://bucket/a.mp4``, through fsspec.
+"""Videos, folders and lists at a URL such as ``s3://bucket/a.mp4``, through fsspec.
 
-A video is fetched whole before it is decoded: its index may lie at its end, and what is damaged on the way
-must show as it does in a local file. The copy is a file without a name, so nothing is left of it however the
-process ends.
+A whole video is fetched before it is decoded, because its index may be at its end, and so that damage on the way is
+noticed as it is in a local file. The copy is a file without a name, so nothing is left of it however the process
+ends.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\0]")
 
 
 def is_url(text: str) -> bool:
-    """Whether a path is one for fsspec."""
+    """Whether a path is a URL, to be read by fsspec."""
     return _URL.match(text) is not None
 
 
 def joined(folder: str, path: str) -> str:
-    """A listed path as a URL: one of its own, or relative to the list's folder."""
+    """A path in a list as a URL: as it is if it is one, otherwise relative to the list's folder."""
     if is_url(path):
         return path
     scheme, _, place = folder.partition("://")
-    # A leading slash names the top of the same host or bucket, as in a page.
+    # A leading slash stands for the top of the same host or bucket, as on a web page.
     host, _, below = place.partition("/")
     return f"{scheme}://{host}/" + posixpath.normpath(posixpath.join("/", below, path)).lstrip("/")
 
 
 def search(url: str) -> list[str] | None:
-    """URLs of all files below a folder, sorted, hidden ones left out; None if it is no folder.
+    """URLs of all files below a folder, sorted, without hidden ones; None if it is not a folder.
 
     Raises:
-        UsageError: fsspec or what it needs for this kind of URL is missing, or the place cannot be reached.
+        UsageError: fsspec, or the package it needs for this kind of URL, is missing, or the place cannot be
+            reached.
     """
     try:
         files, path = _open(url)
@@ -59,10 +60,10 @@ def search(url: str) -> list[str] | None:
 
 
 def read_bytes(url: str) -> bytes:
-    """A whole file.
+    """Read a whole file, which is a list.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     try:
         files, path = _open(url)
@@ -72,7 +73,7 @@ def read_bytes(url: str) -> bytes:
 
 
 def size_of(url: str) -> int | None:
-    """Bytes of a file, None where they are not known."""
+    """Size of a file in bytes; None if it cannot be found out."""
     try:
         files, path = _open(url)
         return int(files.size(path))
@@ -82,7 +83,7 @@ def size_of(url: str) -> int | None:
 
 @contextmanager
 def at_hand(job: Job) -> Iterator[Path]:
-    """The path of a job's video on this machine; it is fetched first if it is elsewhere.
+    """The path of a job's video on this machine, after fetching it if it is elsewhere.
 
     Raises:
         VideoError: see `fetched`.
@@ -98,10 +99,10 @@ def at_hand(job: Job) -> Iterator[Path]:
 def fetched(url: str) -> Iterator[Path]:
     """A local copy of a file, for as long as the context lasts.
 
-    A `VideoError` that is raised within names the URL instead of the copy.
+    In a `VideoError` raised inside the context, the path of the copy is replaced by the URL.
 
     Raises:
-        VideoError: it cannot be fetched, or ended early.
+        VideoError: the file cannot be fetched, or ended early.
     """
     with tempfile.TemporaryFile(prefix="vfx-") as copy:
         local = f"/proc/self/fd/{copy.fileno()}"
@@ -133,4 +134,4 @@ def _open(url: str) -> tuple[Any, str]:
 def _said(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    return reason(error)  # of a missing package, fsspec's own words name it, such as s3fs
+    return reason(error)  # if a package such as s3fs is missing, fsspec's message names it

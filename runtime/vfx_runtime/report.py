@@ -1,4 +1,4 @@
-"""What vfx-bench found: medians, the limit, and how they are shown."""
+"""The results of vfx-bench: medians, the limit, and how they are shown."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from vfx_runtime.chart import draw_stages
 from vfx_runtime.measuring import Cost, cpu_limit, gpu_limit
 
 _QUIET = 0.03
-"""Part of the cores' time that others may take before it must be said."""
+"""Share of the cores' time that other processes may take before it is mentioned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was measured."""
+    """All measurements of a run of vfx-bench."""
 
     engine: dict[str, Any]
-    """File, model, precision, what ran it, multiply-adds of a window."""
+    """Facts about the engine: file, model, precision, what ran it, multiply-adds per window."""
     machine: dict[str, Any]
     videos: dict[str, Any]
     peak: float | None
-    """Multiply-adds per second of the matrix units in the engine's precision."""
+    """Multiply-adds per second of the machine's matrix units in the engine's precision; None if not measured."""
     rounds: list[list[Cost]]
+    """For each round, one measurement per stage."""
     batch: int
-    """Windows per call end to end."""
+    """Windows per call, end to end."""
     others: float | None = None
-    """Part of all cores' time that others took meanwhile, where the system tells."""
+    """Share of all cores' time that other processes took meanwhile; None if the system does not tell."""
 
     def costs(self, stage: str, batch: int | None = None) -> list[Cost]:
         """A stage's measurements, one per round."""
@@ -43,7 +44,7 @@ class Report:
         ]
 
     def rate(self, stage: str, batch: int | None = None) -> float:
-        """Windows per second; for a stage that knows frames only, what they would make."""
+        """Median windows per second; for a stage of frames, the windows that its frames would make."""
         per_window = self.frames_per_window
         return statistics.median(
             cost.windows_per_second if cost.windows else cost.frames_per_second / per_window
@@ -51,7 +52,7 @@ class Report:
         )
 
     def cpu(self, stage: str, batch: int | None = None) -> float:
-        """CPU-seconds per window."""
+        """Median CPU-seconds per window."""
         per_window = self.frames_per_window
         return statistics.median(
             cost.cpu_per_window if cost.windows else cost.cpu_per_frame * per_window
@@ -60,17 +61,17 @@ class Report:
 
     @property
     def batches(self) -> list[int]:
-        """That the engine was measured with."""
+        """The batch sizes that the engine was measured with."""
         return sorted({cost.batch for cost in self.costs("engine") if cost.batch is not None})
 
     @property
     def frames_per_window(self) -> float:
-        """Source frames that are decoded for each window end to end."""
+        """Source frames decoded per window, end to end."""
         return statistics.median(cost.frames / cost.windows for cost in self.costs("end to end"))
 
     @property
     def limits(self) -> list[float]:
-        """Windows per second that the stages allow, by the measurements of each round."""
+        """Windows per second that the stages allow, computed for each round."""
         engines, decodes = self.costs("engine", self.batch), self.costs("decode")
         per_window, cores = self.frames_per_window, self.machine["cores"]
         if self.engine["device"] not in ("cpu", "server"):
@@ -86,17 +87,17 @@ class Report:
 
     @property
     def shares(self) -> list[float]:
-        """End to end, in parts of the limit, round by round."""
+        """End-to-end speed as a share of the limit, for each round."""
         ends = self.costs("end to end")
         return [end.windows_per_second / limit for end, limit in zip(ends, self.limits, strict=True)]
 
     def share_of_peak(self, windows_per_second: float) -> float | None:
-        """Of the matrix units, by the multiply-adds of the network as published."""
+        """Share of the matrix units' peak, counting the multiply-adds of the published network."""
         macs = self.engine["macs"]
         return windows_per_second * macs / self.peak if macs and self.peak else None
 
     def plain(self) -> dict[str, Any]:
-        """As JSON, with what follows from the measurements first."""
+        """Everything as plain JSON, with the derived figures first."""
         engine_rates = {batch: self.rate("engine", batch) for batch in self.batches}
         return {
             "end_to_end_windows_per_second": self.rate("end to end"),
@@ -116,8 +117,8 @@ class Report:
 
 
 def table(report: Report) -> Table:
-    """A row for each stage."""
-    table = Table(box=None, pad_edge=False)  # 80 columns hold a batch of four digits
+    """A table with a row for each stage."""
+    table = Table(box=None, pad_edge=False)  # without padding, a batch of four digits fits into 80 columns
     for column in ("stage", "windows/s", "frames/s", "CPU-s/window", "of peak", "peak MiB"):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
 
@@ -144,7 +145,7 @@ def table(report: Report) -> Table:
 
 
 def summary(report: Report) -> str:
-    """How far from the limit, and what to think of the figures."""
+    """How close the run is to the limit, and whether the figures can be trusted."""
     shares = report.shares
     set_by = {
         "cpu": "the stages' CPU-seconds set",
@@ -165,7 +166,7 @@ def summary(report: Report) -> str:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write a PNG: windows per second of each stage, and what the CPU-seconds of a window go to.
+    """Write a PNG chart: windows per second of each stage, and what a window's CPU time is spent on.
 
     Raises:
         OutputError: the file cannot be written.

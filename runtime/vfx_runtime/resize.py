@@ -1,8 +1,8 @@
-"""Resize and crop of decoded frames, to the bit as Pillow or OpenCV do it, through tables of filter taps.
+"""Resize and crop decoded frames, bit for bit like Pillow or OpenCV, by tables of filter taps.
 
-The tables hold the cropped part only. Columns are filtered first and rounded to uint8, then rows.
-Pillow 13 filters rows first where a frame is much taller than wide and shrinks, which moves pixels
-there by one level; earlier ones, which made the published features, never do.
+The tables cover only the cropped part. Columns are filtered first and rounded to uint8, then rows. (For frames much
+taller than wide that shrink, Pillow 13 filters rows first, which changes pixels by one level. Earlier versions, with
+which the published features were made, never do.)
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from vfx_runtime.taps import Taps, opencv_taps, taps
 
 
 class FrameError(VideoError):
-    """A frame cannot be brought to the engine's input. Its message does not name the video."""
+    """A frame cannot be turned into the engine's input. The message does not name the video."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FramePlan:
-    """How frames of one size come to the pixels of an engine's input. Made by `plan`."""
+    """How frames of one size are turned into an engine's input. Made by `plan`."""
 
     height: int
-    """Of the source, like ``width``."""
+    """Source height in pixels; ``width`` likewise."""
     width: int
     resized_height: int
-    """Of the whole resized frame, before the crop; like ``resized_width``."""
+    """Height of the whole resized frame, before the crop; ``resized_width`` likewise."""
     resized_width: int
     top: int
-    """First row of the crop in the resized frame; ``left`` is its first column."""
+    """First row of the crop within the resized frame; ``left`` is its first column."""
     left: int
     out_height: int
     out_width: int
     rows: Taps
     columns: Taps
     opencv: bool = False
-    """Whether the tables are those of `vfx_runtime.taps.opencv_taps`."""
+    """Whether the tables were made by `vfx_runtime.taps.opencv_taps`."""
 
     @property
     def unscaled(self) -> bool:
-        """Whether the frame keeps its size, so that only the crop is left to do."""
+        """Whether the frame keeps its size, so that it only has to be cropped."""
         return (self.resized_height, self.resized_width) == (self.height, self.width)
 
     def apply(self, rgb: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
-        """Resize and crop one frame. Any number of threads may do so at once; the GIL is free.
+        """Resize and crop one frame. Any number of threads may do so at once; the GIL is released.
 
         Args:
-            rgb: uint8 [height, width, 3]. Rows may lie further apart than ``width * 3`` bytes.
-            out: uint8 [out_height, out_width, 3], C contiguous; overwritten.
+            rgb: uint8 ``[height, width, 3]``. Rows may be more than ``width * 3`` bytes apart.
+            out: uint8 ``[out_height, out_width, 3]``, C-contiguous; overwritten.
 
         Raises:
             ValueError: an array does not have that shape, type or layout.
@@ -72,7 +72,8 @@ class FramePlan:
             return
         flat, line = _flat(rgb)
         tables = self.columns.start, self.columns.weight, self.rows.start, self.rows.weight
-        # Here, not above: numba's import is time that a command which only prints help need not take.
+        # Imported here because importing numba takes time, which a command that only prints its help should not
+        # spend.
         if self.opencv:
             from vfx_runtime.resize_opencv import filter_frame_opencv
 
@@ -86,7 +87,7 @@ class FramePlan:
 
 
 class _Scratch(threading.local):
-    """A buffer per thread, grown to the largest frame seen: none is allocated per frame."""
+    """A buffer per thread, as large as the largest frame needs, so that none is allocated per frame."""
 
     def __init__(self) -> None:
         self._buffer = np.empty(0, np.uint8)
@@ -101,7 +102,7 @@ _scratch = _Scratch()
 
 
 def _flat(rgb: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], int]:
-    """The frame's bytes in one dimension, and the bytes from row to row; copied only if they must be."""
+    """A frame's bytes as a flat array, and the bytes from row to row. Copied only if necessary."""
     height, width, _ = rgb.shape
     if rgb.flags.c_contiguous:
         return rgb.reshape(-1), width * 3
@@ -113,19 +114,20 @@ def _flat(rgb: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], int]:
 
 
 def plan(transform: Transform, height: int, width: int) -> FramePlan:
-    """The plan for frames of ``height`` x ``width``; the latest sizes are remembered.
+    """The plan for frames of ``height`` x ``width`` pixels. Plans of the latest 64 sizes are kept.
 
     Raises:
-        FrameError: a side shrinks to nothing, or the crop is larger than the resized frame.
+        FrameError: a side would shrink to nothing, or the crop is larger than the resized frame.
     """
     return _plan(transform, height, width)
 
 
 def plan_for(spec: EngineSpec, height: int, width: int) -> FramePlan:
-    """How frames of this size become the engine's.
+    """The plan that turns frames of this size into an engine's input.
 
     Raises:
-        FrameError: they are too small, or an engine of the video's own size was opened at another one.
+        FrameError: the frames are too small; or the engine takes frames of the video's own size, and was opened
+            at another one.
     """
     made = plan(spec.transform, height, width)
     wanted = spec.input.shape[2:4]
@@ -180,7 +182,7 @@ def _plan(transform: Transform, height: int, width: int) -> FramePlan:
 
 
 def resized_size(resize: Resize, height: int, width: int) -> tuple[int, int]:
-    """Height and width of a whole resized frame; a side may come out as 0."""
+    """Height and width of a whole resized frame, before the crop. A side may be 0."""
     if resize.rule == "exact":
         return resize.height, resize.width
     long, short = max(height, width), min(height, width)
@@ -189,7 +191,7 @@ def resized_size(resize: Resize, height: int, width: int) -> tuple[int, int]:
         return height, width
     scaled = resize.height * other / kept
     if resize.grid == "scale":
-        # Rounded as PyTorch does, to whom a side is a whole number times the scale in binary.
+        # Rounded like PyTorch, which multiplies the side by the scale in floating point.
         scaled = other * _scale(resize, height, width)
     other = math.floor(scaled) if resize.other_side == "truncate" else round(scaled)
     upright = (height > width) == (resize.rule == "short_side")
@@ -197,7 +199,7 @@ def resized_size(resize: Resize, height: int, width: int) -> tuple[int, int]:
 
 
 def _scale(resize: Resize, height: int, width: int) -> float:
-    """How much larger a frame becomes, by the side that the rule gives a size."""
+    """The factor by which a frame is scaled, according to the side that the rule gives a size."""
     side = min if resize.rule == "short_side" else max
     return resize.height / side(height, width)
 

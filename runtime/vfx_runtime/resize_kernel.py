@@ -1,11 +1,11 @@
 """The compiled filter behind `vfx_runtime.resize`: two passes over uint8 RGB, horizontal first.
 
-Both passes are one operation: bytes that lie side by side, times a weight, plus the same further
-on. Horizontally these are the bytes of one pixel in two rows, vertically 32 bytes of one row.
-Loops over single channels are left scalar by LLVM, so the operation is written on vectors; LLVM
-lowers them to whatever the machine at hand has (AVX-512, AVX2, NEON).
+Both passes are the same operation: adjacent bytes times a weight, summed over several places. In the horizontal pass,
+these are the bytes of one pixel in two rows; in the vertical pass, 32 bytes of one row. LLVM does not vectorise
+loops over single channels, so the operation is written on vectors, which LLVM translates to whatever the machine has
+(AVX-512, AVX2, NEON).
 
-Importing it takes 0.3 s, and 4 s the first time on a machine, when numba compiles: import it late.
+Importing this module takes 0.3 s, and 4 s the first time on a machine, when numba compiles. So import it late.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from numba.extending import intrinsic
 
 from vfx_runtime.taps import BITS
 
-_BLOCK = 32  # bytes that the vertical pass takes at once
-_SLACK = 4  # bytes behind a copied row, for reading past its last pixel
+_BLOCK = 32  # bytes that the vertical pass processes at once
+_SLACK = 4  # bytes after a copied row, because its last pixel is read with one byte more
 _BYTE, _WORD, _INDEX = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
 def _weighted(lanes: int, rows: int) -> Any:
-    """Intrinsic: sums of ``lanes`` bytes in each of ``rows`` rows, all with the same weights.
+    """Make an intrinsic: weighted sums of ``lanes`` bytes in each of ``rows`` rows, with the same weights.
 
     ``target[at + r * target_row + i]`` becomes the sum over k of
     ``source[start + r * source_row + k * stride + i] * weight[first + k]``, rounded and clamped.
@@ -129,15 +129,15 @@ _pair = numba.njit(nogil=True, error_model="numpy")(_two_rows)
 def _horizontal(
     source: Any, line: int, top: int, bottom: int, starts: Any, weights: Any, target: Any, at: int
 ) -> None:
-    """Filter rows ``top`` to ``bottom`` into ``target``; reads and writes one byte past a pixel."""
+    """Filter rows ``top`` to ``bottom`` into ``target``. Reads and writes one byte past each pixel."""
     count = weights.shape[1]
     flat = weights.reshape(-1)
     pitch = starts.size * 3 + _BLOCK
     for y in range(top, bottom, 2):
-        # Where one row is left it stands for both.
+        # If only one row is left, it is processed as both.
         down, below = (line, pitch) if y + 1 < bottom else (0, 0)
         begin, to = y * line, at + (y - top) * pitch
-        # A constant count lets the compiler unroll: a tenth less time for the common sizes.
+        # A constant count lets the compiler unroll the loop, which saves a tenth of the time for common sizes.
         if count == 2:
             _pair(source, begin, down, starts, flat, 2, target, to, below)
         elif count == 3:
@@ -168,7 +168,7 @@ def _filter(
     top = row_starts[0]
     bottom = row_starts[-1] + count
     body = width * 3 + _SLACK
-    # The very last pixel of a frame has no byte behind it to read: its row goes through a copy.
+    # There is no byte to read after the very last pixel of a frame, so the last row is filtered from a copy.
     last = min(bottom, height - 1)
     _rows(source, line, top, last, column_starts, column_weights, scratch, body)
     if last < bottom:
@@ -183,13 +183,13 @@ def _filter(
             out[y * size : (y + 1) * size] = scratch[narrow : narrow + size]
         else:
             for x in range(0, size, _BLOCK):
-                # The last block moves back to end with the row, over bytes already there.
+                # The last block is moved back so that it ends with the row; some bytes are written twice.
                 x = min(x, size - _BLOCK)
                 _bytes(scratch, begin + x, 0, pitch, flat, y * count, count, out, y * size + x, 0)
 
 
 def compiled(function: Callable[..., None], signature: Any) -> Callable[..., None]:
-    """The machine code of a function for one signature, from where numba keeps it if it is there."""
+    """Compile a function for one signature, or load it from numba's cache."""
 
     def compile_(cache: bool) -> Callable[..., None]:
         build = numba.njit(signature, nogil=True, cache=cache, error_model="numpy")
@@ -199,7 +199,8 @@ def compiled(function: Callable[..., None], signature: Any) -> Callable[..., Non
     try:
         return compile_(cache=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
-        # No folder to keep it in, a full disk, or a damaged copy: compiling takes 4 s a run.
+        # There is no folder for the cache, the disk is full, or the cached copy is damaged. Then every run takes
+        # 4 s to compile.
         return compile_(cache=False)
 
 
@@ -211,12 +212,18 @@ filter_frame = compiled(
     _filter,
     types.void(_source, _index, _index, _index, *_taps, *_taps, types.uint8[::1], types.uint8[::1]),
 )
-"""filter_frame(source, line, width, height, column starts, column weights, row starts, row weights,
-scratch, out): compute ``out``, flat uint8 [h * w * 3], from ``source``, flat uint8 whose rows begin
-``line`` bytes apart. Tap tables as `vfx_runtime.resize.Taps` promises them; nothing is checked.
-``scratch`` has `scratch_size` bytes. Holds no GIL."""
+"""filter_frame(source, line, width, height, column starts, column weights, row starts, row weights, scratch,
+out): compute ``out``, flat uint8 ``[h * w * 3]``, from ``source``, flat uint8 whose rows begin ``line`` bytes
+apart. The tap tables must be as `vfx_runtime.taps.Taps` says, and ``scratch`` must have `scratch_size` bytes;
+nothing is checked. Releases the GIL."""
 
 
 def scratch_size(width: int, columns: int, rows: int) -> int:
-    """Bytes of scratch for `filter_frame`: one source row, the filtered rows, one block."""
+    """Bytes of scratch memory for `filter_frame`: one source row, the filtered rows, and one block.
+
+    Args:
+        width: width of the source in pixels.
+        columns: columns of the output.
+        rows: source rows that the output needs.
+    """
     return width * 3 + _SLACK + rows * (columns * 3 + _BLOCK) + _BLOCK

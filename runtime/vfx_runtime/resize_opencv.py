@@ -1,7 +1,7 @@
-"""The compiled filter of ``opencv_linear``: OpenCV's ``INTER_LINEAR`` of uint8, see `taps.opencv_taps`.
+"""The compiled filter of ``opencv_linear``: OpenCV's ``INTER_LINEAR`` for uint8, see `taps.opencv_taps`.
 
-Two filtered rows are kept, since outputs that follow each other mostly share them. Importing it compiles or
-loads it, as `vfx_runtime.resize_kernel` does: import it late.
+Two filtered rows are kept, since consecutive output rows mostly share them. Importing this module compiles or
+loads the filter, like `vfx_runtime.resize_kernel`, so import it late.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _filter(
     size = columns * 3
     starts = column_starts * np.int32(3)
     first = np.ascontiguousarray(column_weights[:, 0])
-    # A frame of one column has one tap: it stands for both.
+    # A frame of one column has a table with one tap; the second gets the weight 0.
     wide = column_weights.shape[1] == 2
     second = np.ascontiguousarray(column_weights[:, 1]) if wide else np.zeros(columns, np.int32)
     further = 3 if wide else 0
@@ -52,7 +52,7 @@ def _filter(
         upper = min(max(row_starts[y], 0), height - 1)
         lower = min(max(row_starts[y] + 1, 0), height - 1)
         for wanted in (upper, lower):
-            # Neighbours lie in different places, whatever was there before.
+            # Neighbouring rows have different parity, so they never overwrite each other.
             if held[wanted & 1] != wanted:
                 _row(source, wanted * line, starts, first, second, further, kept[wanted & 1])
                 held[wanted & 1] = wanted
@@ -72,5 +72,5 @@ filter_frame_opencv: Callable[..., None] = compiled(
     types.void(_source, types.int64, types.int64, _starts, _weights, _starts, _weights, _pixels),
 )
 """filter_frame_opencv(source, line, height, column starts, column weights, row starts, row weights, out):
-compute ``out``, flat uint8 [h * w * 3], from ``source``, flat uint8 whose rows begin ``line`` bytes apart.
-Nothing is checked. Holds no GIL."""
+compute ``out``, flat uint8 ``[h * w * 3]``, from ``source``, flat uint8 whose rows begin ``line`` bytes apart.
+Nothing is checked. Releases the GIL."""

@@ -1,4 +1,4 @@
-"""The page of a run: what it did, how fast, where the time went, what failed."""
+"""The HTML page about a run: what it did, how fast, where the time went, what failed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STAGES = (
 
 
 def run_page(run: Recording) -> str:
-    """The page, as HTML that needs nothing else."""
+    """The page as one self-contained HTML document."""
     windows, frames = run.moments[-1].windows, run.moments[-1].frames
     sound = run.specs[0].input.modality == "audio"
     failed = len(run.failures)
@@ -66,7 +66,7 @@ def run_page(run: Recording) -> str:
 
 def _speed(run: Recording, sound: bool) -> Iterator[Markup]:
     unit = "samples" if sound else "frames"
-    # Batches come in steps: rates over equal parts of the run, not between moments.
+    # Counts rise in steps of a batch, so rates are taken over equal parts of the run, not between moments.
     times = np.array([moment.seconds for moment in run.moments])
     end = max(float(times[-1]), 1e-3)
     edges = np.linspace(0, end, max(2, min(_POINTS, len(times) // 4)) + 1)

@@ -1,4 +1,4 @@
-"""A run as data, and doing it on one device of this process."""
+"""A run described as data, and running it on one device of this process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ from vfx_runtime.writers import Format, Writer
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is run, but for the videos and the device. It can be sent to another process."""
+    """Everything about a run except its videos and its device. It can be sent to another process.
+
+    Fields without a comment are as in `vfx_engines.open_engine` and `vfx_runtime.pipeline.Pipeline`.
+    """
 
     engines: tuple[Path, ...]
     output: Path
     format: Format
     samplings: tuple[Sampling, ...]
-    """One for each engine."""
+    """One per engine."""
     precision: Precision | None = None
     backend: BackendName | None = None
     batch: int | None = None
@@ -38,31 +41,31 @@ class Task:
     decoder: DecoderName = "auto"
     views: Views | None = None
     total: int | None = None
-    """Frames that each video is brought to; see `vfx_runtime.laying.spread`."""
+    """About how many frames to sample from each video, see `vfx_runtime.laying.spread`; None for all."""
     float16: bool = False
-    """Save features in half precision."""
+    """Whether to save features in half precision."""
     keep: bool = False
-    """Give the features of what was written too."""
+    """Whether results also carry the features that were written."""
     measure: bool = False
-    """Time the stages, see `vfx_runtime.pipeline.Stats.stages`."""
+    """Whether to time the stages, see `vfx_runtime.pipeline.Stats.stages`."""
     pack: bool = True
-    """Make the pack that some formats have at the end; if not, the caller does."""
+    """For formats that pack all outputs at the end: whether to do so; otherwise the caller does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who is told how a run goes; called from the thread that iterates over it."""
+    """Callbacks about a run's progress, called from the thread that iterates over the run."""
 
     said: Callable[[str], None]
-    """Told, a line at a time, what runs."""
+    """Called with each line about what runs, such as the engine."""
     stats: Callable[[Stats], None]
-    """Given the run's figures once, to be read while it goes on."""
+    """Called with the run's figures, which are updated while it goes on."""
     waiting: Callable[[int], None] = lambda videos: None
-    """Told how many videos are left that other processes work on."""
+    """Called with the number of videos left, when other processes are working on all of them."""
     ended: Callable[[], None] = lambda: None
-    """Called when all videos are done, before a pack is made of them."""
+    """Called when all videos are done, before they are packed."""
     packed: Callable[[Sequence[Path]], None] = lambda files: None
-    """Told the files of that pack."""
+    """Called with the files of the pack."""
 
 
 def run_here(
@@ -71,11 +74,11 @@ def run_here(
     """Run jobs on one device.
 
     Args:
-        task: what to do.
+        task: what to do with each video.
         device: see `vfx_engines.open_engine`.
-        jobs: taken one at a time.
-        total: their number, or more.
-        listener: told how it goes.
+        jobs: the jobs, which are taken one at a time.
+        total: the number of jobs, or an upper bound.
+        listener: told about progress.
 
     Raises:
         VfxError: see `vfx_engines.open_engine` and `vfx_runtime.extracting.to_disk`.
@@ -85,17 +88,17 @@ def run_here(
 
 
 class Runner:
-    """A task on one device, for one list after the other: engines and claims stay open in between.
+    """Runs a task on one device for one list after another; engines and claims stay open in between.
 
     A context manager.
 
     Args:
-        task: what to do.
+        task: what to do with each video.
         device: see `vfx_engines.open_engine`.
-        listener: told how it goes.
+        listener: told about progress.
 
     Raises:
-        VfxError: a file is no engine; this process already writes to that folder.
+        VfxError: a file is not an engine, or this process already writes to the output folder.
     """
 
     def __init__(self, task: Task, device: str | None, listener: Listener) -> None:
@@ -112,11 +115,11 @@ class Runner:
             self._say_once(f"other processes may do the same videos: {self._claims.reason}")
 
     def run(self, jobs: Iterable[Job], total: int) -> Generator[Extracted, None, None]:
-        """Run a list; results come as videos finish.
+        """Run a list. Results come as videos finish.
 
         Args:
-            jobs: taken one at a time.
-            total: their number, or more.
+            jobs: the jobs, which are taken one at a time.
+            total: the number of jobs, or an upper bound.
 
         Raises:
             VfxError: see `vfx_engines.open_engine` and `vfx_runtime.extracting.to_disk`.
@@ -135,7 +138,7 @@ class Runner:
                 writer,
                 self._claims,
                 self._listener.waiting,
-                # Processes that run other sizes must not wait for each other.
+                # `ended` makes processes wait for each other. Those that run different sizes must not.
                 (lambda: None) if self._sized else self._listener.ended,
                 self._listener.packed,
                 keep=self._task.keep,
@@ -143,7 +146,7 @@ class Runner:
             )
 
     def open(self) -> None:
-        """Open the engines now rather than with the first video, where no video must be known for it.
+        """Open the engines now, unless they must first know the size of a video.
 
         Raises:
             VfxError: see `vfx_engines.open_engine`.
@@ -164,7 +167,7 @@ class Runner:
         self.close()
 
     def _at(self, sizes: list[Sizes]) -> tuple[Pipeline, Writer]:
-        """Pipeline and writer for videos of a size; those of the last size are kept."""
+        """The pipeline and writer for videos of one size. Those of the last size are kept open."""
         if self._open is not None and self._open[0] == sizes:
             return self._open[1:]
         self._open = None

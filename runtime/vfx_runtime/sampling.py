@@ -1,7 +1,7 @@
-"""Which frames are used: the rule that brings a video to a frame rate, and the windows over it.
+"""Decide which frames are used: convert a video to a frame rate, and lay windows over it.
 
-Both take frames one by one and hold at most what a window spans, so a video may have any length.
-A *sample* is a frame after the frame rate was applied; windows count in samples.
+Both take frames one by one and hold at most the span of a window, so a video may have any length. A *sample* is a
+frame after conversion to the frame rate; windows count in samples.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _INT_MAX = 2**31 - 1
 
 
 class TimedFrame(Protocol):
-    """What `resample` asks of a frame: when it appears, and when it ends, in seconds."""
+    """What `resample` needs to know about a frame: when it appears and when it ends, in seconds."""
 
     @property
     def start(self) -> Fraction | float:
-        """Fractions keep ties exact; floats stand for the binary fraction that they are."""
+        """When it appears. Fractions keep ties exact; a float counts as exactly the number that it stores."""
         ...
 
     @property
     def end(self) -> Fraction | float:
-        """Read of the last frame only."""
+        """When it ends. With a target rate, only the last frame's is read."""
         ...
 
 
@@ -40,13 +40,13 @@ F = TypeVar("F", bound=TimedFrame)
 
 @dataclass(frozen=True, slots=True)
 class Held(Generic[F]):
-    """A frame and the run of samples that show it. What is done to its pixels is done once."""
+    """A frame and the consecutive samples that show it, so that its pixels are processed only once."""
 
     frame: F
     first: int
-    """Number of the first sample that shows it; the first frame's is 0."""
+    """Number of the first sample that shows the frame; 0 for the first frame."""
     count: int
-    """Samples that show it, at least 1."""
+    """Number of samples that show the frame, at least 1."""
     start: Fraction
     """When sample ``first`` appears, in seconds."""
     length: Fraction
@@ -54,12 +54,12 @@ class Held(Generic[F]):
 
 
 def rate(fps: float) -> Fraction:
-    """The frame rate that ffmpeg reads in ``fps=<fps>``: the nearest fraction of 31-bit integers.
+    """The frame rate that ffmpeg understands by ``fps=<fps>``: the nearest fraction of 31-bit integers.
 
     23.976 is 2997/125, not 24000/1001. Source: av_d2q in ffmpeg's libavutil.
 
     Raises:
-        UsageError: the rate is not above 0, or so low that the fraction is 0.
+        UsageError: the rate is not above 0, not finite, or so low that the fraction is 0.
     """
     exact = Fraction(fps) if fps > 0 and math.isfinite(fps) else Fraction(0)
     near = exact.limit_denominator(_INT_MAX)
@@ -71,17 +71,17 @@ def rate(fps: float) -> Fraction:
 def resample(frames: Iterable[F], fps: float | None) -> Iterator[Held[F]]:
     """Choose the frames that show a video at another rate, as ffmpeg's fps filter does.
 
-    Frame i belongs to tick ``round(start * fps)``, halves away from zero. Each tick from the first
-    frame's to that of the last frame's end, which is not shown, shows the last frame that came at
-    or before it: frames are dropped or repeated, never blended. A video that ends within half a
-    tick of its start has no samples (ffmpeg: no output).
+    Frame i belongs to tick ``round(start * fps)``, halves away from zero. The ticks run from that of the first
+    frame to that of the last frame's end, exclusive. Each shows the latest frame at or before it: frames are
+    dropped or repeated, never blended. A video that ends within half a tick of its start has no samples
+    (ffmpeg gives no output).
 
     Args:
-        frames: In the order of presentation. Dropped ones are never touched but for their times.
-        fps: Frames per second; None shows each frame once, for as long as it lasts.
+        frames: the frames, in presentation order. Of dropped frames only the times are read.
+        fps: frames per second; None shows each frame once, for as long as it lasts.
 
     Yields:
-        Each frame that is shown at all, as soon as the next one says for how long.
+        Each frame that is shown at all, as soon as the next one tells for how long.
     """
     if fps is None:
         for number, frame in enumerate(frames):
@@ -106,7 +106,7 @@ def resample(frames: Iterable[F], fps: float | None) -> Iterator[Held[F]]:
 
 
 def _nearest(seconds: Fraction | float, target: Fraction) -> int:
-    """The tick nearest to a time; halves away from zero."""
+    """The tick nearest to a time, with halves rounded away from zero."""
     time = Fraction(seconds)
     top = 2 * abs(time.numerator) * target.numerator
     bottom = time.denominator * target.denominator
@@ -120,22 +120,23 @@ class Window:
 
     row: int
     samples: Sequence[int]
-    """One number per frame of the window, repeated at edges that repeat; -1 is a blank frame."""
+    """Number of the sample for each frame of the window; -1 stands for a blank frame."""
     first: int
-    """The first sample that is not blank; ``last`` is the last one."""
+    """Number of the first sample that is not blank."""
     last: int
+    """Number of the last sample that is not blank."""
 
 
 class Windows:
     """The windows of one video, planned while its samples arrive.
 
-    Each sample is announced to `add`, which gives the window that it completes; `finish` gives
-    those that reach over the end. Of all samples so far, a window to come uses only such as
-    `needs` names, from `floor` on: never more than `span` plus the sampling's lead.
+    Each sample is announced to `add`, which returns the window that it completes. `finish` gives the windows that
+    reach beyond the end. Later windows only use samples for which `needs` is true, from `floor` on; these are
+    never more than `span` plus the sampling's lead.
 
     Args:
-        sampling: which windows.
-        fps: of the samples; read where the sampling has a target fps.
+        sampling: the sampling of the run.
+        fps: frame rate of the samples; only used if the sampling has a target fps.
     """
 
     def __init__(self, sampling: Sampling, fps: float | None = None) -> None:
@@ -145,23 +146,26 @@ class Windows:
             length = max(1.0, sampling.stride * sampling.frames / sampling.target_fps * fps)
             self._offsets = truncated_linspace(0, length - 1, sampling.frames, math.ceil(length))
         self.span = self._offsets[-1] + 1
-        """Samples from the first to the last of a window, both included."""
+        """Number of samples from the first to the last of a window, both included."""
         self._offset = self._offsets[sampling.frames // 2] if sampling.anchor == "centre" else 0
-        # Windows are numbered by their anchor; those that begin before a video are never whole.
+        # Windows are numbered by their anchor. Those that begin before the video are never complete.
         self._first = -(-self._offset // sampling.step) if sampling.edges == "drop" else 0
         self._lead = sampling.lead if sampling.edges == "drop" else int(sampling.seed is not None)
         self._next = self._first
         self._seen = 0
 
     def count(self, total: int) -> int:
-        """Windows, and so rows, of a video of ``total`` samples.
+        """The number of windows, and so of rows, of a video with ``total`` samples.
 
-        Whole windows alone: anchor ``k * step`` counts where ``lead`` more samples follow the last
-        one, that is ``k * step - offset + span + lead <= total`` (I3D, 64 frames and one more: 64
-        samples give none, 65 give one). With edges filled, from the start: until a window reaches
-        the last sample (64 samples give one, 65 two), and none begins behind it; centred: one for
-        each ``k * step`` below ``total``. With a seed, as the Decord-based extractor counts: none of a video
-        shorter than a window, and not the last one where it ends with the video.
+        If edges are dropped, the window with anchor ``k * step`` counts if ``lead`` more samples follow its last
+        one, that is, if ``k * step - offset + span + lead <= total`` (I3D takes 64 frames and one more: 64
+        samples give no window, 65 give one).
+
+        If edges are filled and windows start at their anchor, there are windows until one reaches the last
+        sample (64 samples give one window, 65 give two), and none that begins after it. If windows are centred,
+        there is one for each ``k * step`` below ``total``. With a seed, windows are counted like the Decord-based
+        extractor does: a video shorter than a window has none, and a last window that ends exactly with the
+        video is left out.
         """
         sampling = self._sampling
         if sampling.edges == "drop":
@@ -178,23 +182,27 @@ class Windows:
         return windows
 
     def needs(self, sample: int, last: bool = False) -> bool:
-        """Whether a window uses the sample, if the video goes on long enough for that window.
+        """Whether a window uses the sample, if the video is long enough for that window.
 
         Args:
-            sample: Any, also one not yet announced.
-            last: Nothing comes after it. Where edges repeat it may fill a window on whose grid it
-                does not lie; a caller that looks one frame ahead need not keep every frame for that.
+            sample: number of a sample, which may not be announced yet.
+            last: whether it is the last one. If edges repeat, the last sample may fill a window even if it is
+                not on that window's grid. A caller who looks one frame ahead can therefore drop frames that
+                are on no grid.
         """
         if self._on_grid(sample):
             return True
         if not last or self._sampling.edges != "repeat":
             return False
-        # Later windows end later, so the last one tells.
+        # Later windows end later, so it is enough to look at the last one.
         final = self.count(sample + 1) - 1
         return self._start(final) + self.span - 1 > sample
 
     def add(self, sample: int) -> Window | None:
-        """Announce the next sample, numbered from 0; the window that it completes, if any.
+        """Announce the next sample, numbered from 0.
+
+        Returns:
+            The window that it completes, or None.
 
         Raises:
             ValueError: a sample was left out or announced twice.
@@ -209,24 +217,25 @@ class Windows:
         return self._window(self._next - 1)
 
     def advance(self, seen: int) -> Iterator[Window]:
-        """Announce all samples below ``seen``, where they come by the thousand; the windows they complete."""
+        """Announce all samples below ``seen`` at once, for audio; yields the windows that they complete."""
         self._seen = max(self._seen, seen)
         while self._start(self._next) + self.span + self._lead <= self._seen:
             self._next += 1
             yield self._window(self._next - 1)
 
     def skip(self, sample: int) -> None:
-        """Go on at a sample further on: nothing needs those between, so they were not even decoded.
+        """Continue at a later sample, after the decoder skipped samples that no window needs.
 
         Raises:
-            ValueError: a window needs one of them, or the end is needed to fill windows up.
+            ValueError: a window needs one of the samples between, or edges are filled, so that every sample may
+                be needed.
         """
         if sample > self.floor or self._sampling.edges != "drop":
             raise ValueError(f"sample {sample} skips some that are needed from {self.floor} on")
         self._seen = max(self._seen, sample)
 
     def finish(self) -> Iterator[Window]:
-        """Announce the end; the windows that it completes."""
+        """Announce the end of the video; yields the windows that are left."""
         end = self._first + self.count(self._seen)
         while self._next < end:
             self._next += 1
@@ -234,14 +243,14 @@ class Windows:
 
     @property
     def floor(self) -> int:
-        """No window that is still to come uses a sample below this one."""
+        """The number below which no later window uses a sample."""
         return max(0, self._start(self._next))
 
     def _start(self, anchor: int) -> int:
         return anchor * self._sampling.step - self._offset
 
     def _on_grid(self, sample: int) -> bool:
-        # Position i of the window with anchor k is sample k * step - offset + offsets[i].
+        # Position i of the window with anchor k is the sample k * step - offset + offsets[i].
         step, distance = self._sampling.step, sample + self._offset
         least = self._first * step
         return any(distance - i >= least and (distance - i) % step == 0 for i in self._offsets)
@@ -266,20 +275,20 @@ class Windows:
         return Window(row, samples, real[0], real[-1])
 
     def _looped(self, real: list[int]) -> Sequence[int]:
-        """The frames of a window that ends early, and some of them again until it is full."""
+        """The samples of a window that ends early, followed by some of them again until it is full."""
         missing = self._sampling.frames - len(real)
         if self._sampling.seed is None:
             return tuple(itertools.islice(itertools.cycle(real), self._sampling.frames))
-        # The generator that numpy never changes: a seed gives the same frames with any version.
+        # NumPy never changes this generator, so a seed gives the same frames with any version.
         drawn = np.random.RandomState(self._sampling.seed).randint(len(real), size=missing)
         return (*real, *(real[i] for i in drawn))
 
 
 def truncated_linspace(start: float, end: float, count: int, most: int) -> tuple[int, ...]:
-    """``count`` positions from start to end, both included, rounded down and within 0 to ``most``.
+    """``count`` positions from ``start`` to ``end``, both included, rounded down and clipped to 0 to ``most``.
 
-    In float32, from both ends to the middle, and each product and sum rounded once, as ``torch.linspace`` has
-    them: a position that is whole but for rounding then comes out as PySlowFast's does.
+    Computed like ``torch.linspace``: in float32, from both ends towards the middle, with each product and sum
+    rounded once. So a position that should be whole is rounded the same way as in PySlowFast.
     """
     first, last = np.float32(start), np.float32(end)
     step = np.float64((last - first) / np.float32(max(1, count - 1)))

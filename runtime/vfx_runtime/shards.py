@@ -1,9 +1,9 @@
-"""Corpora in few files: shards of many videos, in one of several layouts.
+"""Shards: files of many videos each, in one of several layouts.
 
-As in `vfx_runtime.hdf5`, each video is an ``.npz`` file in a hidden folder first, under its own claim, and
-whoever has finished enough of them packs them: a process that is killed loses nothing, and no more files wait
-at a time than make a shard or two. A shard never changes. Its name holds the hash of its bytes, so processes
-need not agree on numbers, and a damaged one shows.
+As in `vfx_runtime.hdf5`, each video is first an ``.npz`` file in a hidden folder, under its own claim. A process that
+has finished enough videos packs them. So a process that is killed loses nothing, and no more files wait than make
+a shard or two. A shard never changes. Its name contains a hash of its bytes, so processes need not agree on numbers,
+and a damaged shard is noticed.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ from vfx_runtime.npz import (
 from vfx_runtime.staging import Staging
 
 SHARD_BYTES = 256 << 20
-"""A shard is closed when its features are this long; one video more may be in it."""
+"""A shard is complete when its features have this many bytes; it may exceed that by one video."""
 
 SHARD_VIDEOS = 4096
-"""Or when it holds so many videos."""
+"""A shard is also complete when it holds this many videos."""
 
 SHARD_NAMES = f"features-{'[0-9a-f]' * 16}"
-"""What names of shards look like, without suffix, as a pattern of files. A ``features-all.parquet`` is the
-user's own."""
+"""Pattern of shard names without suffix, both as a glob and as a regular expression. A file such as
+``features-all.parquet`` is the user's own."""
 
 _TICK_SECONDS = 2.0
-"""The coarsest times that file systems keep, which are FAT's."""
+"""The coarsest resolution of file times, which is FAT's."""
 
 
 @dataclass(slots=True)
 class Contents:
-    """What a shard holds; nothing where it could not be read to its end."""
+    """What a shard holds; empty if it could not be read to its end."""
 
     kind: Hashable = ()
-    """What the videos of one shard have in common, see `Layout.kind`."""
+    """What all videos of the shard have in common, see `Layout.kind`."""
     videos: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Fingerprint and source of each video, the latter as JSON."""
+    """Fingerprint and source (as JSON) of each video, by name."""
     whole: bool = False
-    """Whether it could be read to its end."""
+    """Whether the shard could be read to its end."""
 
     def add(self, name: object, meta: Mapping[str, Any]) -> None:
-        """Note a video; raises one of `Layout.damage` for what vfx does not write."""
+        """Add a video; raises one of `Layout.damage` if ``meta`` is not what vfx writes."""
         self.videos[str(name)] = (sys.intern(str(meta["fingerprint"])), json.dumps(meta["source"]))
 
 
@@ -75,26 +75,29 @@ class Layout(Protocol):
     """How a kind of shard holds its videos."""
 
     suffix: str
-    """Of shards: ``.tar``."""
+    """Suffix of shards, such as ``.tar``."""
     staging: str
-    """Name of the hidden folder where videos wait."""
+    """Name of the hidden folder where videos wait to be packed."""
     damage: tuple[type[Exception], ...]
-    """What reading a damaged shard may raise."""
+    """Exceptions that reading a damaged shard may raise."""
 
     def kind(self, archive: zipfile.ZipFile) -> Hashable:
-        """What a staged video must have in common with others of a shard; raises one of ``DAMAGE``."""
+        """What all videos of a shard must have in common, for a staged video.
+
+        Raises one of `vfx_runtime.npz.DAMAGE` if the archive is not what vfx writes.
+        """
         ...
 
     def contents(self, shard: Path) -> Contents:
-        """What a shard holds; nothing of one that is damaged too badly to be read.
+        """What a shard holds; empty if it is too damaged to be read.
 
         Raises:
-            OSError: the system cannot read it, see `vfx_runtime.npz.system_failure`.
+            OSError: the system cannot read the file, see `vfx_runtime.npz.system_failure`.
         """
         ...
 
     def read(self, shard: Path, name: str) -> Features:
-        """The features of one video of a shard, whole, in memory; raises one of ``damage``."""
+        """Read all features of one video of a shard into memory; raises one of ``damage``."""
         ...
 
     def write(
@@ -104,13 +107,13 @@ class Layout(Protocol):
         kept: Mapping[Path, Sequence[str]],
         staged: Mapping[str, Path],
     ) -> None:
-        """Write a shard, in bounded memory, and the same bytes for the same videos.
+        """Write a shard in bounded memory; the same videos give the same bytes.
 
         Args:
-            file: empty.
-            kind: of all that goes into it.
-            kept: the videos to take from shards that are intact.
-            staged: names and ``.npz`` files of the others.
+            file: an empty file.
+            kind: the kind of all its videos.
+            kept: intact shards, and the names of the videos to copy from each.
+            staged: names and ``.npz`` files of the other videos.
         """
         ...
 
@@ -119,7 +122,7 @@ class ShardWriter:
     """Packs videos into ``<output>/features-<hash><suffix>``; see `vfx_runtime.writers.Writer`.
 
     Raises:
-        OutputError: the hidden folder for videos that wait is a link; a shard is there and cannot be read.
+        OutputError: the hidden folder for waiting videos is a link, or a shard exists but cannot be read.
     """
 
     def __init__(
@@ -130,17 +133,17 @@ class ShardWriter:
         staging = Staging(output / layout.staging).folder
         self._staged = NpzWriter(staging, outputs, fingerprint, claims, inside=output)
         self._shards = Shards(output, layout)
-        # Now, and not by each video: a shard that cannot be read ends the run.
+        # Read now: a shard that cannot be read should end the run rather than fail every video.
         self._shards.refresh()
         self._waiting_bytes = self._waiting_videos = 0
 
     def paths(self, job: Job) -> list[Path]:
-        """The shard that holds the video; none before it is packed."""
+        """The shard that holds the video; empty before it is packed."""
         return self._shards.holding(job.name)[:1]
 
     def is_done(self, job: Job) -> bool:
-        """Whether the video is staged or in a shard, undamaged, of this run's settings and this source."""
-        # In this order: packing removes a staged file only once its shard is in place.
+        """Whether the video is staged or in a shard, undamaged, from this source, by this run's settings."""
+        # The order matters: another process that packs removes a staged file only once its shard is in place.
         if self._staged.is_done(job):
             return True
         source = source_of(job)
@@ -154,21 +157,21 @@ class ShardWriter:
             ]
             if all(sound) or all(shard.exists() for shard in holding):
                 return bool(sound) and all(sound)
-            # Another process has just put what is left of that shard into a new one.
+            # Another process has just moved the rest of that shard into a new one.
             self._shards.refresh(anew=True)
 
     def prepare(self, job: Job) -> None:
-        """Remove what a killed process left of this job, whose claim the caller holds."""
+        """Remove what a killed process left of this job. The caller holds the job's claim."""
         self._staged.prepare(job)
 
     def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
-        """Stage the video, and pack what is staged when it is enough for a shard.
+        """Stage the video, and pack the staged videos if they are enough for a shard.
 
         Raises:
-            OutputError: it cannot be written; nothing is left of it.
+            OutputError: the file cannot be written; nothing of it is left.
         """
         (path,) = self._staged.write(job, rows, fps, meta)
-        # Another process may have packed it since.
+        # Another process may have packed the file meanwhile.
         with contextlib.suppress(OSError):
             self._waiting_bytes += path.stat().st_size
         self._waiting_videos += 1
@@ -178,10 +181,10 @@ class ShardWriter:
         return pack(self._layout, self._output, self._claims, whole=True, shards=self._shards)
 
     def finish(self) -> list[Path]:
-        """Pack what is staged; see `pack`.
+        """Pack all staged videos; see `pack`.
 
         Raises:
-            OutputError: a shard cannot be written; all stays staged.
+            OutputError: a shard cannot be written; its videos stay staged.
         """
         return pack(self._layout, self._output, self._claims, shards=self._shards)
 
@@ -189,23 +192,27 @@ class ShardWriter:
 def pack(
     layout: Layout, output: Path, claims: Claims, *, whole: bool = False, shards: Shards | None = None
 ) -> list[Path]:
-    """Put staged videos into shards, one process at a time; the new shards.
+    """Pack staged videos into shards. Only one process does so at a time.
 
-    A video that was done again, with other settings, leaves its old shard: what else that held goes into
-    a new one.
+    If a video was extracted again with other settings, its old shard is removed, and the other videos of that
+    shard go into a new one.
 
     Args:
-        layout: of the shards.
+        layout: the layout of the shards.
         output: the output folder.
-        claims: of this process on it.
-        whole: make no shard that is not full; what is left stays staged.
-        shards: of that folder and layout, where some are known already.
+        claims: this process's claims on the output folder.
+        whole: whether to make full shards only, and leave the remaining videos staged.
+        shards: what is known about the shards in that folder, if anything.
+
+    Returns:
+        The paths of the new shards.
 
     Raises:
-        OutputError: a shard cannot be written, or what goes into it not be read; all stays staged.
+        OutputError: a shard cannot be written, or a staged video cannot be read; what is not packed stays
+            staged.
     """
     shards = shards or Shards(output, layout)
-    claim = f"\0shards{layout.suffix}"  # no video's name holds a NUL
+    claim = f"\0shards{layout.suffix}"  # no video's name contains a NUL
     while not claims.take(claim):
         time.sleep(0.1)
     made: list[Path] = []
@@ -225,10 +232,10 @@ def pack(
 
 
 def _shares(layout: Layout, staging: Staging, whole: bool) -> Iterator[tuple[Hashable, dict[str, Path]]]:
-    """Staged videos that make a shard each. Damaged ones are removed.
+    """Divide the staged videos into those of one shard each. Damaged ones are removed.
 
     Raises:
-        OutputError: one cannot be read: whether it is damaged is not known, so it stays.
+        OutputError: a video cannot be read. It stays, since it is unknown whether it is damaged.
     """
     shares: dict[Hashable, dict[str, Path]] = {}
     sizes: dict[Hashable, int] = {}
@@ -236,7 +243,7 @@ def _shares(layout: Layout, staging: Staging, whole: bool) -> Iterator[tuple[Has
         path = staging.path(name)
         state = _state(path)
         if state is None:
-            # Gone, where there are no claims and another process packs too.
+            # Without claims, another process may be packing too, and has removed it.
             continue
         try:
             kind = _sound_kind(layout, path)
@@ -258,10 +265,10 @@ def _shares(layout: Layout, staging: Staging, whole: bool) -> Iterator[tuple[Has
 
 
 def _sound_kind(layout: Layout, path: Path) -> Hashable | None:
-    """The kind of a staged video, None if it is damaged. Reads all of it.
+    """The kind of a staged video, or None if it is damaged. Reads the whole file.
 
     Raises:
-        OSError: the system cannot read it, or there is no memory.
+        OSError: the system cannot read the file, or there is too little memory.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -272,7 +279,7 @@ def _sound_kind(layout: Layout, path: Path) -> Hashable | None:
             kind = layout.kind(archive)
             return kind if archive.testzip() is None else None
     except MemoryError:
-        # Of a file that holds no more than it is long, and of which vfx may have said that it is done.
+        # This is not damage: the members are known to fit in the file, and a run may have reported it as done.
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
     except DAMAGE as error:
         failure = system_failure(error)
@@ -314,27 +321,27 @@ def _pack(
             with part.open("r+b") as file:
                 layout.write(file, plan.kind, plan.kept, plan.staged)
                 file.flush()
-                # The staged files go next: a power cut must not find this one in memory only.
+                # The staged files are removed next, so this one must be on disk in case of a power cut.
                 os.fsync(file.fileno())
                 final = output / f"features-{_digest(file)}{layout.suffix}"
-            # Before the new one takes its name, which is that of a damaged one whose videos came out as
-            # before.
+            # Damaged shards are renamed before the new one gets its name: if its videos came out as before, that
+            # is the name of a damaged one.
             while damaged:
                 shard = damaged.pop()
-                # Gone already: there are no claims here, and another process did it.
+                # Without claims, another process may have done so already.
                 with contextlib.suppress(FileNotFoundError):
                     shard.replace(shard.with_name(f"{shard.name}.old"))
             part.replace(final)
         made.append(final)
     remove([shard for shard in replaced if shard not in made])
-    # What was done again meanwhile, by a run of other settings, is in no shard yet.
+    # A file that has changed meanwhile, by a run with other settings, is in no shard yet and stays.
     remove([path for path, state in before.items() if _state(path) == state])
     return made
 
 
 @dataclass(slots=True)
 class _Plan:
-    """What goes into a new shard."""
+    """The contents of a new shard."""
 
     kind: Hashable
     staged: Mapping[str, Path] = field(default_factory=dict)
@@ -342,7 +349,7 @@ class _Plan:
     kept: dict[Path, list[str]] = field(default_factory=dict)
 
     def has_room(self, kind: Hashable, size: int, videos: int) -> bool:
-        """Whether videos of a shard fit in too; one that is half as long again as the limit is in order."""
+        """Whether a shard's videos fit in too. A shard may be half as large again as the limit."""
         held = len(self.staged) + sum(map(len, self.kept.values()))
         return (
             kind == self.kind
@@ -352,10 +359,14 @@ class _Plan:
 
 
 class Shards:
-    """The shards of a folder: which videos they hold. Safe to use from several threads.
+    """The shards of a folder, and the videos that they hold. Threads may share it.
 
-    What a shard holds is read once, and all of its bytes once more when it is first relied on, however many
-    shards come meanwhile and however often is asked.
+    The contents of a shard are read once, and all its bytes once more when it is first relied on, however often
+    it is asked for and however many shards are added.
+
+    Args:
+        output: the output folder.
+        layout: the layout of the shards.
     """
 
     def __init__(self, output: Path, layout: Layout) -> None:
@@ -364,23 +375,23 @@ class Shards:
         self._lock = threading.RLock()
         self._contents: dict[Path, Contents] = {}
         self._holding: dict[str, tuple[Path, ...]] = {}
-        """Shards of each video."""
+        """The shards that hold each video, by name."""
         self._states: dict[Path, tuple[int, int, int]] = {}
         self._intact: dict[Path, bool] = {}
         self._looked: tuple[int, int] | None = None
-        """The folder when its files were listed last."""
+        """Inode and time of the folder when its files were last listed."""
         self._settled = False
-        """Whether that was long enough after its last change."""
+        """Whether that listing came long enough after the folder's last change to include all files."""
         self._when = 0.0
 
     def refresh(self, *, anew: bool = False) -> None:
-        """Note shards that have come, gone, or are another file than before.
+        """Notice shards that were added, removed or replaced.
 
         Args:
-            anew: list the folder even if it does not look changed.
+            anew: whether to list the folder even if it seems unchanged.
 
         Raises:
-            OutputError: a shard cannot be read, which says nothing of its bytes.
+            OutputError: a shard cannot be read, which does not mean that it is damaged.
         """
         with self._lock:
             if not anew and not self._may_have_changed():
@@ -398,7 +409,7 @@ class Shards:
             known = self._contents.get(shard)
             same = known is not None and known.whole and self._states[shard][0] == number
             if same and self._intact.get(shard, True):
-                # Its name says which bytes it should have, so it is looked at when it is relied on.
+                # The hash in its name is compared with its bytes later, when the shard is relied on.
                 found.add(shard)
             elif (state := _state(shard)) is not None and self._note(shard, state):
                 found.add(shard)
@@ -406,10 +417,10 @@ class Shards:
             self._forget(shard)
 
     def _may_have_changed(self) -> bool:
-        """Whether the folder has another time than when it was listed.
+        """Whether the folder's time differs from when it was last listed.
 
-        Files that come within one tick of its clock, which is two seconds at worst, give it no new one, so
-        it is listed once more when so much has passed.
+        Files added within one tick of the file system's clock, at worst two seconds, do not change that time. So
+        the folder is listed once more when that long has passed.
         """
         try:
             status = os.stat(self._output)
@@ -423,7 +434,7 @@ class Shards:
         return True
 
     def _listed(self) -> list[tuple[str, int]]:
-        """Names that shards have, in order, and numbers of their files; none where there is no folder."""
+        """Names and inodes of all files named like shards, sorted; empty if there is no folder."""
         try:
             with os.scandir(self._output) as entries:
                 return sorted(
@@ -435,7 +446,7 @@ class Shards:
             raise input_error(error, self._output) from None
 
     def _note(self, shard: Path, state: tuple[int, int, int]) -> bool:
-        """Read what a shard holds, unless that is known; whether it is there."""
+        """Read what a shard holds, unless that is known. Returns whether the shard exists."""
         if shard in self._contents and state == self._states[shard]:
             return True
         try:
@@ -461,36 +472,36 @@ class Shards:
                 del self._holding[name]
 
     def holding(self, name: str) -> list[Path]:
-        """The shards that hold a video of this name: one, but after a crash while shards were made anew."""
+        """The shards that hold this video: one, or more after a crash while shards were being rewritten."""
         with self._lock:
             return [*self._holding.get(name, ())]
 
     def names(self, shard: Path) -> list[str]:
-        """Of the videos of a shard, in its order."""
+        """The names of a shard's videos, in its order."""
         with self._lock:
             return [*self._contents[shard].videos]
 
     def kind(self, shard: Path) -> Hashable:
-        """What its videos have in common."""
+        """What a shard's videos have in common, see `Layout.kind`."""
         with self._lock:
             return self._contents[shard].kind
 
     def said(self, shard: Path, name: str) -> dict[str, Any]:
-        """Of ``meta`` of a video what `vfx_runtime.npz.same_run` compares; nothing where it is gone."""
+        """The parts of a video's ``meta`` that `vfx_runtime.npz.same_run` compares; empty if it is gone."""
         with self._lock:
             known = self._contents.get(shard, Contents()).videos.get(name)
         return {} if known is None else {"fingerprint": known[0], "source": json.loads(known[1])}
 
     def suspect(self, shards: Sequence[Path]) -> list[Path]:
-        """These shards, and those that cannot be read: nobody would look for their videos there."""
+        """These shards, and those that could not be read, whose videos nobody would look for there."""
         with self._lock:
             return sorted({*shards, *(shard for shard, found in self._contents.items() if not found.whole)})
 
     def is_intact(self, shard: Path) -> bool:
-        """Whether a shard is byte for byte what vfx wrote; False where it is gone.
+        """Whether a shard is byte for byte what vfx wrote; False if it is gone.
 
         Raises:
-            OutputError: it cannot be read, which says nothing of its bytes.
+            OutputError: the shard cannot be read, which does not mean that it is damaged.
         """
         with self._lock:
             if shard not in self._intact:
@@ -504,13 +515,13 @@ class Shards:
 
 
 def bears_its_hash(shard: Path) -> bool:
-    """Whether a file has the name that vfx gives to a shard of these bytes. Reads all of it."""
+    """Whether a file's name is the one that vfx gives a shard with these bytes. Reads the whole file."""
     with shard.open("rb") as file:
         return shard.stem == f"features-{_digest(file)}"
 
 
 def _state(shard: Path) -> tuple[int, int, int] | None:
-    """What changes with a file; None where there is none, or a pipe, whose reading might never end."""
+    """What changes when a file does; None if there is none, or a pipe, which might be read without end."""
     try:
         status = shard.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""A share of a list for each of several runs that know nothing of each other, such as a Slurm array's."""
+"""Divide a list among several runs that know nothing of each other, such as those of a Slurm array."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vfx_runtime.job import Job
 class Share:
     """Share ``number`` of ``count``, counted from 0.
 
-    Which share a video belongs to follows from its name alone, by a hash: not from its place in the list, nor
-    from what else is there. So a list that is sorted anew, or grows between the starts of two runs, leaves no
-    video out and gives none to two. Shares are equal on average: of 1,000 videos in 8 shares each has 125,
-    give or take 10.
+    A hash of a video's name alone says which share it belongs to, not its place in the list, nor what else is in
+    the list. So if the list is sorted differently or grows between the starts of two runs, no video is left out
+    and none is done twice. Shares are equal on average: of 1,000 videos in 8 shares, each has 125, give or take
+    10.
     """
 
     number: int
@@ -27,10 +27,10 @@ class Share:
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Of ``i/n``.
+        """Read a share from text such as ``3/8``.
 
         Raises:
-            UsageError: anything else.
+            UsageError: the text has another form, or the number is not below the count.
         """
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         share = cls(int(found[1]), int(found[2])) if found else None
@@ -41,7 +41,7 @@ class Share:
         return share
 
     def of(self, jobs: Iterable[Job]) -> list[Job]:
-        """The jobs that belong to this share, in their order."""
+        """The jobs that belong to this share, in their original order."""
         return [job for job in jobs if _number(job.name) % self.count == self.number]
 
 

@@ -1,4 +1,4 @@
-"""``vfx-show``: a feature file as a page to look at."""
+"""``vfx-show``: an HTML page that shows a feature file."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def main(debug: bool, **options: Any) -> None:
 
 
 def _show(features: Path, name: str | None, video: Path | None, output: Path | None) -> Path:
-    """The file that was written."""
+    """Write the page; returns its path."""
     if features.suffix in (".npy", ".pkl", ".h5"):
         raise UsageError(f"{shown(features)}: vfx-show reads .npz files and shards, which say what made them")
     path = output or (features.with_suffix(".html") if name is None else _page_of(features, name))
     if path.absolute() == features.absolute():
         raise UsageError(f"--output {shown(path)}: this would replace the features")
-    # Here, not above: NumPy and FFmpeg are time that --help need not take.
+    # Imported here because loading NumPy and FFmpeg takes time, which --help should not spend.
     from vfx_runtime.atomic import check_page, new_files
     from vfx_runtime.feature_page import feature_page
 
     if output is not None:
         check_page("--output", output)
     page = feature_page(_collected(features, name, video))
-    # Folders of a name are made, but for that of the shard, and no link among them leads elsewhere.
+    # Folders in a name are created, but not the shard's own, and links that lead out of it are refused.
     inside = features.parent if output is None else path.parent
     with new_files([path], exclusive=False, inside=inside) as (part,):
         part.write_text(page, "utf-8")
@@ -72,10 +72,10 @@ def _show(features: Path, name: str | None, video: Path | None, output: Path | N
 
 
 def _page_of(shard: Path, name: str) -> Path:
-    """Where the page of a shard's video goes: beside the shard, as its ``.npz`` file would be.
+    """Where the page of a shard's video goes: next to the shard, where its ``.npz`` file would be.
 
     Raises:
-        UsageError: vfx gives no such name, and it may lead out of the folder.
+        UsageError: vfx never gives such a name, and it might lead out of the folder.
     """
     if name != posixpath.normpath(name) or name.startswith(("/", "../")) or name in (".", ".."):
         raise UsageError(f"--name {shown(name)}: this names no page below the shard's folder: give --output")
@@ -121,7 +121,7 @@ def _collected(path: Path, name: str | None, video: Path | None) -> Any:
             f"{source['size']:,}: the thumbnails may not belong to them"
         )
         click.echo(f"vfx-show: {notes[0]}", err=True)
-    # A picture in the middle of each part: they stand where the time axis has the same.
+    # One picture from the middle of each equal part, so that pictures line up with the time axis.
     sound = bool(specs) and specs[0].input.modality == "audio"
     ranges = features.frame_range
     if ranges.ndim != 2 or not np.issubdtype(ranges.dtype, np.integer):

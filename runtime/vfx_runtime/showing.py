@@ -1,4 +1,4 @@
-"""What there is to see in features: how alike rows are, how long, what they were taken for. Numbers only."""
+"""Compute what pages show about features: similarity and length of rows, motion, predictions."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from vfx_runtime.zero_shot import sigmoid, softmax
 Doubles = NDArray[np.float64]
 
 CELLS = 256
-"""Rows and columns that a similarity matrix may have; more rows are averaged."""
+"""Most rows and columns of a similarity matrix; if there are more rows, groups of them are averaged."""
 POINTS = 600
-"""Points that a line may have; more rows are averaged."""
+"""Most points of a line; if there are more rows, groups of them are averaged."""
 LISTED = 250
-"""Rows whose predictions are listed; of more, some evenly spaced ones."""
+"""Most rows whose predictions are listed; if there are more, evenly spaced ones are chosen."""
 TOP = 5
+"""Number of classes listed for each row."""
 _LONGEST_ROW = 65536
-"""Numbers in a row up to which it is a feature; longer ones are maps, which are pictures."""
+"""Rows with at most this many numbers are compared as features; longer ones are not."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Similarity:
-    """Cosines between rows, or between groups of rows that follow each other."""
+    """Cosines between rows, or between groups of consecutive rows."""
 
     values: Doubles
-    """``[n, n]``, -1 to 1; NaN where a row of either side has no direction."""
+    """``[n, n]``, -1 to 1; NaN where no row of one of the groups has a direction."""
     bounds: NDArray[np.int64]
-    """``[n + 1]``: group k is the rows from bounds[k] up to bounds[k + 1]."""
+    """``[n + 1]``: group k has the rows from bounds[k] up to, but not including, bounds[k + 1]."""
 
     @property
     def averaged(self) -> bool:
@@ -40,7 +41,7 @@ class Similarity:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """What the ends of a colour scale should stand for: the extremes beside the diagonal."""
+        """The values at the ends of a colour scale: the extremes off the diagonal."""
         beside = self.values[~np.eye(len(self.values), dtype=bool)]
         beside = beside[np.isfinite(beside)]
         if not beside.size:
@@ -51,23 +52,25 @@ class Similarity:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Line:
-    """One number for each row, or for groups of rows that follow each other."""
+    """One number for each row, or for groups of consecutive rows."""
 
     mean: Doubles
     """``[n]``; NaN where no row of a group has a finite number."""
     low: Doubles
+    """``[n]``, the smallest of each group."""
     high: Doubles
+    """``[n]``, the largest of each group."""
     bounds: NDArray[np.int64]
-    """``[n + 1]``, as of `Similarity`."""
+    """``[n + 1]``, as in `Similarity`."""
 
 
 def groups(rows: int, most: int) -> NDArray[np.int64]:
-    """Bounds of at most ``most`` groups of rows, as equal as they can be: int64 ``[groups + 1]``."""
+    """Bounds of at most ``most`` groups of rows, as equal as possible: int64 ``[groups + 1]``."""
     return np.linspace(0, rows, min(rows, most) + 1).round().astype(np.int64)
 
 
 def is_feature(array: NDArray[np.generic]) -> bool:
-    """Whether the rows are vectors that can be compared, and not maps or something else."""
+    """Whether the rows are vectors that can be compared, rather than maps or something else."""
     numbers = np.issubdtype(array.dtype, np.floating)
     return bool(numbers and array.ndim == 2 and 0 < array.shape[1] <= _LONGEST_ROW)
 
@@ -75,12 +78,12 @@ def is_feature(array: NDArray[np.generic]) -> bool:
 def similarity(rows: NDArray[np.floating], most: int = CELLS) -> Similarity:
     """The self-similarity of rows.
 
-    The mean of all cosines between two groups is the dot product of the groups' mean directions, so
-    the matrix of all pairs is never made.
+    The mean of all cosines between two groups is the dot product of the groups' mean directions, so the matrix
+    of all pairs is never computed.
 
     Args:
-        rows: ``[rows, dim]``; one that is all zeros, or not finite, has no direction and is left out.
-        most: rows and columns of the result.
+        rows: ``[rows, dim]``. Rows that are all zeros, or not finite, have no direction and are left out.
+        most: most rows and columns of the result.
     """
     bounds = groups(len(rows), most)
     count = len(bounds) - 1
@@ -88,7 +91,7 @@ def similarity(rows: NDArray[np.floating], most: int = CELLS) -> Similarity:
     for k, (start, end) in enumerate(itertools.pairwise(bounds)):
         part = rows[start:end].astype(np.float64)
         part = part[np.isfinite(part).all(1)]
-        # By the largest number first: squares of float32's extremes still fit, those of doubles might not.
+        # Divided by the largest number first, so that squares neither overflow nor vanish, even for doubles.
         largest = np.abs(part).max(1, initial=0)
         part = part[largest > 0] / largest[largest > 0, None]
         sums[k] = (part / np.linalg.norm(part, axis=1, keepdims=True)).sum(0)
@@ -100,10 +103,10 @@ def similarity(rows: NDArray[np.floating], most: int = CELLS) -> Similarity:
 
 
 def norms(rows: NDArray[np.floating]) -> Doubles:
-    """Euclidean length of each row, ``[rows]``; NaN where a number of it is not finite.
+    """Euclidean norm of each row, ``[rows]``; NaN if a number of the row is not finite.
 
     Args:
-        rows: ``[rows, ...]``; further axes are taken as one.
+        rows: ``[rows, ...]``; all further axes count as one.
     """
     lengths = np.empty(len(rows))
     for k, row in enumerate(rows):
@@ -112,7 +115,7 @@ def norms(rows: NDArray[np.floating]) -> Doubles:
 
 
 def motion(flows: NDArray[np.floating]) -> Doubles:
-    """Mean length of the vectors of each flow field, in pixels, ``[rows]``; NaN where not all are finite.
+    """Mean length of the vectors of each flow field, in pixels, ``[rows]``; NaN if any is not finite.
 
     Args:
         flows: ``[rows, 2, height, width]``.
@@ -124,7 +127,7 @@ def motion(flows: NDArray[np.floating]) -> Doubles:
 
 
 def line(values: Doubles, most: int = POINTS) -> Line:
-    """Numbers of rows as a line of at most ``most`` points."""
+    """One number per row, ``[rows]``, as a line of at most ``most`` points."""
     bounds = groups(len(values), most)
     parts = [values[start:end] for start, end in itertools.pairwise(bounds)]
     parts = [part[np.isfinite(part)] for part in parts]
@@ -136,12 +139,12 @@ def line(values: Doubles, most: int = POINTS) -> Line:
 
 
 def not_finite(rows: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Numbers of the rows that hold NaN or an infinity."""
+    """Indices of the rows that contain NaN or an infinity."""
     return np.array([k for k, row in enumerate(rows) if not np.isfinite(row).all()], np.int64)
 
 
 def chances(logits: NDArray[np.floating], activation: Activation = "softmax") -> Doubles:
-    """Probabilities of the classes of each row, ``[rows, classes]``; NaN throughout a row with any."""
+    """Class probabilities of each row, ``[rows, classes]``; all NaN for a row that is not finite."""
     known = logits.astype(np.float64)
     bad = ~np.isfinite(known).all(1)
     known[bad] = 0
@@ -151,10 +154,10 @@ def chances(logits: NDArray[np.floating], activation: Activation = "softmax") ->
 
 
 def top(shares: Doubles, count: int = TOP) -> NDArray[np.int64]:
-    """Classes of a row, the likeliest first; of equal ones the first."""
+    """Indices of a row's most likely classes, best first; ties in the order of the classes."""
     return np.argsort(-shares, kind="stable")[:count]
 
 
 def spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most ``most`` numbers below ``count``, evenly spaced, with the first and the last."""
+    """At most ``most`` evenly spaced indices below ``count``, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))

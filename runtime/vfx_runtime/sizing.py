@@ -1,7 +1,7 @@
-"""Engines whose frames have the size of the video: which size each video gives, and videos by size.
+"""For engines that take frames of the video's own size: find each video's size, and group videos by it.
 
-An engine is open at one size (`vfx_engines.open_engine`), and opening costs seconds. So videos are looked at
-some at a time, and those of a size are run together.
+An engine is opened at one size (`vfx_engines.open_engine`), and opening it takes seconds. So a few videos at a time
+are looked at, and those of the same size are run together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vfx_runtime.remote import at_hand
 from vfx_runtime.resize import FrameError, plan
 
 _AT_ONCE = 64
-"""Videos that are looked at before the first of them is run."""
+"""Number of videos that are looked at before the first of them is run."""
 
 Sizes = dict[str, int]
 
@@ -28,10 +28,10 @@ class Group:
     """Videos that the same engines can run."""
 
     sizes: list[Sizes]
-    """Of the axes that each engine names, see `vfx_engines.open_engine`; empty for an engine of one size."""
+    """For each engine, the sizes of its open axes, see `vfx_engines.open_engine`; empty if it has none."""
     jobs: Iterable[Job]
     failed: list[tuple[Job, VfxError]] = field(default_factory=list)
-    """Videos that could not be looked at, with the reason: a group of their own, which nothing runs."""
+    """Videos that could not be opened, with the reason. They form a group of their own, without jobs."""
 
 
 def is_sized(spec: EngineSpec) -> bool:
@@ -40,11 +40,11 @@ def is_sized(spec: EngineSpec) -> bool:
 
 
 def grouped(jobs: Iterable[Job], specs: Sequence[EngineSpec]) -> Iterator[Group]:
-    """Jobs in groups of one size; one group of all where no engine asks for a size.
+    """Group jobs by size; a single group of all jobs if no engine has open axes.
 
     Args:
-        jobs: taken one at a time, or some at a time where sizes count.
-        specs: of the engines, as their files hold them.
+        jobs: taken one at a time, or 64 at a time if sizes matter.
+        specs: the specs as in the engines' files, that is, with axes still open.
     """
     if not any(map(is_sized, specs)):
         yield Group([{} for _ in specs], jobs)
@@ -69,7 +69,7 @@ def grouped(jobs: Iterable[Job], specs: Sequence[EngineSpec]) -> Iterator[Group]
 
 
 def _sizes(job: Job, specs: Sequence[EngineSpec]) -> list[Sizes]:
-    # A remote video is fetched for this and again for its run: keeping 64 of them could fill a disk.
+    # A remote video is fetched for this and fetched again for its run, since keeping 64 could fill a disk.
     with at_hand(job) as path, open_video(path, images=job.images) as decoder:
         height, width = decoder.info.height, decoder.info.width
     found = []

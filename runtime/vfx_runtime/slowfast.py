@@ -1,11 +1,11 @@
-"""What slowfast_feature_extractor writes: one float32 ``.npy`` file per video, ``[rows, dim]``.
+"""The files of slowfast_feature_extractor: one float32 ``.npy`` file per video, ``[rows, dim]``.
 
-``<folder>/<name>_<frames>.npy``: the folder as in the list, the name up to its first dot, and the frames of
-a window (github.com/tridivb/slowfast_feature_extractor).
+The file is ``<folder>/<name>_<frames>.npy``: the folder as in the list, the name up to its first dot, and the number
+of frames in a window (github.com/tridivb/slowfast_feature_extractor).
 
-Such a file says neither what made it nor from what. So it counts as done when it is whole and has rows of
-the engine's length: whoever changes settings or videos must take another output folder. A flipped bit
-inside the values goes unnoticed.
+Such a file does not tell what made it, or from what. So it counts as done if it is whole and has rows of the engine's
+length. Whoever changes settings or videos must use another output folder. A flipped bit inside the values goes
+unnoticed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class SlowFastWriter:
 
     Args:
         output: the output folder.
-        outputs: of all engines; the file holds one.
-        claims: of this process on the output folder.
-        frames: in a window.
+        outputs: the outputs of all engines; the file has room for one.
+        claims: this process's claims on the output folder.
+        frames: number of frames in a window.
 
     Raises:
-        UsageError: several outputs, or one whose rows are maps.
+        UsageError: there are several outputs, or rows are maps.
     """
 
     def __init__(self, output: Path, outputs: Sequence[Output], claims: Claims, frames: int) -> None:
@@ -64,15 +64,15 @@ class SlowFastWriter:
         return is_file(path) and npy_rows(path, self._column.row, "<f4") is not None
 
     def prepare(self, job: Job) -> None:
-        """Remove what a killed process left of this job, whose claim the caller holds."""
+        """Remove what a killed process left of this job. The caller holds the job's claim."""
         if self._claims.active:
             remove([part_path(path) for path in self.paths(job)])
 
     def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
-        """Write the file and return its path; ``fps`` and ``meta`` have no place in this format.
+        """Write the file and return its path. This format has no place for ``fps`` and ``meta``.
 
         Raises:
-            OutputError: it cannot be written; nothing is left of it.
+            OutputError: the file cannot be written; nothing of it is left.
         """
         paths = self.paths(job)
         column = rows.outputs[self._column.name]
@@ -91,10 +91,10 @@ class SlowFastWriter:
 
 
 def refuse_same_stem(jobs: Iterable[Job]) -> None:
-    """Names may differ behind their first dot, where this format does not look.
+    """Refuse videos whose names differ only after their first dot, where this format cuts them.
 
     Raises:
-        UsageError: two videos would write one file.
+        UsageError: two videos would write the same file.
     """
     first: dict[str, Job] = {}
     for job in jobs:

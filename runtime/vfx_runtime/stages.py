@@ -1,4 +1,4 @@
-"""What the stages of a run take, for ``vfx-run --report``; without one nothing is timed."""
+"""Time the stages of a run, for ``vfx-run --report``. Without a report, nothing is timed."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ WAIT_SLOT, WAIT_WINDOWS = "wait for the engine", "wait for windows"
 
 @dataclass(slots=True)
 class Taken:
-    """Of one stage, summed over threads."""
+    """The time that one stage took, summed over threads."""
 
     seconds: float = 0.0
-    """By the clock; of stages that several threads do at once, more than the run may take."""
+    """Wall-clock time; if several threads are in the stage at once, this can exceed the run's."""
     cpu_seconds: float = 0.0
-    """Of the threads that did it."""
+    """CPU time of the threads in the stage."""
     times: int = 0
+    """How often the stage was entered."""
 
 
 class Stages:
-    """Times the stages of a run. Safe to use from all its threads.
+    """Times the stages of a run. All its threads share it.
 
-    A stage within another counts for itself alone: an image that is decoded while it is resized is
-    decoding. CPU time is that of the calling thread; what an engine's own threads take is all of the
-    process that no thread of the run took (`engine_cpu`).
+    If one stage happens inside another, its time counts only for the inner one: decoding an image while it is
+    resized counts as decoding. CPU time is that of the calling thread. The CPU time of engines' own threads is
+    what the process used minus what the run's threads used (`engine_cpu`).
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class Stages:
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
-        """Count what happens within for a stage."""
+        """Count the time spent inside the context for a stage."""
         before = getattr(self._inner, "taken", (0.0, 0.0))
         self._inner.taken = (0.0, 0.0)
         wall, cpu = time.perf_counter(), time.thread_time()
@@ -70,7 +71,7 @@ class Stages:
                 taken.times += 1
 
     def timed(self, stage: str, function: Callable[P, R]) -> Callable[P, R]:
-        """A function that is counted for a stage."""
+        """A function whose time counts for a stage."""
 
         @wraps(function)
         def counted(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -80,24 +81,24 @@ class Stages:
         return counted
 
     def thread_ends(self) -> None:
-        """Called by a thread of the run at its end, of which it took everything."""
+        """Add the calling thread's CPU time; every thread of the run calls this when it ends."""
         with self._lock:
             self._threads_cpu += time.thread_time()
 
     def engine_cpu(self, others: float) -> float:
-        """CPU-seconds since this was made that no thread of the run took.
+        """CPU-seconds of engines' own threads since this object was made.
 
         Args:
-            others: CPU-seconds of threads that are none of the run, and none of an engine.
+            others: CPU-seconds of threads that belong neither to the run nor to an engine.
         """
         return max(0.0, time.process_time() - self._process_cpu - self._threads_cpu - others)
 
     def decoder(self, decoder: Decoder) -> Decoder:
-        """The decoder, counted."""
+        """A decoder whose time counts for decoding."""
         return _TimedDecoder(decoder, self)
 
     def writer(self, writer: Writer) -> Writer:
-        """The writer, counted."""
+        """A writer whose time counts for verifying and writing."""
         return _TimedWriter(writer, self)
 
 
@@ -162,6 +163,6 @@ class _TimedWriter:
 
 
 def timed_alike(stages: Stages, stage: str, functions: Iterable[Callable[P, R]]) -> list[Callable[P, R]]:
-    """Counted functions; equal ones stay equal, since what is alike is done once."""
+    """Time several functions. Equal ones stay equal, since the pipeline does equal work only once."""
     wrapped: dict[Callable[P, R], Callable[P, R]] = {}
     return [wrapped.setdefault(item, stages.timed(stage, item)) for item in functions]

@@ -1,4 +1,4 @@
-"""Videos that wait to be packed: ``.npz`` files in a hidden folder of the output folder."""
+"""Videos waiting to be packed: ``.npz`` files in a hidden folder of the output folder."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from vfx_engines.errors import OutputError, shown
 
 
 class Staging:
-    """A hidden folder of ``.npz`` files, one for each video, under its name.
+    """A hidden folder of ``.npz`` files, one per video, named after it.
+
+    Args:
+        folder: the hidden folder, which need not exist.
 
     Raises:
-        OutputError: it is a link.
+        OutputError: the folder is a link.
     """
 
     def __init__(self, folder: Path) -> None:
         if folder.is_symlink():
-            # What it held would be packed and removed, wherever that lies.
+            # Files in the link's target would be packed and removed.
             raise OutputError(f"cannot write to {shown(folder)}: it is a link: remove it")
         self.folder = folder
 
     def path(self, name: str) -> Path:
-        """Where the video of this name waits."""
+        """The path of a video's file."""
         return self.folder / f"{name}.npz"
 
     def names(self) -> list[str]:
-        """Of the videos that wait, sorted."""
+        """The names of the waiting videos, sorted."""
         top = os.fspath(self.folder)
         return sorted(
             os.path.relpath(os.path.join(folder, file), top).removesuffix(".npz")
@@ -37,13 +40,13 @@ class Staging:
         )
 
     def tidy(self) -> None:
-        """Remove the folder and those in it that are empty."""
+        """Remove the folder and the folders in it, as far as they are empty."""
         for folder, _, _ in os.walk(self.folder, topdown=False):
-            # Not empty: another process is still at work.
+            # A folder that is not empty is still used by another process.
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
 
 def text_of(name: str) -> str:
-    """A video's name where only text may stand: names are any bytes, and what is not UTF-8 is escaped."""
+    """A video's name as valid text. Names may have any bytes; those that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -1,7 +1,7 @@
-"""What the CUDA kernels of ``kernels/preprocess.cu`` take, as Python sees it.
+"""The arguments of the CUDA kernels in ``kernels/preprocess.cu``, for Python.
 
-The structures lie in memory as the kernels declare them. tests/runtime/test_preprocess_kernel.py runs
-the same source on a CPU.
+The structures have the same memory layout as the kernels declare. tests/runtime/test_preprocess_kernel.py runs the
+same source on a CPU.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from vfx_runtime.picture import Convention, Orientation, SurfaceFormat
 from vfx_runtime.resize import FramePlan
 
 _FIXED = 1 << 13
-"""FFmpeg's unit: samples are taken eightfold, and the lower 16 bits of a product are dropped."""
+"""1.0 in FFmpeg's fixed point: samples are multiplied by 8, and the lower 16 bits of a product are dropped."""
 
 STRIP = 8
-"""Output rows of a thread, as the kernel has it."""
+"""Output rows per thread, the same as in the kernel."""
 
 MOST_SURFACES = 16
-"""Pictures of one launch."""
+"""Most pictures in one launch."""
 
 MOST_FRAMES = 64
-"""Frames that one launch gathers."""
+"""Most frames that one launch gathers."""
 
 KERNELS: dict[SurfaceFormat, str] = {
     "nv12": "frames_from_nv12",
@@ -35,7 +35,7 @@ KERNELS: dict[SurfaceFormat, str] = {
 
 
 class Surface(ctypes.Structure):
-    """One decoded picture: addresses, bytes from row to row, and where its pixels go."""
+    """One decoded picture: addresses of its planes, bytes from row to row, and where its pixels go."""
 
     _fields_ = (
         ("luma", ctypes.c_void_p),
@@ -54,19 +54,19 @@ class Surfaces(ctypes.Structure):
 
 
 class Frame(ctypes.Structure):
-    """What is gathered of a resized frame: where it begins, null if blank, and bytes from row to row."""
+    """The part of a resized frame to gather: its address (null for a blank frame), bytes from row to row."""
 
     _fields_ = (("first", ctypes.c_void_p), ("pitch", ctypes.c_longlong))
 
 
 class Frames(ctypes.Structure):
-    """Frames of a window."""
+    """The frames of a window, or of a part of it."""
 
     _fields_ = (("at", Frame * MOST_FRAMES),)
 
 
 class Geometry(ctypes.Structure):
-    """How one size of frame becomes the input's size."""
+    """How frames of one size become the engine's input; see `FramePlan`."""
 
     _fields_ = (
         ("width", ctypes.c_int),
@@ -83,7 +83,7 @@ class Geometry(ctypes.Structure):
 
 
 class Colour(ctypes.Structure):
-    """Y'CbCr to RGB: what FFmpeg multiplies by, and H.273 in real numbers."""
+    """Coefficients from Y'CbCr to RGB: FFmpeg's in fixed point, and H.273's in floating point."""
 
     _fields_ = (
         *((name, ctypes.c_int) for name in ("as_ffmpeg", "black_8", "luma_gain")),
@@ -95,7 +95,7 @@ class Colour(ctypes.Structure):
 
 
 class Taps(ctypes.Structure):
-    """Addresses of a `FramePlan`'s tables where the kernel reads them."""
+    """Addresses of a `FramePlan`'s tap tables, where the kernel reads them."""
 
     _fields_ = (
         ("row_start", ctypes.c_void_p),
@@ -121,7 +121,7 @@ def colour(convention: Convention, kind: SurfaceFormat) -> Colour:
     """The kernel's coefficients for one kind of surface.
 
     Raises:
-        VideoError: a matrix that is not one of red, green and blue weights.
+        VideoError: the colour matrix is not defined by weights of red, green and blue.
     """
     if convention.matrix not in _LUMA_WEIGHTS:
         raise VideoError(
@@ -154,7 +154,7 @@ def colour(convention: Convention, kind: SurfaceFormat) -> Colour:
 
 
 def geometry(plan: FramePlan, turn: Orientation) -> Geometry:
-    """A plan for frames as displayed, of surfaces that are stored in another orientation."""
+    """The kernel's geometry: a plan for frames as displayed, applied to surfaces stored in an orientation."""
     return Geometry(
         width=plan.width,
         height=plan.height,

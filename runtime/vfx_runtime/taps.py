@@ -1,10 +1,10 @@
-"""Tables of filter taps: for each output row or column where its source pixels start, and what they weigh.
+"""Tables of filter taps: for each output row or column, the first source pixel and the weights from there.
 
-A table is computed once per source size and is all that a kernel, on a CPU or on CUDA, needs.
+A table is computed once per source size, and is all that a kernel needs, on a CPU or on CUDA.
 
-Source of the arithmetic: Pillow's Resample.c (antialiased: the filter widens as the frame
-shrinks), PyTorch's ``F.interpolate(align_corners=False)`` (not antialiased: 2 or 4 taps at any
-scale), OpenCV's ``cv::resize`` of 8-bit pixels (``opencv_linear``: 2 taps at any scale).
+The arithmetic follows Pillow's Resample.c (antialiased: the filter widens as the frame shrinks), PyTorch's
+``F.interpolate(align_corners=False)`` (not antialiased: 2 or 4 taps at any scale), and OpenCV's ``cv::resize``
+for 8-bit pixels (``opencv_linear``: 2 taps at any scale).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy.typing as npt
 from vfx_engines.spec import Filter
 
 BITS = 22
-"""Fraction bits of a weight, as Pillow has it: 32 less 8 for the pixel, 2 for bicubic's overshoot."""
+"""Fraction bits of a weight, as in Pillow: 32 minus 8 for the pixel and 2 for bicubic overshoot."""
 
 OPENCV_BITS = 11
-"""Fraction bits of a weight of ``opencv_linear``."""
+"""Fraction bits of a weight for ``opencv_linear``."""
 
 _FloatArray = npt.NDArray[np.float64]
 
@@ -29,18 +29,18 @@ _FloatArray = npt.NDArray[np.float64]
 class Taps:
     """One axis of a resize: output i is the sum over j of ``weight[i, j] * source[start[i] + j]``.
 
-    The sum has `BITS` fraction bits; it is rounded (half up) and clamped to 0..255. Tables of `opencv_taps`
-    are read otherwise, as it says.
+    The sum has `BITS` fraction bits; it is rounded (half up) and clamped to 0..255. Tables made by `opencv_taps`
+    are used differently, as explained there.
     """
 
     start: npt.NDArray[np.int32]
-    """int32 [n_out], never falling; ``start[i] + k`` is at most the length of the source."""
+    """int32 ``[n_out]``, never decreasing; ``start[i] + k`` is at most the length of the source."""
     weight: npt.NDArray[np.int32]
-    """int32 [n_out, k], C order; zeros stand behind or before the taps of outputs that have fewer."""
+    """int32 ``[n_out, k]``, C order; outputs with fewer than k taps are padded with zeros before or after."""
 
     @property
     def span(self) -> tuple[int, int]:
-        """The first source pixel that any output reads, and one past the last."""
+        """The first source pixel that any output reads, and the last one plus 1."""
         return int(self.start[0]), int(self.start[-1]) + self.weight.shape[1]
 
 
@@ -53,16 +53,16 @@ def taps(
     antialias: bool,
     scale: float | None = None,
 ) -> Taps:
-    """The table of one axis, for outputs ``first`` to ``first + count`` of ``resized`` ones.
+    """The table of one axis, for the outputs from ``first`` up to ``first + count`` of ``resized``.
 
     Args:
-        source: Length of the axis before, at least 1.
-        resized: Length of the whole axis after.
-        first: First output of the crop.
-        count: Outputs of the crop.
-        filter: Bilinear, or bicubic with a = -0.5 antialiased (Pillow) and -0.75 not (PyTorch).
-        antialias: Whether the filter widens when shrinking.
-        scale: Source pixels from one output to the next, if not ``source / resized``.
+        source: length of the axis before resizing, at least 1.
+        resized: length of the whole axis after resizing.
+        first: first output of the crop.
+        count: number of outputs in the crop.
+        filter: bilinear, or bicubic with a = -0.5 if antialiased (Pillow) and -0.75 if not (PyTorch).
+        antialias: whether the filter widens when shrinking.
+        scale: source pixels per output pixel, if not ``source / resized``.
     """
     scale = source / resized if scale is None else scale
     output = np.arange(first, first + count, dtype=np.float64)
@@ -79,12 +79,13 @@ def taps(
 def opencv_taps(source: int, resized: int, first: int, count: int, *, rows: bool) -> Taps:
     """The table of one axis for ``opencv_linear``; arguments as for `taps`.
 
-    Weights have `OPENCV_BITS` fraction bits. A row's sum is kept as whole numbers without its last 4 bits;
-    each of its products with the weight of a row loses 16 bits, two are added, and their sum is rounded
-    to a quarter (half up). So a frame's edge is not the same as one tap of both weights: tables of rows have
-    2 taps always, start at -1 and end one row behind the frame, where its first and last row stand.
+    Weights have `OPENCV_BITS` fraction bits. The sums of the horizontal pass are kept as integers without their
+    last 4 bits. In the vertical pass, each product of such a sum and a row's weight loses its lower 16 bits, two
+    are added, and the result is divided by 4 and rounded (half up). Because each product is truncated, two taps
+    on the same edge row are not the same as one tap with the sum of both weights. So tables of rows always have
+    2 taps, and may start at -1 and end one row beyond the frame, where the first and last row are repeated.
     """
-    # In these steps and in float32, as OpenCV rounds.
+    # These steps, in float32, give OpenCV's rounding.
     scale = 1.0 / (resized / source)
     centre = ((np.arange(first, first + count) + 0.5) * scale - 0.5).astype(np.float32)
     below = np.floor(centre)
@@ -110,7 +111,7 @@ def _pillow(
     reach = np.arange(int((end - start).max()))
     distance = np.abs((reach + start[:, None] - centre[:, None] + 0.5) * (1.0 / widening))
     weight = np.where(reach < (end - start)[:, None], _curve(distance, filter, -0.5), 0.0)
-    # Added one after the other, as Pillow does: NumPy's own sum rounds otherwise.
+    # Added one by one, like Pillow: NumPy's sum rounds differently.
     total = np.zeros(output.size)
     for column in weight.T:
         total += column
@@ -136,7 +137,7 @@ def _torch(
 
 
 def _curve(distance: _FloatArray, filter: Filter, a: float) -> _FloatArray:
-    """The filter at a distance of 0 or more; terms in the order in which Pillow rounds them."""
+    """The filter at a distance of 0 or more. The order of terms is Pillow's, for the same rounding."""
     x = distance
     if filter == "bilinear":
         return np.where(x < 1.0, 1.0 - x, 0.0)
@@ -146,11 +147,11 @@ def _curve(distance: _FloatArray, filter: Filter, a: float) -> _FloatArray:
 
 
 def _packed(source: int, start: npt.NDArray[np.int64], weight: npt.NDArray[np.int32]) -> Taps:
-    """Drop the zeros at either end, and move starts so that no output reads past the source."""
+    """Drop the zeros at both ends, and move starts so that no output reads past the source."""
     used = weight != 0
     begin = start + used.argmax(axis=1)
     end = start + weight.shape[1] - used[:, ::-1].argmax(axis=1)
-    # A bicubic tap that happens to be 0 must not let a start run ahead of the next one.
+    # A bicubic tap that happens to be 0 must not push a start beyond that of the next output.
     begin = np.minimum.accumulate(begin[::-1])[::-1]
     k = int((end - begin).max())
     begin = np.minimum(begin, source - k)

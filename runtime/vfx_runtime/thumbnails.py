@@ -15,16 +15,17 @@ from vfx_runtime.image_names import Images
 from vfx_runtime.opening import open_video
 
 WIDTH = 176
-"""Pixels of the longer side."""
+"""Length of the longer side in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """One frame, small."""
+    """A small picture of one frame."""
 
     frame: int
+    """Index of the frame in the video."""
     seconds: float
-    """When it appears."""
+    """When the frame appears."""
     width: int
     height: int
     jpeg: bytes
@@ -33,16 +34,16 @@ class Thumbnail:
 def thumbnails(
     video: Path, places: Sequence[float], images: Images | None = None, *, seconds: bool = False
 ) -> tuple[VideoInfo, list[Thumbnail]]:
-    """What is known of a video, and pictures of some frames; none of those beyond the end.
+    """Facts about a video, and thumbnails of some of its frames, as far as they exist.
 
     Args:
         video: a file, or a folder of images.
-        places: numbers of frames in the source, ascending.
-        images: how a folder is read.
-        seconds: places are times instead; the frames are those near them, by the average rate.
+        places: frame numbers in the source, ascending.
+        images: how to read a folder of images.
+        seconds: whether ``places`` are times in seconds instead, converted by the average frame rate.
 
     Raises:
-        VideoError: the video cannot be opened, or is damaged before the last of them.
+        VideoError: the video cannot be opened, or is damaged before the last of these frames.
     """
     found: list[Thumbnail] = []
     with closing(open_video(video, threads=2, images=images)) as decoder:
@@ -62,10 +63,13 @@ def _at(decoder: Decoder, wanted: int) -> Frame | None:
 
 
 def encode(pixels: Pixels) -> tuple[tuple[int, int], bytes]:
-    """Width and height of the JPEG, and its bytes.
+    """Encode a picture as a small JPEG, whose longer side has at most `WIDTH` pixels.
 
     Args:
-        pixels: uint8 [height, width, 3], RGB.
+        pixels: uint8 ``[height, width, 3]``, RGB.
+
+    Returns:
+        Width and height of the JPEG, and its bytes.
     """
     import av
     from av.video.codeccontext import VideoCodecContext

@@ -1,4 +1,4 @@
-"""Where rows lie in time, and how that is said."""
+"""Where rows are in time, and how to say so."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vfx_runtime.charts import Axis, clock, number_axis, time_axis
 
 
 class Timeline:
-    """Rows along an axis: of seconds where all times are known, else of their numbers.
+    """Rows along an axis: of seconds if all times are known, otherwise of row numbers.
 
     Args:
-        timestamps_ms: ``[rows, 2]`` as saved, or anything else, which is not believed.
-        rows: how many there are.
+        timestamps_ms: ``[rows, 2]`` as saved; an array of another shape or type is ignored.
+        rows: number of rows.
     """
 
     def __init__(self, timestamps_ms: NDArray[np.generic], rows: int) -> None:
@@ -36,27 +36,27 @@ class Timeline:
 
     @property
     def end(self) -> float:
-        """Where the last one ends."""
+        """Where the last row ends."""
         return float(self.ends.max(initial=-np.inf)) if self.rows else 0.0
 
     def axis(self) -> Axis:
-        """From there to there."""
+        """The axis from `begin` to `end`."""
         if self.timed:
             return time_axis(self.begin, self.end)
         whole = number_axis(self.begin, max(self.end, 1))
         return Axis(self.begin, max(self.end, 1), tuple(t for t in whole.ticks if t[0] <= self.end))
 
     def places(self, bounds: NDArray[np.int64]) -> list[float]:
-        """The middle of each group of rows, on the axis."""
+        """The position of the middle of each group of rows on the axis."""
         return [float(self.starts[a] + self.ends[b - 1]) / 2 for a, b in itertools.pairwise(bounds)]
 
     def said(self, first: int, last: int) -> str:
-        """The rows from one to another, both included, with their time."""
+        """Text for the rows from one to another, both included, with their time."""
         rows = f"row {first}" if first == last else f"rows {first}–{last}"
         return f"{rows}, {self.time(first, last)}" if self.timed else rows
 
     def time(self, first: int, last: int) -> str:
-        """From the start of one row to the end of another."""
+        """Text for the time from the start of one row to the end of another; empty if unknown."""
         if not self.timed:
             return ""
         if self.end >= 600:
@@ -64,5 +64,5 @@ class Timeline:
         return f"{self.starts[first]:.2f}–{self.ends[last]:.2f} s"
 
     def labels(self, bounds: NDArray[np.int64]) -> list[str]:
-        """What each group of rows is called."""
+        """Text for each group of rows."""
         return [self.said(int(a), int(b) - 1) for a, b in itertools.pairwise(bounds)]

@@ -1,9 +1,9 @@
-"""Texts to token ids: CLIP's byte-level BPE, from the merges in a text encoder's spec.
+"""From texts to token ids: CLIP's byte-level BPE, with the merges in a text encoder's spec.
 
-Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; byte-level BPE
-is that of Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. CLIP cleans texts with
-ftfy first, which undoes wrongly decoded text. Here only what ftfy does to text that is right is done:
-straight quotes for curly ones, plain letters for ligatures and full width, accents composed (NFC).
+Sources: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; for
+byte-level BPE, Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. CLIP first cleans texts
+with ftfy, which repairs wrongly decoded text. Here only what ftfy does to correct text is done: straight quotes for
+curly ones, plain letters for ligatures and full width, and composed accents (NFC).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vfx_engines.spec import Text
 _END_OF_WORD = "</w>"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WHOLE = (_START, _END, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
-"""What is one word wherever it begins, the markers also where a text spells them."""
+"""Each of these is one word wherever it begins, even a marker that is spelled out in a text."""
 _LIGATURES = (0x132, 0x133, 0x149, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07))
 _FULL_WIDTH = (0x3000, *range(0xFF01, 0xFFF0))
 _PLAIN = {code: unicodedata.normalize("NFKC", chr(code)) for code in (*_LIGATURES, *_FULL_WIDTH)}
@@ -31,14 +31,14 @@ _PLAIN |= str.maketrans(dict.fromkeys("‘’‚‛", "'") | dict.fromkeys("“�
 
 
 class Tokenizer:
-    """Makes rows of token ids of texts.
+    """Turns texts into rows of token ids.
 
-    Ids are those of single bytes, of bytes that end a word, of the merges in their order, of the marker that
-    starts a text and of the one that ends it, which is the largest.
+    Ids are numbered in this order: single bytes, bytes that end a word, merges, the marker that starts a text, and
+    the marker that ends it, which has the largest id.
 
     Args:
-        text: of the engine's spec.
-        tokens: in a row, both markers among them.
+        text: the text part of the engine's spec.
+        tokens: number of tokens in a row, including both markers.
 
     Raises:
         SpecError: a merge is not two symbols.
@@ -61,7 +61,7 @@ class Tokenizer:
         self._known: dict[str, list[int]] = {}
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int32]:
-        """Ids, int32 ``[texts, tokens]``: start, words, end, and zeros.
+        """Token ids, int32 ``[texts, tokens]``: the start marker, words, the end marker, then zeros.
 
         Raises:
             UsageError: a text has more tokens than fit.
@@ -88,7 +88,7 @@ class Tokenizer:
         return known
 
     def _merged(self, word: str) -> list[str]:
-        """The symbols of a word: of all pairs that merge, those of the lowest rank do, again and again."""
+        """The symbols of a word, made by merging the pairs of lowest rank again and again."""
         parts = [self._bytes[byte] for byte in word.encode()]
         parts[-1] += _END_OF_WORD
         never = len(self._ranks)
@@ -100,7 +100,7 @@ class Tokenizer:
             for part in parts:
                 if merged and (merged[-1], part) == pair:
                     merged[-1] += part
-                    # What was merged is no half of the next one of this rank.
+                    # A merged symbol must not be part of another merge of this rank.
                     merged.append("")
                 else:
                     merged.append(part)
@@ -110,7 +110,7 @@ class Tokenizer:
 
 @cache
 def _byte_symbols() -> dict[int, str]:
-    """A printable character for each byte, in the order of their ids: Latin-1's stand for themselves."""
+    """A printable character for each byte, in the order of ids; printable Latin-1 stands for itself."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {byte: chr(byte) for byte in printable} | {
@@ -124,7 +124,7 @@ def _clean(text: str) -> str:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Runs of letters, single digits, runs of anything else but spaces, and what `_WHOLE` names."""
+    """Split a text into runs of letters, single digits, runs of other characters, and the words of `_WHOLE`."""
     at = 0
     while at < len(text):
         kind = _kind(text[at])

@@ -1,7 +1,7 @@
-"""A video file on disk: opened safely, its video stream, and the times of its packets.
+"""Open a video file safely, find its video stream, and read the times of its packets.
 
-Only the named local file is ever read: never a URL, and never a second file that a playlist or a
-session description inside the first one names.
+Only the given local file is ever read: never a URL, and never another file that a playlist or a session
+description inside it names.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from av.video.stream import VideoStream
 from vfx_engines.errors import VideoError
 
 MAX_PIXELS = 2**26
-"""Largest picture that is decoded (8192 x 8192): a header can ask for any amount of memory."""
+"""Largest picture that is decoded (8192 x 8192), since a header can ask for any amount of memory."""
 
-# Demuxers that read one file and no other. HLS, DASH, concat, SDP, image sequences and their like
-# would follow names inside the file; tty would decode any text as a film.
+# Demuxers that read only the file itself. HLS, DASH, concat, SDP, image sequences and the like would follow names
+# inside the file; tty would decode any text as a film.
 _FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,gif,apng,mxf,nut,rm,wtv,dv,ivf,obu,av1,gxf,"
     "h264,hevc,vvc,m4v,mpegvideo,mjpeg,vc1,yuv4mpegpipe"
@@ -35,17 +35,17 @@ _FORMATS = (
 AUDIO_FORMATS = (
     f"{_FORMATS},aac,ac3,aiff,amr,ape,au,caf,dts,dtshd,eac3,flac,mp3,mpc,mpc8,tak,truehd,tta,w64,wav,wv"
 )
-"""Where sound is looked for: files of sound alone too."""
+"""Demuxers for sound: those for videos, and those of audio files."""
 
-# After a seek to a keyframe these decode to the same pixels. (GIF marks frames as keys that are not.)
+# After a seek to a keyframe, these codecs decode to the same pixels. (GIF wrongly marks frames as keyframes.)
 _SEEKABLE = frozenset({"av1", "h264", "hevc", "mpeg2video", "mpeg4", "vp8", "vp9"})
 
 
 def regular_file_size(path: str, name: str) -> int:
-    """Bytes of the file at `path`, which messages call `name`.
+    """Size in bytes of the file at ``path``, which messages call ``name``.
 
     Raises:
-        VideoError: it is missing, empty, a folder, or no regular file.
+        VideoError: the file is missing, empty, a folder, or not a regular file.
     """
     try:
         status = os.stat(path)
@@ -57,7 +57,7 @@ def regular_file_size(path: str, name: str) -> int:
             f"{name}: is a folder, expected a video file; --images PATTERN reads folders of frames"
         )
     if not stat.S_ISREG(status.st_mode):
-        # Opening a named pipe waits for a writer, for ever.
+        # Opening a named pipe would wait for a writer, possibly for ever.
         raise VideoError(f"{name}: is not a regular file; save the video to a file first")
     if status.st_size == 0:
         raise VideoError(f"{name}: is empty (0 bytes); copy or download it again")
@@ -66,23 +66,25 @@ def regular_file_size(path: str, name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """What tells, after a file was read, whether it is still the one that was opened."""
+    """The state of a file when it was opened, to check after reading that it has not changed."""
 
     path: str
     name: str
-    """What messages call it."""
+    """The file's name in messages."""
     state: tuple[int, int]
+    """Size in bytes, and time of the last change in nanoseconds."""
 
     @classmethod
     def of(cls, path: str, name: str) -> Unchanged:
-        """The file as it is now."""
+        """Record the file's present state."""
         return cls(path, name, _state(path))
 
     def check(self) -> None:
-        """Compare.
+        """Compare the file with its recorded state.
 
         Raises:
-            VideoError: it was written to, cut, replaced or removed since: what was read may be of two files.
+            VideoError: the file was written to, cut, replaced or removed meanwhile, so what was read may be a
+                mixture of two files.
         """
         if _state(self.path) != self.state:
             raise VideoError(
@@ -92,7 +94,7 @@ class Unchanged:
 
 
 def _state(path: str) -> tuple[int, int]:
-    """Size and time of the last change; only their being equal counts, so that no clock matters."""
+    """Size and time of the last change. They are only compared for equality, so no clock matters."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -101,16 +103,16 @@ def _state(path: str) -> tuple[int, int]:
 
 
 def open_container(path: str, name: str, formats: str = _FORMATS, gpu: int | None = None) -> InputContainer:
-    """Open the container without regard to what else it names.
+    """Open a container without following any names inside it.
 
     Args:
-        path: of a local file.
-        name: what messages call it.
+        path: a local file.
+        name: the file's name in messages.
         formats: FFmpeg's names of the demuxers that may read it.
-        gpu: number of the GPU whose NVDEC units decode what they can; pictures then stay in its memory.
+        gpu: index of the GPU whose NVDEC units decode what they can; pictures then stay in its memory.
 
     Raises:
-        VideoError: it cannot be read, or is of no kind that holds a video in one file.
+        VideoError: the file cannot be read, or none of these demuxers recognises it.
     """
     try:
         return av.open(
@@ -140,15 +142,15 @@ def open_container(path: str, name: str, formats: str = _FORMATS, gpu: int | Non
 
 
 def _nvdec(gpu: int) -> HWAccel:
-    # In the device's primary context, where all else of vfx works.
+    # In the device's primary context, which all of vfx uses.
     return HWAccel("cuda", gpu, allow_software_fallback=True, is_hw_owned=True)
 
 
 def video_stream(container: InputContainer, name: str) -> VideoStream:
-    """The stream that players show; the cover of an audio file is none.
+    """The video stream that players would show. The cover of an audio file does not count.
 
     Raises:
-        VideoError: there is none, or no decoder for it.
+        VideoError: there is no video stream, or no decoder for it.
     """
     covers = Disposition.attached_pic | Disposition.timed_thumbnails
     videos = [stream for stream in container.streams.video if not stream.disposition & covers]
@@ -164,7 +166,7 @@ def video_stream(container: InputContainer, name: str) -> VideoStream:
 
 
 def _head(path: str, start: int = 0) -> bytes:
-    """64 bytes of a file; none where it is gone by now, which `Unchanged` notices."""
+    """64 bytes of a file; none if it is gone by now, which `Unchanged` notices."""
     with suppress(OSError), Path(path).open("rb") as file:
         file.seek(start)
         return file.read(64)
@@ -172,9 +174,9 @@ def _head(path: str, start: int = 0) -> bytes:
 
 
 def announced_size(path: str) -> int:
-    """Bytes that a RIFF or EBML (Matroska) header says the file has; 0 where it does not say.
+    """The file size in bytes that a RIFF or EBML (Matroska) header claims; 0 if it claims none.
 
-    FFmpeg reads such a file to its early end as if nothing were missing.
+    FFmpeg itself reads a truncated file of these kinds as if nothing were missing.
     """
     head = _head(path)
     if head[:4] == b"RIFF":
@@ -190,16 +192,16 @@ def announced_size(path: str) -> int:
 
 
 def check_length(name: str, size: int, announced: int, stream: VideoStream | AudioStream) -> None:
-    """Refuse a file that is shorter than what it says of itself.
+    """Refuse a file that is shorter than it claims.
 
     Args:
-        name: what messages call it.
-        size: of the file, in bytes.
-        announced: by its header, see `announced_size`.
-        stream: whose entries in the container's index may reach further.
+        name: the file's name in messages.
+        size: size of the file in bytes.
+        announced: size that its header claims, see `announced_size`.
+        stream: the stream, whose entries in the container's index may reach further.
 
     Raises:
-        VideoError: it is truncated.
+        VideoError: the file is truncated.
     """
     if len(stream.index_entries):
         last = stream.index_entries[-1]
@@ -211,11 +213,11 @@ def check_length(name: str, size: int, announced: int, stream: VideoStream | Aud
 
 
 def announced_mp3_size(path: str) -> int:
-    """Bytes that the file has at least by the Xing header of an MP3 file; 0 where there is none."""
+    """The least file size in bytes that the Xing header of an MP3 file claims; 0 if there is none."""
     head, start = _head(path), 0
     if head[:3] == b"ID3" and len(head) >= 10:
         size = 0
-        for byte in head[6:10]:  # 7 bits in each
+        for byte in head[6:10]:  # 7 bits in each byte
             size = size << 7 | byte & 0x7F
         start = 10 + size
     frame = _head(path, start)
@@ -226,12 +228,12 @@ def announced_mp3_size(path: str) -> int:
     if not flags & 2:
         return 0
     at += 12 if flags & 1 else 8
-    # Encoders differ by a frame in what they count.
+    # Encoders differ by a frame in what they count, so 1 % may be missing.
     return start + int.from_bytes(frame[at : at + 4], "big") * 99 // 100
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
-    """The variable-length size at `at` (RFC 8794, 4), None for unknown, and where it ends."""
+    """The variable-length size at ``at`` (RFC 8794, section 4; None if unknown), and where it ends."""
     if at >= len(data) or data[at] == 0:
         return None, at
     length = 9 - data[at].bit_length()
@@ -242,13 +244,15 @@ def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Presentation times (in ticks) of all frames, and the numbers of the keyframes, both sorted."""
+    """The presentation times of all frames, and which frames are keyframes."""
 
     pts: list[int]
+    """Presentation times in ticks of the stream, sorted."""
     keys: list[int]
+    """Numbers of the keyframes, sorted."""
 
     def keyframe_before(self, index: int) -> int | None:
-        """Number of the last keyframe not after frame `index`."""
+        """Number of the last keyframe at or before frame ``index``; None if there is none."""
         if index >= len(self.pts):
             return None
         at = bisect_right(self.keys, index)
@@ -256,7 +260,7 @@ class Timeline:
 
 
 def read_timeline(path: str, name: str, codec: str) -> Timeline:
-    """Read all packets, decode none; empty where frames cannot be numbered so."""
+    """Read all packets without decoding. Empty if packets do not identify frames in this file."""
     if codec not in _SEEKABLE:
         return Timeline([], [])
     times, keys = [], set()

@@ -1,7 +1,7 @@
-"""Test-time views: clips spread over a whole video, each cut once or three times from its frames.
+"""Test-time views: clips spread over a whole video, each cropped once or three times.
 
-As PySlowFast tests its models. Which frames a clip has depends on the length of the video, so that is
-counted first; its packets tell it, without decoding.
+This is how PySlowFast tests its models. Which frames a clip has depends on the video's number of frames, so these are
+counted first, from packets and without decoding.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from vfx_runtime.sampling import Window, truncated_linspace
 Crops = Literal[1, 3]
 
 TARGET_FPS = 30.0
-"""What PySlowFast counts a clip's length at, where an engine does not say."""
+"""Frames per second at which PySlowFast measures a clip's length, for engines that do not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """Test-time views of each video, in place of windows one after the other.
+    """Test-time views of each video, instead of consecutive windows.
 
     Raises:
-        UsageError: a number that cannot be.
+        UsageError: a number is out of range.
     """
 
     count: int
-    """Clips, spread over the video (TEST.NUM_ENSEMBLE_VIEWS)."""
+    """Number of clips spread over the video, 1 or more (TEST.NUM_ENSEMBLE_VIEWS)."""
     crops: Crops = 1
-    """1: the engine's own resize and centre crop. 3: the short side is brought to the size of the crop,
-    and a clip is seen left, centre and right, or top, centre and bottom (TEST.NUM_SPATIAL_CROPS)."""
+    """1: the engine's own resize and centre crop. 3: the short side is resized to the size of the crop, and crops
+    are taken left, centre and right, or top, centre and bottom (TEST.NUM_SPATIAL_CROPS)."""
     keep: bool = False
-    """A row for each crop of each clip, clip by clip, and not their mean as one row."""
+    """Whether to give a row for each crop of each clip, clip by clip, instead of their mean as one row."""
     offset: bool = False
-    """The last clip ends where the video does, and a single one lies in its middle
-    (DATA.USE_OFFSET_SAMPLING). Otherwise the last one begins a clip's share before."""
+    """Whether the last clip ends where the video does, and a single clip is in the video's middle
+    (DATA.USE_OFFSET_SAMPLING). Otherwise clip k of n begins at k/n of the room for clips, so the last one ends
+    before the video does."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -50,17 +51,18 @@ class Views:
             raise UsageError(f"crops {self.crops}: expected 1, the centre, or 3, along the longer side")
 
     def meta(self) -> dict[str, Any]:
-        """What is saved of them with every video; ``rows`` are view and crop of each row that is kept."""
+        """Metadata saved with every video. If rows are kept, ``rows`` lists the view and crop of each."""
         said = {"count": self.count, "crops": self.crops, "offset": self.offset, "averaged": not self.keep}
         rows = [[view, crop] for view in range(self.count) for crop in range(self.crops)]
         return {**said, "rows": rows} if self.keep else said
 
 
 def check_views(specs: Sequence[EngineSpec], samplings: Sequence[Sampling], views: Views) -> None:
-    """Views are of engines that make one row of a window of frames.
+    """Check that all engines can have views, that is, give one row per window of frames.
 
     Raises:
-        UsageError: an engine of sound, of pairs, or whose frames cannot be cropped three times.
+        UsageError: an engine takes sound or pairs of frames, its frames cannot be cropped three times, or the
+            sampling has a frame rate.
     """
     for spec, sampling in zip(specs, samplings, strict=True):
         if spec.input.modality != "frames" or spec.outputs[0].per == "pair":
@@ -75,11 +77,11 @@ def check_views(specs: Sequence[EngineSpec], samplings: Sequence[Sampling], view
 
 
 def view_transform(spec: EngineSpec, crops: Crops) -> Transform:
-    """What is done to a frame once, whatever the number of crops.
+    """The transform that is applied to a frame once, whatever the number of crops.
 
     Raises:
-        UsageError: three crops of an engine whose input is no square of a known size, or which has no
-            resize to bring the short side there.
+        UsageError: three crops are asked for, but the engine's input is not a square of a fixed size, or the
+            spec does not resize the short side.
     """
     if crops == 1:
         return spec.transform
@@ -94,12 +96,12 @@ def view_transform(spec: EngineSpec, crops: Crops) -> Transform:
 
 
 def crop_offset(height: int, width: int, crop: int) -> tuple[int, int]:
-    """First row and column of a crop: the largest square, somewhere along the longer side.
+    """First row and column of a crop: the largest square, placed along the longer side.
 
     Args:
-        height: of the whole frame, like ``width``.
-        width: see above.
-        crop: 0 at the start of that side, 1 in its middle, half a pixel rounded up, 2 at its end.
+        height: height of the whole frame in pixels.
+        width: width of the whole frame in pixels.
+        crop: 0 for the start of the longer side, 1 for its middle (half a pixel is rounded up), 2 for its end.
     """
     room = abs(height - width)
     offset = (0, (room + 1) // 2, room)[crop]
@@ -107,7 +109,7 @@ def crop_offset(height: int, width: int, crop: int) -> tuple[int, int]:
 
 
 def cropped(pixels: npt.NDArray[np.uint8], crop: int) -> npt.NDArray[np.uint8]:
-    """The square at `crop_offset` of a frame, uint8 [height, width, 3]: a view."""
+    """The square at `crop_offset` of a frame, uint8 ``[height, width, 3]``, as a view."""
     top, left = crop_offset(pixels.shape[0], pixels.shape[1], crop)
     size = min(pixels.shape[:2])
     return pixels[top : top + size, left : left + size]
@@ -116,15 +118,15 @@ def cropped(pixels: npt.NDArray[np.uint8], crop: int) -> npt.NDArray[np.uint8]:
 class ViewWindows:
     """The windows of one video's views, planned before its first frame.
 
-    A clip lasts ``stride * frames / target_fps`` seconds, and begins where PySlowFast's does that decodes a
-    whole video (``slowfast/datasets/decoder.py``); the video's own frames are taken at float32 positions
-    rounded down, and those outside a short video are its last one.
+    A clip lasts ``stride * frames / target_fps`` seconds. It begins where it does in PySlowFast when that decodes
+    a whole video (``slowfast/datasets/decoder.py``). Its frames are the video's own, at float32 positions rounded
+    down; positions beyond the end of a short video stand for its last frame.
 
     Args:
-        sampling: of the run.
-        views: likewise.
-        total: frames of the video, at least 1.
-        fps: of the video, above 0.
+        sampling: the sampling of the run.
+        views: the views of the run.
+        total: number of frames of the video, at least 1.
+        fps: frame rate of the video, above 0.
     """
 
     def __init__(self, sampling: Sampling, views: Views, total: int, fps: float) -> None:
@@ -144,12 +146,12 @@ class ViewWindows:
 
     @property
     def done(self) -> bool:
-        """Whether all windows were given."""
+        """Whether all windows have been given."""
         return self._next == len(self._windows)
 
     @property
     def floor(self) -> int:
-        """No window that is still to come uses a frame below this one; only while some are."""
+        """The number below which no later window uses a frame. Only valid until `done`."""
         return self._windows[self._next].first
 
     def needs(self, sample: int) -> bool:
@@ -157,12 +159,12 @@ class ViewWindows:
         return sample in self._needed
 
     def add(self, sample: int) -> Iterator[Window]:
-        """Announce a frame; the windows that it completes."""
+        """Announce a frame; yields the windows that it completes."""
         while not self.done and self._windows[self._next].last <= sample:
             self._next += 1
             yield self._windows[self._next - 1]
 
 
 def clip_length(sampling: Sampling, fps: float) -> float:
-    """Frames of a video of ``fps`` that a clip lasts, at least 1."""
+    """The length of a clip in frames of a video with this frame rate, at least 1."""
     return max(1.0, sampling.stride * sampling.frames / (sampling.target_fps or TARGET_FPS) * fps)

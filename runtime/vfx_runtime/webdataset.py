@@ -17,18 +17,22 @@ from vfx_runtime.shards import Contents
 
 
 class TarLayout:
-    """The very ``.npz`` file of each video, and its name and ``meta`` as JSON."""
+    """For each video, its unchanged ``.npz`` file, and its name and ``meta`` as JSON."""
 
     suffix = ".tar"
     staging = ".shards.parts"
     damage: tuple[type[Exception], ...] = (*DAMAGE, tarfile.TarError, LookupError, TypeError, AttributeError)
 
     def kind(self, archive: zipfile.ZipFile) -> Hashable:
-        """Any videos may share a shard."""
+        """The same for all: any videos may share a shard."""
         return ()
 
     def contents(self, shard: Path) -> Contents:
-        """What a shard holds; nothing of one that cannot be read to its end."""
+        """What a shard holds; empty if it is damaged and cannot be read to its end.
+
+        Raises:
+            OSError: the system cannot read the file.
+        """
         found = Contents()
         try:
             with shard.open("rb") as file, _tar(file, "r") as archive:
@@ -43,7 +47,11 @@ class TarLayout:
         return found
 
     def read(self, shard: Path, name: str) -> Features:
-        """The features of one video of a shard, whole, in memory."""
+        """Read all features of one video of a shard into memory.
+
+        Raises:
+            KeyError: the shard does not hold the video.
+        """
         with shard.open("rb") as file, _tar(file, "r") as archive:
             for said, data, size in _videos(archive):
                 if said["name"] == name:
@@ -71,7 +79,7 @@ class TarLayout:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    """The files of a shard; raises ValueError for links, and for holes, which may be of any length."""
+    """The files in a shard. Raises ValueError for links, and for sparse files, which may be of any length."""
     for member in archive:
         data = archive.extractfile(member) if member.isreg() and not member.issparse() else None
         if data is None:
@@ -80,7 +88,10 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[byt
 
 
 def _videos(archive: tarfile.TarFile) -> Iterator[tuple[Any, IO[bytes], int]]:
-    """JSON, ``.npz`` file and its length, of each video of a shard; raises one of `TarLayout.damage`."""
+    """For each video of a shard, its JSON, ``.npz`` file and that file's length.
+
+    Raises one of `TarLayout.damage` if the shard is not what vfx writes.
+    """
     features: tuple[IO[bytes], int] | None = None
     for member, data in _members(archive):
         if member.name.endswith(".npz"):
@@ -93,7 +104,7 @@ def _videos(archive: tarfile.TarFile) -> Iterator[tuple[Any, IO[bytes], int]]:
 
 
 def _add(archive: tarfile.TarFile, name: str, data: IO[bytes]) -> None:
-    """Add a video whose ``.npz`` file is open."""
+    """Add a video to a shard, given its open ``.npz`` file."""
     with zipfile.ZipFile(data) as npz:
         said = json.dumps({"name": name, "meta": read_meta(npz)}).encode()
     size = data.seek(0, os.SEEK_END)
@@ -105,7 +116,7 @@ def _add(archive: tarfile.TarFile, name: str, data: IO[bytes]) -> None:
 
 
 def _key(name: str) -> str:
-    """A name without dots in its last part: WebDataset's key ends at the first."""
+    """A video's name with the dots in its last part escaped, since WebDataset's key ends at the first dot."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.replace("%", "%25").replace(".", "%2E")
 

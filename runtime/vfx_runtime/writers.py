@@ -1,7 +1,7 @@
 """The formats that features are saved in, behind one interface.
 
-How a run uses a writer, for each job: take the job's claim; skip the job if ``is_done``; else
-``prepare``, compute, ``write``; release the claim. At the end, ``finish``.
+For each job, a run takes the job's claim; skips the job if ``is_done``; otherwise calls ``prepare``, extracts, and
+calls ``write``; and releases the claim. At the end it calls ``finish``.
 """
 
 from __future__ import annotations
@@ -27,59 +27,60 @@ Format = Literal["npz", "npy", "pickle", "slowfast", "hdf5", "webdataset", "parq
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 RESERVED = ("frame_range", "timestamps_ms", "fps", "meta")
-"""Names of what is saved beside the engine's outputs."""
+"""Names of the arrays that are saved in addition to the engine's outputs."""
 
 
 class Writer(Protocol):
-    """Saves the features of videos. Safe to use from several threads, for different jobs."""
+    """Saves the features of videos. Several threads may use it at once, for different jobs."""
 
     def paths(self, job: Job) -> list[Path]:
         """Where the features of a job are when the run is finished."""
         ...
 
     def is_done(self, job: Job) -> bool:
-        """Whether a finished output is there: whole, undamaged, of this run's settings and this video.
+        """Whether a finished output exists: undamaged, and made from this video with this run's settings.
 
-        Reads all of it.
+        Formats that do not record source or settings only check what they can. Reads the whole output.
 
         Raises:
-            OutputError: no such file can exist: a name is too long, a folder of it is a file.
+            OutputError: such a file cannot exist, for example because its name is too long or a folder in its
+                path is a file; or it cannot be read.
         """
         ...
 
     def prepare(self, job: Job) -> None:
-        """Remove what a killed process left of this job, whose claim the caller holds."""
+        """Remove what a killed process left of this job. The caller holds the job's claim."""
         ...
 
     def write(self, job: Job, rows: RowSpool, fps: float, meta: Mapping[str, Any]) -> list[Path]:
         """Save the features of a job, all or nothing, and return the files that are now final.
 
         Args:
-            job: the caller holds its claim.
-            rows: left as they are.
-            fps: frames per second that the windows were laid over.
-            meta: plain JSON: the spec, versions, settings. No clock times or host names: the same
-                run must give the same bytes. The writer adds ``fingerprint`` and ``source``.
+            job: a job whose claim the caller holds.
+            rows: the rows, which are not changed.
+            fps: frame rate of the frames that the windows were made of.
+            meta: plain JSON: the spec, versions, settings. It has no times of day or host names, so that the
+                same run gives the same bytes. The writer adds ``fingerprint`` and ``source``.
 
         Raises:
-            OutputError: they cannot be written; nothing is left of them.
+            OutputError: the files cannot be written; nothing of them is left.
         """
         ...
 
     def finish(self) -> list[Path]:
-        """End of the run: complete what has to be, and return the files that are now final.
+        """End the run: complete what is incomplete, and return the files that are now final.
 
         Raises:
-            OutputError: it cannot be completed; nothing saved is lost.
+            OutputError: a file cannot be completed; nothing that was saved is lost.
         """
         ...
 
 
 def check_names(format: str, jobs: Iterable[Job]) -> None:
-    """Refuse videos that would write one file in this format, though their names differ.
+    """Refuse videos with different names that would write the same file in this format.
 
     Raises:
-        UsageError: two such videos.
+        UsageError: there are two such videos.
     """
     if format == "slowfast":
         refuse_same_stem(jobs)
@@ -94,19 +95,19 @@ def open_writer(
     claims: Claims,
     frames: int = 0,
 ) -> Writer:
-    """The writer of a format.
+    """Make the writer of a format.
 
     Args:
         format: one of ``FORMATS``.
         output: the output folder; see `vfx_runtime.atomic.prepare_output`.
-        outputs: of the engine's spec, with the dtype that rows are kept in.
-        fingerprint: of the spec and the run's settings; a finished output with another is redone.
-        claims: of this process on the output folder.
-        frames: in a window, which stands in the names of slowfast's files.
+        outputs: the outputs of the engines' specs, with the dtype in which rows are kept.
+        fingerprint: hash of the spec and the run's settings. A finished output with another one is redone.
+        claims: this process's claims on the output folder.
+        frames: number of frames in a window, which is part of the names of slowfast's files.
 
     Raises:
-        UsageError: an unknown format, a package that is missing, an engine with an output of a
-            reserved name, or with several where the format holds one.
+        UsageError: the format is unknown, a package is missing, an output has a reserved name, or the format
+            cannot hold these outputs.
     """
     for name in (item.name for item in outputs):
         if name in RESERVED:
@@ -133,10 +134,13 @@ def open_writer(
 
 
 def pack_all(format: str, output: Path, claims: Claims) -> list[Path]:
-    """Put into shards what the processes of a run left waiting, in a format that has shards; those shards.
+    """Pack the videos that the processes of a run left staged, if the format has shards.
+
+    Returns:
+        The paths of the new shards.
 
     Raises:
-        OutputError: a shard cannot be written; all stays staged.
+        OutputError: a shard cannot be written; what is not packed stays staged.
         UsageError: a package is missing.
     """
     match format:

@@ -1,4 +1,4 @@
-"""Pictures against texts: how likely each text is for a row of features (Radford et al., 2021)."""
+"""Zero-shot classification: how likely each text is for a row of features (Radford et al., 2021)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _MOST_AT_ONCE = 16
 
 
 class ZeroShot:
-    """Texts as classes: made once, and asked for any number of rows.
+    """Texts as classes. They are encoded once, and can then be compared with any number of rows.
 
     Args:
-        engine: a text encoder, made by ``vfx-export --text``.
-        texts: one or more, such as ``a photo of a dog``.
-        backend: see `vfx_engines.open_engine`; it runs on the CPU.
+        engine: a text encoder, made by ``vfx-export --text``. It runs on the CPU.
+        texts: one or more texts, such as ``a photo of a dog``.
+        backend: see `vfx_engines.open_engine`.
 
     Raises:
-        UsageError: no text, one that is too long, or the engine is no text encoder.
-        EngineError: the engine cannot be opened, or failed.
+        UsageError: there is no text, a text is too long, or the engine is not a text encoder.
+        EngineError: the engine cannot be opened, or it failed.
     """
 
     texts: tuple[str, ...]
     spec: EngineSpec
-    """Of the text encoder."""
+    """The spec of the text encoder."""
     name: str
-    """What ran it: library, version, device, precision."""
+    """What ran the text encoder: library, version, device, precision."""
 
     def __init__(
         self, engine: str | os.PathLike[str], texts: Sequence[str], *, backend: BackendName | None = None
@@ -57,10 +57,13 @@ class ZeroShot:
             self._features = _normalised(_run(opened, ids))
 
     def check(self, spec: EngineSpec) -> None:
-        """Refuse another model's features.
+        """Check that features of an engine can be compared with these texts.
+
+        Args:
+            spec: the spec of the engine that makes the features.
 
         Raises:
-            UsageError: the texts are not compared with features of this engine.
+            UsageError: the engine is of another model, of other weights, or gives features of another length.
         """
         assert self.spec.text is not None, "of a text encoder"
         if spec.model != self.spec.text.images:
@@ -80,13 +83,13 @@ class ZeroShot:
             )
 
     def logits(self, features: Array) -> NDArray[np.float64]:
-        """Scaled cosines, ``[rows, texts]``.
+        """Scaled cosines between features and texts, float64 ``[rows, texts]``.
 
         Args:
-            features: of the images' engine, float ``[rows, length]``.
+            features: features of the image engine, float ``[rows, length]``.
 
         Raises:
-            InputError: they are of another length.
+            InputError: the features have another length than the texts'.
         """
         if features.ndim != 2 or features.shape[1] != self._features.shape[1]:
             raise InputError(
@@ -97,28 +100,28 @@ class ZeroShot:
         return product
 
     def probabilities(self, features: Array) -> NDArray[np.float64]:
-        """How likely each text is, ``[rows, texts]``; a row sums to 1. As `logits`."""
+        """How likely each text is, float64 ``[rows, texts]``; each row sums to 1. See `logits`."""
         return softmax(self.logits(features))
 
 
 def softmax(logits: Array) -> NDArray[np.float64]:
-    """Along the last axis, in double precision."""
+    """Softmax along the last axis, in double precision."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     chances: NDArray[np.float64] = shifted / shifted.sum(-1, keepdims=True)
     return chances
 
 
 def sigmoid(logits: Array) -> NDArray[np.float64]:
-    """Of each number, in double precision."""
+    """Sigmoid of each number, in double precision."""
     chances: NDArray[np.float64] = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
     return chances
 
 
 def read_texts(path: Path) -> tuple[str, ...]:
-    """The texts of a file, one a line; empty lines are left out.
+    """Read texts from a file, one per line; empty lines are left out.
 
     Raises:
-        UsageError: it cannot be read, is not UTF-8, or holds none.
+        UsageError: the file cannot be read, is not UTF-8, or has no texts.
     """
     where = shown(path)
     try:
@@ -142,18 +145,21 @@ def zero_shot_of(
     text_engine: Path | None,
     backend: BackendName | None,
 ) -> tuple[str, ZeroShot]:
-    """The texts of a file for one of a run's engines: the name of its output, and what judges its rows.
+    """Encode the texts in a file, to classify the rows of one of a run's engines.
 
     Args:
-        engines: files of the run.
-        specs: theirs.
-        texts: see `read_texts`.
-        text_engine: None takes ``<model>_text.onnx`` beside an engine.
-        backend: of the text encoder.
+        engines: the run's engine files.
+        specs: their specs.
+        texts: a file of texts, see `read_texts`.
+        text_engine: the text encoder; None looks for ``<model>_text.onnx`` next to the engines.
+        backend: the library that runs the text encoder.
+
+    Returns:
+        The name of the output that the texts are compared with, and the encoded texts.
 
     Raises:
-        UsageError: see `read_texts`; or there is no text encoder, or it is of another model.
-        EngineError: it cannot be opened.
+        UsageError: see `read_texts`; or there is no text encoder, or it belongs to another model.
+        EngineError: the text encoder cannot be opened.
     """
     lines = read_texts(texts)
     beside = [path.with_name(f"{spec.model}_text.onnx") for path, spec in zip(engines, specs, strict=True)]
@@ -172,7 +178,7 @@ def zero_shot_of(
 
 
 def _run(engine: Engine, ids: NDArray[np.int32]) -> Array:
-    """`Engine.run` with all slots at once: a slot is one core's where there are few."""
+    """Like `Engine.run`, but with all slots in flight, since a slot uses one core on small machines."""
     name = engine.spec.outputs[0].name
     parts = [ids[first : first + engine.batch] for first in range(0, len(ids), engine.batch)]
     rows: list[Array] = []
