@@ -54,7 +54,8 @@ DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError),
     *(struct.error, zipfile.BadZipFile),
 )
-"""Exceptions that reading a damaged archive may raise; `system_failure` tells which of them are not damage."""
+"""Exceptions that reading a damaged archive may raise; `system_failure` tells which of them are not
+damage."""
 
 
 def system_failure(error: BaseException) -> OSError | None:

@@ -48,7 +48,8 @@ _SHAPE = "_shape"
 """Suffix of the column with a map's shape."""
 
 Kind = tuple[tuple[str, str, int, int], ...]
-"""For each output: name, dtype as NumPy writes it, number of axes of a row, and the row's length (0 for a map)."""
+"""For each output: name, dtype as NumPy writes it, number of axes of a row, and the row's length (0 for a
+map)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,8 @@ class Convention:
     """How to read a stream's colours, in FFmpeg's numbers (ITU-T H.273)."""
 
     matrix: int = 2
-    """AVColorSpace: 1 is BT.709, 5 and 6 are BT.601, 9 is BT.2020; 2 is unspecified, which FFmpeg reads as BT.601."""
+    """AVColorSpace: 1 is BT.709, 5 and 6 are BT.601, 9 is BT.2020; 2 is unspecified, which FFmpeg reads as
+    BT.601."""
     full_range: bool = False
     """Whether luma runs from 0 to 255 instead of 16 to 235."""
     interpolate: bool = False

@@ -2,9 +2,10 @@
 
 Worker threads decode, resize and gather windows, on the CPU or on the engine's own GPU
 (`vfx_runtime.preprocess`). The engine's slots are the queue between them and the device. A window is gathered
-directly into its place in a slot, so windows of different videos share a batch. A worker that is ahead waits for a
-free slot, so memory depends neither on the length of the videos nor on their number. One thread per engine collects
-the slots in the order in which they were submitted, which keeps the rows of each video in order.
+directly into its place in a slot, so windows of different videos share a batch. A worker that is ahead waits
+for a free slot, so memory depends neither on the length of the videos nor on their number. One thread per
+engine collects the slots in the order in which they were submitted, which keeps the rows of each video in
+order.
 """
 
 from __future__ import annotations
@@ -44,14 +45,16 @@ from vfx_runtime.stages import DECODE, GATHER, RESIZE, WAIT_SLOT, WAIT_WINDOWS, 
 from vfx_runtime.views import Crops, Views, ViewWindows
 
 _AHEAD = 64
-"""How many videos may be begun before the oldest unfinished one is done, which bounds the rows that are held."""
+"""How many videos may be begun before the oldest unfinished one is done, which bounds the rows that are
+held."""
 
 SECONDS_TO_STOP = 10.0
-"""How long an abandoned run waits for threads that read files: one that hangs must not hold it up for ever."""
+"""How long an abandoned run waits for threads that read files: one that hangs must not hold it up for
+ever."""
 
 _LONGEST_SHOWN = 3600
-"""How many seconds a frame may last if converting to a frame rate repeats it. A damaged time stamp can make it
-last years."""
+"""How many seconds a frame may last if converting to a frame rate repeats it. A damaged time stamp can make
+it last years."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,9 @@ class Pipeline:
             number of frames is the engine's. None takes the specs' own samplings.
         views: clips spread over each video instead of windows; `Sampling.fps` must then be None.
         workers: number of videos decoded at the same time on the CPU; None chooses one per core, at most 16.
-        gpu_decoders: number of videos decoded at the same time on the first engine's GPU, in addition. Workers
-            of both kinds take the next video when they are done with one, so each kind gets its share by speed.
+        gpu_decoders: number of videos decoded at the same time on the first engine's GPU, in addition.
+            Workers of both kinds take the next video when they are done with one, so each kind gets its share
+            by speed.
         spool_folder: folder for rows that exceed memory; None for the system's temporary folder.
         stats: figures to add to; None starts from zero.
         total: sample about this many frames evenly from each video, see `vfx_runtime.laying.spread`.
@@ -195,8 +199,7 @@ class _Video:
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """What is remembered about a window in a slot: the frames and times of its row or, for an engine of pairs,
-    of its rows."""
+    """What is kept about a window in a slot: the frames and times of its row (or rows, one per pair)."""
 
     video: _Video
     frame_range: Sequence[tuple[int, int]]
@@ -294,8 +297,8 @@ class _Run:
         patience = time.monotonic() + SECONDS_TO_STOP
         while threads := [thread for thread in started if thread.is_alive()]:
             if time.monotonic() > patience and not any(thread in self._collectors for thread in threads):
-                # These threads wait for a file system that does not answer. They end with the process, or when
-                # it does answer, since they check whether the run is over before they touch the engine.
+                # These threads wait for a file system that does not answer. They end with the process, or
+                # when it does answer, since they check whether the run is over before they touch the engine.
                 break
             try:
                 item = self._done.get(timeout=0.05)

@@ -49,7 +49,7 @@ def texts(output: str, judge: ZeroShot) -> Classes:
 
 
 def prediction_lines(name: str, features: Features, classes: Sequence[Classes]) -> Iterator[str]:
-    """A line for each row of a video: its times, and the five most likely classes with their probabilities."""
+    """A line for each row of a video: its times, and the five most likely classes with probabilities."""
     for item in classes:
         logits = item.logits(features.arrays[item.output])
         for (start, end), row in zip(features.timestamps_ms / 1000, logits, strict=True):

@@ -22,13 +22,14 @@ class Preprocess(Protocol[P]):
 
     @property
     def maker(self) -> Preprocess[P]:
-        """The preprocess whose `prepare` makes the frames: itself, or that of another engine with equal frames."""
+        """The preprocess that makes the frames: itself, or that of another engine with equal frames."""
 
     def prepare(self, frame: Frame) -> P:
         """Resize and crop a frame. The result can be used in any number of windows.
 
         Raises:
-            VideoError: the frame cannot be converted, is too small, or has another size than the engine takes.
+            VideoError: the frame cannot be converted, is too small, or has another size than the engine
+                takes.
             EngineError: the device failed.
         """
 

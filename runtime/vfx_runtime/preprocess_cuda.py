@@ -1,12 +1,12 @@
 """From decoded pictures to windows in an engine's device memory: kernels convert, resize, crop and gather.
 
-A single crop is cut while the frame is resized, so only its pixels are computed. For three crops, the whole frame is
-resized once, and each crop is cut when a window is gathered.
+A single crop is cut while the frame is resized, so only its pixels are computed. For three crops, the whole
+frame is resized once, and each crop is cut when a window is gathered.
 
-Each thread has its own stream, on which everything happens to its frames: the upload if the CPU decoded them, the
-kernel that makes the frame, and the kernels that gather windows. So a frame's memory can be reused as soon as
-Python drops the frame. The only thing that is ever waited for is a block of uploads that is to be filled again. A
-slot's own stream waits for the windows that were placed in it.
+Each thread has its own stream, on which everything happens to its frames: the upload if the CPU decoded them,
+the kernel that makes the frame, and the kernels that gather windows. So a frame's memory can be reused as
+soon as Python drops the frame. The only thing that is ever waited for is a block of uploads that is to be
+filled again. A slot's own stream waits for the windows that were placed in it.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class CudaPreprocess:
         self._tables: OrderedDict[tuple[int, int], tuple[Taps, int]] = OrderedDict()
         self._blocks: list[_Block] = []
         self._pending: list[tuple[Surface, DeviceFrame]] = []
-        """Surfaces waiting to be launched. Their frames are held here, because otherwise a later frame of the same
-        launch could get the memory of one that has been dropped meanwhile."""
+        """Surfaces waiting to be launched. Their frames are held here, because otherwise a later frame of the
+        same launch could get the memory of one that has been dropped meanwhile."""
         self._group: _Group | None = None
         self._closed = False
         cuda.activate()

@@ -1,7 +1,7 @@
 """Run one list of videos on several devices: one process each, which asks for a video when it has room.
 
-Each device has a process of its own, since one interpreter cannot feed several. If a process dies or its device
-fails, its videos go to the others. A video that two processes had when they died is given up.
+Each device has a process of its own, since one interpreter cannot feed several. If a process dies or its
+device fails, its videos go to the others. A video that two processes had when they died is given up.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ One thread and one conversion context per video take the least CPU time of all t
 (benchmarks/decoders.py). The same FFmpeg decodes on a GPU's NVDEC units if asked to. The container, times and
 checks are then the same; only the pictures are in device memory.
 
-No rows rather than wrong rows: a frame that the decoder had to guess, a missing frame, and a file shorter than it
-claims end the video with a `VideoError`. No decoder can detect damage that leaves a valid bitstream. Of random
-damage, H.264, MPEG-2, MPEG-4 and AV1 notice nearly all, HEVC and Motion JPEG about half, and VP9, GIF and FFV1
-hardly any.
+No rows rather than wrong rows: a frame that the decoder had to guess, a missing frame, and a file shorter
+than it claims end the video with a `VideoError`. No decoder can detect damage that leaves a valid bitstream.
+Of random damage, H.264, MPEG-2, MPEG-4 and AV1 notice nearly all, HEVC and Motion JPEG about half, and VP9,
+GIF and FFV1 hardly any.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ from vfx_runtime.video_file import (
     video_stream,
 )
 
-# These decoders silently drop a broken slice unless told to fail. For the others the flags on the frame tell more,
-# and failing would refuse harmless oddities.
+# These decoders silently drop a broken slice unless told to fail. For the others the flags on the frame tell
+# more, and failing would refuse harmless oddities.
 _EXPLODE = frozenset({"hevc", "mjpeg"})
 
-# These decoders notice a broken packet themselves. For the others, the container's flag counts, although it may
-# only mean that recordings were joined.
+# These decoders notice a broken packet themselves. For the others, the container's flag counts, although it
+# may only mean that recordings were joined.
 _VIGILANT = frozenset({"av1", "h264", "mpeg1video", "mpeg2video", "mpeg4"})
 
-# In these codecs, each packet gives one frame. So if no frame has a packet's time, the decoder lost that frame.
+# In these codecs, each packet gives one frame. So if no frame has a packet's time, the decoder lost that
+# frame.
 _FRAME_PER_PACKET = frozenset({"av1", "h264", "hevc", "vp9"})
 
 _SURFACES: dict[str, SurfaceFormat] = {

@@ -29,8 +29,8 @@ _IDLE_SECONDS = 0.05
 """If no video comes for this long, the videos under way are finished, without waiting to fill a batch."""
 
 _BROKEN_SECONDS = 2.0
-"""Pause after a failure. Without it, an actor with a broken engine would be the fastest to ask for more videos,
-and would take them from the actors that work."""
+"""Pause after a failure. Without it, an actor with a broken engine would be the fastest to ask for more
+videos, and would take them from the actors that work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class Actor:
         """Run the chunks of a batch.
 
         Args:
-            batch: ``jobs`` holds the chunks, each a pickled list of jobs. They come from this run's driver, and
-                are as trustworthy as any message in a Ray cluster.
+            batch: ``jobs`` holds the chunks, each a pickled list of jobs. They come from this run's driver,
+                and are as trustworthy as any message in a Ray cluster.
 
         Returns:
             ``answer`` holds one pickled `Answer`.

@@ -1,8 +1,8 @@
 """Run one list of videos on a Ray cluster: Ray Data hands chunks of it to a pool of actors.
 
-Each actor is the run of one process, so its files are those of a run without Ray. Videos that failed, and those of a
-chunk whose actor died, are tried once more, each by itself; those that the actor had finished are found finished. A
-video that fails again, or ends a second actor, is a failure of the run.
+Each actor is the run of one process, so its files are those of a run without Ray. Videos that failed, and
+those of a chunk whose actor died, are tried once more, each by itself; those that the actor had finished are
+found finished. A video that fails again, or ends a second actor, is a failure of the run.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def run_on_ray(
     """Run jobs on a cluster. Results come as chunks finish.
 
     Args:
-        task: what to do with each video. Its paths, and those of the videos, must be the same on every machine.
+        task: what to do with each video. Its paths, and those of the videos, must be the same on every
+            machine.
         device: ``cpu``, ``cuda``, or None for the engine file's default.
         jobs: all jobs of the run.
         listener: told about progress.
@@ -173,8 +174,8 @@ def _answers(
     rows = [{"jobs": pickle.dumps(chunk)} for chunk in chunks]
     actors = min(pool.actors, len(rows))
     with warnings.catch_warnings():
-        # Deprecated since Ray 2.60 without a successor. Our optional dependency's upper bound keeps to versions
-        # that still have it.
+        # Deprecated since Ray 2.60 without a successor. Our optional dependency's upper bound keeps to
+        # versions that still have it.
         warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Actor,
@@ -229,7 +230,8 @@ def _pool(
     share = cpus / number
     if threads is not None:
         share = min(share, float(threads))
-    # Ray counts in ten-thousandths. If the shares added up to slightly more than there is, it would wait for ever.
+    # Ray counts in ten-thousandths. If the shares added up to slightly more than there is, it would wait for
+    # ever.
     share = float(math.floor(share)) if share >= 1 else math.floor(share * 1000) / 1000
     return Pool(number, share, int(on_gpu))
 

@@ -18,14 +18,16 @@ _NAMED = 5
 def read_features(path: str | Path, video: str | None = None) -> Features:
     """Read all features of a video into memory.
 
-    If a shard still has the name that vfx gave it, all its bytes are first compared with the hash in the name.
+    If a shard still has the name that vfx gave it, all its bytes are first compared with the hash in the
+    name.
 
     Args:
         path: a file that vfx wrote: an ``.npz`` file, or a shard of ``--format webdataset`` or ``parquet``.
         video: name of the video; needed only if a shard holds several.
 
     Raises:
-        OutputError: there is no such file, it is damaged, vfx did not write it, or it does not hold this video.
+        OutputError: there is no such file, it is damaged, vfx did not write it, or it does not hold this
+            video.
         UsageError: a shard holds several videos and none is named, a name is given for an ``.npz`` file, or
             PyArrow is not installed.
     """

@@ -1,8 +1,8 @@
 """Videos, folders and lists at a URL such as ``s3://bucket/a.mp4``, through fsspec.
 
-A whole video is fetched before it is decoded, because its index may be at its end, and so that damage on the way is
-noticed as it is in a local file. The copy is a file without a name, so nothing is left of it however the process
-ends.
+A whole video is fetched before it is decoded, because its index may be at its end, and so that damage on the
+way is noticed as it is in a local file. The copy is a file without a name, so nothing is left of it however
+the process ends.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ class Report:
     machine: dict[str, Any]
     videos: dict[str, Any]
     peak: float | None
-    """Multiply-adds per second of the machine's matrix units in the engine's precision; None if not measured."""
+    """Multiply-adds per second of the machine's matrix units in the engine's precision; None if not
+    measured."""
     rounds: list[list[Cost]]
     """For each round, one measurement per stage."""
     batch: int

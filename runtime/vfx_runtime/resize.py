@@ -1,8 +1,8 @@
 """Resize and crop decoded frames, bit for bit like Pillow or OpenCV, by tables of filter taps.
 
-The tables cover only the cropped part. Columns are filtered first and rounded to uint8, then rows. (For frames much
-taller than wide that shrink, Pillow 13 filters rows first, which changes pixels by one level. Earlier versions, with
-which the published features were made, never do.)
+The tables cover only the cropped part. Columns are filtered first and rounded to uint8, then rows. (For
+frames much taller than wide that shrink, Pillow 13 filters rows first, which changes pixels by one level.
+Earlier versions, with which the published features were made, never do.)
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class FramePlan:
             return
         flat, line = _flat(rgb)
         tables = self.columns.start, self.columns.weight, self.rows.start, self.rows.weight
-        # Imported here because importing numba takes time, which a command that only prints its help should not
-        # spend.
+        # Imported here because importing numba takes time, which a command that only prints its help should
+        # not spend.
         if self.opencv:
             from vfx_runtime.resize_opencv import filter_frame_opencv
 
@@ -126,8 +126,8 @@ def plan_for(spec: EngineSpec, height: int, width: int) -> FramePlan:
     """The plan that turns frames of this size into an engine's input.
 
     Raises:
-        FrameError: the frames are too small; or the engine takes frames of the video's own size, and was opened
-            at another one.
+        FrameError: the frames are too small; or the engine takes frames of the video's own size, and was
+            opened at another one.
     """
     made = plan(spec.transform, height, width)
     wanted = spec.input.shape[2:4]

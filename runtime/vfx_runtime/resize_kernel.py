@@ -1,11 +1,12 @@
 """The compiled filter behind `vfx_runtime.resize`: two passes over uint8 RGB, horizontal first.
 
-Both passes are the same operation: adjacent bytes times a weight, summed over several places. In the horizontal pass,
-these are the bytes of one pixel in two rows; in the vertical pass, 32 bytes of one row. LLVM does not vectorise
-loops over single channels, so the operation is written on vectors, which LLVM translates to whatever the machine has
-(AVX-512, AVX2, NEON).
+Both passes are the same operation: adjacent bytes times a weight, summed over several places. In the
+horizontal pass, these are the bytes of one pixel in two rows; in the vertical pass, 32 bytes of one row. LLVM
+does not vectorise loops over single channels, so the operation is written on vectors, which LLVM translates
+to whatever the machine has (AVX-512, AVX2, NEON).
 
-Importing this module takes 0.3 s, and 4 s the first time on a machine, when numba compiles. So import it late.
+Importing this module takes 0.3 s, and 4 s the first time on a machine, when numba compiles. So import it
+late.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ def _horizontal(
         # If only one row is left, it is processed as both.
         down, below = (line, pitch) if y + 1 < bottom else (0, 0)
         begin, to = y * line, at + (y - top) * pitch
-        # A constant count lets the compiler unroll the loop, which saves a tenth of the time for common sizes.
+        # A constant count lets the compiler unroll the loop, which saves a tenth of the time for common
+        # sizes.
         if count == 2:
             _pair(source, begin, down, starts, flat, 2, target, to, below)
         elif count == 3:
@@ -199,8 +201,8 @@ def compiled(function: Callable[..., None], signature: Any) -> Callable[..., Non
     try:
         return compile_(cache=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
-        # There is no folder for the cache, the disk is full, or the cached copy is damaged. Then every run takes
-        # 4 s to compile.
+        # There is no folder for the cache, the disk is full, or the cached copy is damaged. Then every run
+        # takes 4 s to compile.
         return compile_(cache=False)
 
 

@@ -72,5 +72,5 @@ filter_frame_opencv: Callable[..., None] = compiled(
     types.void(_source, types.int64, types.int64, _starts, _weights, _starts, _weights, _pixels),
 )
 """filter_frame_opencv(source, line, height, column starts, column weights, row starts, row weights, out):
-compute ``out``, flat uint8 ``[h * w * 3]``, from ``source``, flat uint8 whose rows begin ``line`` bytes apart.
-Nothing is checked. Releases the GIL."""
+compute ``out``, flat uint8 ``[h * w * 3]``, from ``source``, flat uint8 whose rows begin ``line`` bytes
+apart. Nothing is checked. Releases the GIL."""

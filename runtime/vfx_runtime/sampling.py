@@ -1,7 +1,7 @@
 """Decide which frames are used: convert a video to a frame rate, and lay windows over it.
 
-Both take frames one by one and hold at most the span of a window, so a video may have any length. A *sample* is a
-frame after conversion to the frame rate; windows count in samples.
+Both take frames one by one and hold at most the span of a window, so a video may have any length. A *sample*
+is a frame after conversion to the frame rate; windows count in samples.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def rate(fps: float) -> Fraction:
 def resample(frames: Iterable[F], fps: float | None) -> Iterator[Held[F]]:
     """Choose the frames that show a video at another rate, as ffmpeg's fps filter does.
 
-    Frame i belongs to tick ``round(start * fps)``, halves away from zero. The ticks run from that of the first
-    frame to that of the last frame's end, exclusive. Each shows the latest frame at or before it: frames are
-    dropped or repeated, never blended. A video that ends within half a tick of its start has no samples
-    (ffmpeg gives no output).
+    Frame i belongs to tick ``round(start * fps)``, halves away from zero. The ticks run from that of the
+    first frame to that of the last frame's end, exclusive. Each shows the latest frame at or before it:
+    frames are dropped or repeated, never blended. A video that ends within half a tick of its start has no
+    samples (ffmpeg gives no output).
 
     Args:
         frames: the frames, in presentation order. Of dropped frames only the times are read.
@@ -130,9 +130,9 @@ class Window:
 class Windows:
     """The windows of one video, planned while its samples arrive.
 
-    Each sample is announced to `add`, which returns the window that it completes. `finish` gives the windows that
-    reach beyond the end. Later windows only use samples for which `needs` is true, from `floor` on; these are
-    never more than `span` plus the sampling's lead.
+    Each sample is announced to `add`, which returns the window that it completes. `finish` gives the windows
+    that reach beyond the end. Later windows only use samples for which `needs` is true, from `floor` on;
+    these are never more than `span` plus the sampling's lead.
 
     Args:
         sampling: the sampling of the run.
@@ -157,15 +157,15 @@ class Windows:
     def count(self, total: int) -> int:
         """The number of windows, and so of rows, of a video with ``total`` samples.
 
-        If edges are dropped, the window with anchor ``k * step`` counts if ``lead`` more samples follow its last
-        one, that is, if ``k * step - offset + span + lead <= total`` (I3D takes 64 frames and one more: 64
-        samples give no window, 65 give one).
+        If edges are dropped, the window with anchor ``k * step`` counts if ``lead`` more samples follow its
+        last one, that is, if ``k * step - offset + span + lead <= total`` (I3D takes 64 frames and one more:
+        64 samples give no window, 65 give one).
 
         If edges are filled and windows start at their anchor, there are windows until one reaches the last
-        sample (64 samples give one window, 65 give two), and none that begins after it. If windows are centred,
-        there is one for each ``k * step`` below ``total``. With a seed, windows are counted like the Decord-based
-        extractor does: a video shorter than a window has none, and a last window that ends exactly with the
-        video is left out.
+        sample (64 samples give one window, 65 give two), and none that begins after it. If windows are
+        centred, there is one for each ``k * step`` below ``total``. With a seed, windows are counted like the
+        Decord-based extractor does: a video shorter than a window has none, and a last window that ends
+        exactly with the video is left out.
         """
         sampling = self._sampling
         if sampling.edges == "drop":
@@ -227,8 +227,8 @@ class Windows:
         """Continue at a later sample, after the decoder skipped samples that no window needs.
 
         Raises:
-            ValueError: a window needs one of the samples between, or edges are filled, so that every sample may
-                be needed.
+            ValueError: a window needs one of the samples between, or edges are filled, so that every sample
+                may be needed.
         """
         if sample > self.floor or self._sampling.edges != "drop":
             raise ValueError(f"sample {sample} skips some that are needed from {self.floor} on")
@@ -285,7 +285,7 @@ class Windows:
 
 
 def truncated_linspace(start: float, end: float, count: int, most: int) -> tuple[int, ...]:
-    """``count`` positions from ``start`` to ``end``, both included, rounded down and clipped to 0 to ``most``.
+    """``count`` positions from ``start`` to ``end`` inclusive, rounded down and clipped to 0 to ``most``.
 
     Computed like ``torch.linspace``: in float32, from both ends towards the middle, with each product and sum
     rounded once. So a position that should be whole is rounded the same way as in PySlowFast.

@@ -1,9 +1,9 @@
 """Shards: files of many videos each, in one of several layouts.
 
-As in `vfx_runtime.hdf5`, each video is first an ``.npz`` file in a hidden folder, under its own claim. A process that
-has finished enough videos packs them. So a process that is killed loses nothing, and no more files wait than make
-a shard or two. A shard never changes. Its name contains a hash of its bytes, so processes need not agree on numbers,
-and a damaged shard is noticed.
+As in `vfx_runtime.hdf5`, each video is first an ``.npz`` file in a hidden folder, under its own claim. A
+process that has finished enough videos packs them. So a process that is killed loses nothing, and no more
+files wait than make a shard or two. A shard never changes. Its name contains a hash of its bytes, so
+processes need not agree on numbers, and a damaged shard is noticed.
 """
 
 from __future__ import annotations
@@ -279,7 +279,8 @@ def _sound_kind(layout: Layout, path: Path) -> Hashable | None:
             kind = layout.kind(archive)
             return kind if archive.testzip() is None else None
     except MemoryError:
-        # This is not damage: the members are known to fit in the file, and a run may have reported it as done.
+        # This is not damage: the members are known to fit in the file, and a run may have reported it as
+        # done.
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
     except DAMAGE as error:
         failure = system_failure(error)
@@ -324,8 +325,8 @@ def _pack(
                 # The staged files are removed next, so this one must be on disk in case of a power cut.
                 os.fsync(file.fileno())
                 final = output / f"features-{_digest(file)}{layout.suffix}"
-            # Damaged shards are renamed before the new one gets its name: if its videos came out as before, that
-            # is the name of a damaged one.
+            # Damaged shards are renamed before the new one gets its name: if its videos came out as before,
+            # that is the name of a damaged one.
             while damaged:
                 shard = damaged.pop()
                 # Without claims, another process may have done so already.
@@ -361,8 +362,8 @@ class _Plan:
 class Shards:
     """The shards of a folder, and the videos that they hold. Threads may share it.
 
-    The contents of a shard are read once, and all its bytes once more when it is first relied on, however often
-    it is asked for and however many shards are added.
+    The contents of a shard are read once, and all its bytes once more when it is first relied on, however
+    often it is asked for and however many shards are added.
 
     Args:
         output: the output folder.
@@ -419,8 +420,8 @@ class Shards:
     def _may_have_changed(self) -> bool:
         """Whether the folder's time differs from when it was last listed.
 
-        Files added within one tick of the file system's clock, at worst two seconds, do not change that time. So
-        the folder is listed once more when that long has passed.
+        Files added within one tick of the file system's clock, at worst two seconds, do not change that time.
+        So the folder is listed once more when that long has passed.
         """
         try:
             status = os.stat(self._output)

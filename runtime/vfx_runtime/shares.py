@@ -16,10 +16,10 @@ from vfx_runtime.job import Job
 class Share:
     """Share ``number`` of ``count``, counted from 0.
 
-    A hash of a video's name alone says which share it belongs to, not its place in the list, nor what else is in
-    the list. So if the list is sorted differently or grows between the starts of two runs, no video is left out
-    and none is done twice. Shares are equal on average: of 1,000 videos in 8 shares, each has 125, give or take
-    10.
+    A hash of a video's name alone says which share it belongs to, not its place in the list, nor what else is
+    in the list. So if the list is sorted differently or grows between the starts of two runs, no video is
+    left out and none is done twice. Shares are equal on average: of 1,000 videos in 8 shares, each has 125,
+    give or take 10.
     """
 
     number: int

@@ -78,8 +78,8 @@ def is_feature(array: NDArray[np.generic]) -> bool:
 def similarity(rows: NDArray[np.floating], most: int = CELLS) -> Similarity:
     """The self-similarity of rows.
 
-    The mean of all cosines between two groups is the dot product of the groups' mean directions, so the matrix
-    of all pairs is never computed.
+    The mean of all cosines between two groups is the dot product of the groups' mean directions, so the
+    matrix of all pairs is never computed.
 
     Args:
         rows: ``[rows, dim]``. Rows that are all zeros, or not finite, have no direction and are left out.

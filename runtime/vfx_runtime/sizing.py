@@ -1,7 +1,7 @@
 """For engines that take frames of the video's own size: find each video's size, and group videos by it.
 
-An engine is opened at one size (`vfx_engines.open_engine`), and opening it takes seconds. So a few videos at a time
-are looked at, and those of the same size are run together.
+An engine is opened at one size (`vfx_engines.open_engine`), and opening it takes seconds. So a few videos at
+a time are looked at, and those of the same size are run together.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The files of slowfast_feature_extractor: one float32 ``.npy`` file per video, ``[rows, dim]``.
 
-The file is ``<folder>/<name>_<frames>.npy``: the folder as in the list, the name up to its first dot, and the number
-of frames in a window (github.com/tridivb/slowfast_feature_extractor).
+The file is ``<folder>/<name>_<frames>.npy``: the folder as in the list, the name up to its first dot, and the
+number of frames in a window (github.com/tridivb/slowfast_feature_extractor).
 
-Such a file does not tell what made it, or from what. So it counts as done if it is whole and has rows of the engine's
-length. Whoever changes settings or videos must use another output folder. A flipped bit inside the values goes
-unnoticed.
+Such a file does not tell what made it, or from what. So it counts as done if it is whole and has rows of the
+engine's length. Whoever changes settings or videos must use another output folder. A flipped bit inside the
+values goes unnoticed.
 """
 
 from __future__ import annotations

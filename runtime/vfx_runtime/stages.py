@@ -41,8 +41,8 @@ class Stages:
     """Times the stages of a run. All its threads share it.
 
     If one stage happens inside another, its time counts only for the inner one: decoding an image while it is
-    resized counts as decoding. CPU time is that of the calling thread. The CPU time of engines' own threads is
-    what the process used minus what the run's threads used (`engine_cpu`).
+    resized counts as decoding. CPU time is that of the calling thread. The CPU time of engines' own threads
+    is what the process used minus what the run's threads used (`engine_cpu`).
     """
 
     def __init__(self) -> None:

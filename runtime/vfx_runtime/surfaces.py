@@ -1,7 +1,7 @@
 """The arguments of the CUDA kernels in ``kernels/preprocess.cu``, for Python.
 
-The structures have the same memory layout as the kernels declare. tests/runtime/test_preprocess_kernel.py runs the
-same source on a CPU.
+The structures have the same memory layout as the kernels declare. tests/runtime/test_preprocess_kernel.py
+runs the same source on a CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from vfx_runtime.picture import Convention, Orientation, SurfaceFormat
 from vfx_runtime.resize import FramePlan
 
 _FIXED = 1 << 13
-"""1.0 in FFmpeg's fixed point: samples are multiplied by 8, and the lower 16 bits of a product are dropped."""
+"""1.0 in FFmpeg's fixed point: samples are multiplied by 8, and the lower 16 bits of a product are
+dropped."""
 
 STRIP = 8
 """Output rows per thread, the same as in the kernel."""

@@ -3,8 +3,8 @@
 A table is computed once per source size, and is all that a kernel needs, on a CPU or on CUDA.
 
 The arithmetic follows Pillow's Resample.c (antialiased: the filter widens as the frame shrinks), PyTorch's
-``F.interpolate(align_corners=False)`` (not antialiased: 2 or 4 taps at any scale), and OpenCV's ``cv::resize``
-for 8-bit pixels (``opencv_linear``: 2 taps at any scale).
+``F.interpolate(align_corners=False)`` (not antialiased: 2 or 4 taps at any scale), and OpenCV's
+``cv::resize`` for 8-bit pixels (``opencv_linear``: 2 taps at any scale).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _FloatArray = npt.NDArray[np.float64]
 class Taps:
     """One axis of a resize: output i is the sum over j of ``weight[i, j] * source[start[i] + j]``.
 
-    The sum has `BITS` fraction bits; it is rounded (half up) and clamped to 0..255. Tables made by `opencv_taps`
-    are used differently, as explained there.
+    The sum has `BITS` fraction bits; it is rounded (half up) and clamped to 0..255. Tables made by
+    `opencv_taps` are used differently, as explained there.
     """
 
     start: npt.NDArray[np.int32]
@@ -79,11 +79,12 @@ def taps(
 def opencv_taps(source: int, resized: int, first: int, count: int, *, rows: bool) -> Taps:
     """The table of one axis for ``opencv_linear``; arguments as for `taps`.
 
-    Weights have `OPENCV_BITS` fraction bits. The sums of the horizontal pass are kept as integers without their
-    last 4 bits. In the vertical pass, each product of such a sum and a row's weight loses its lower 16 bits, two
-    are added, and the result is divided by 4 and rounded (half up). Because each product is truncated, two taps
-    on the same edge row are not the same as one tap with the sum of both weights. So tables of rows always have
-    2 taps, and may start at -1 and end one row beyond the frame, where the first and last row are repeated.
+    Weights have `OPENCV_BITS` fraction bits. The sums of the horizontal pass are kept as integers without
+    their last 4 bits. In the vertical pass, each product of such a sum and a row's weight loses its lower 16
+    bits, two are added, and the result is divided by 4 and rounded (half up). Because each product is
+    truncated, two taps on the same edge row are not the same as one tap with the sum of both weights. So
+    tables of rows always have 2 taps, and may start at -1 and end one row beyond the frame, where the first
+    and last row are repeated.
     """
     # These steps, in float32, give OpenCV's rounding.
     scale = 1.0 / (resized / source)

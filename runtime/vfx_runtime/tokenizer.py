@@ -1,9 +1,9 @@
 """From texts to token ids: CLIP's byte-level BPE, with the merges in a text encoder's spec.
 
 Sources: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; for
-byte-level BPE, Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. CLIP first cleans texts
-with ftfy, which repairs wrongly decoded text. Here only what ftfy does to correct text is done: straight quotes for
-curly ones, plain letters for ligatures and full width, and composed accents (NFC).
+byte-level BPE, Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. CLIP first cleans
+texts with ftfy, which repairs wrongly decoded text. Here only what ftfy does to correct text is done:
+straight quotes for curly ones, plain letters for ligatures and full width, and composed accents (NFC).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _PLAIN |= str.maketrans(dict.fromkeys("‘’‚‛", "'") | dict.fromkeys("“�
 class Tokenizer:
     """Turns texts into rows of token ids.
 
-    Ids are numbered in this order: single bytes, bytes that end a word, merges, the marker that starts a text, and
-    the marker that ends it, which has the largest id.
+    Ids are numbered in this order: single bytes, bytes that end a word, merges, the marker that starts a
+    text, and the marker that ends it, which has the largest id.
 
     Args:
         text: the text part of the engine's spec.
@@ -124,7 +124,7 @@ def _clean(text: str) -> str:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Split a text into runs of letters, single digits, runs of other characters, and the words of `_WHOLE`."""
+    """Split into runs of letters, single digits, runs of other characters, and the words in `_WHOLE`."""
     at = 0
     while at < len(text):
         kind = _kind(text[at])

@@ -25,8 +25,8 @@ from vfx_engines.errors import VideoError
 MAX_PIXELS = 2**26
 """Largest picture that is decoded (8192 x 8192), since a header can ask for any amount of memory."""
 
-# Demuxers that read only the file itself. HLS, DASH, concat, SDP, image sequences and the like would follow names
-# inside the file; tty would decode any text as a film.
+# Demuxers that read only the file itself. HLS, DASH, concat, SDP, image sequences and the like would follow
+# names inside the file; tty would decode any text as a film.
 _FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,gif,apng,mxf,nut,rm,wtv,dv,ivf,obu,av1,gxf,"
     "h264,hevc,vvc,m4v,mpegvideo,mjpeg,vc1,yuv4mpegpipe"

@@ -1,7 +1,7 @@
 """Test-time views: clips spread over a whole video, each cropped once or three times.
 
-This is how PySlowFast tests its models. Which frames a clip has depends on the video's number of frames, so these are
-counted first, from packets and without decoding.
+This is how PySlowFast tests its models. Which frames a clip has depends on the video's number of frames, so
+these are counted first, from packets and without decoding.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Views:
     count: int
     """Number of clips spread over the video, 1 or more (TEST.NUM_ENSEMBLE_VIEWS)."""
     crops: Crops = 1
-    """1: the engine's own resize and centre crop. 3: the short side is resized to the size of the crop, and crops
-    are taken left, centre and right, or top, centre and bottom (TEST.NUM_SPATIAL_CROPS)."""
+    """1: the engine's own resize and centre crop. 3: the short side is resized to the size of the crop, and
+    crops are taken left, centre and right, or top, centre and bottom (TEST.NUM_SPATIAL_CROPS)."""
     keep: bool = False
     """Whether to give a row for each crop of each clip, clip by clip, instead of their mean as one row."""
     offset: bool = False
     """Whether the last clip ends where the video does, and a single clip is in the video's middle
-    (DATA.USE_OFFSET_SAMPLING). Otherwise clip k of n begins at k/n of the room for clips, so the last one ends
-    before the video does."""
+    (DATA.USE_OFFSET_SAMPLING). Otherwise clip k of n begins at k/n of the room for clips, so the last one
+    ends before the video does."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -101,7 +101,8 @@ def crop_offset(height: int, width: int, crop: int) -> tuple[int, int]:
     Args:
         height: height of the whole frame in pixels.
         width: width of the whole frame in pixels.
-        crop: 0 for the start of the longer side, 1 for its middle (half a pixel is rounded up), 2 for its end.
+        crop: 0 for the start of the longer side, 1 for its middle (half a pixel is rounded up), 2 for its
+            end.
     """
     room = abs(height - width)
     offset = (0, (room + 1) // 2, room)[crop]
@@ -118,9 +119,9 @@ def cropped(pixels: npt.NDArray[np.uint8], crop: int) -> npt.NDArray[np.uint8]:
 class ViewWindows:
     """The windows of one video's views, planned before its first frame.
 
-    A clip lasts ``stride * frames / target_fps`` seconds. It begins where it does in PySlowFast when that decodes
-    a whole video (``slowfast/datasets/decoder.py``). Its frames are the video's own, at float32 positions rounded
-    down; positions beyond the end of a short video stand for its last frame.
+    A clip lasts ``stride * frames / target_fps`` seconds. It begins where it does in PySlowFast when that
+    decodes a whole video (``slowfast/datasets/decoder.py``). Its frames are the video's own, at float32
+    positions rounded down; positions beyond the end of a short video stand for its last frame.
 
     Args:
         sampling: the sampling of the run.

@@ -1,7 +1,7 @@
 """The formats that features are saved in, behind one interface.
 
-For each job, a run takes the job's claim; skips the job if ``is_done``; otherwise calls ``prepare``, extracts, and
-calls ``write``; and releases the claim. At the end it calls ``finish``.
+For each job, a run takes the job's claim; skips the job if ``is_done``; otherwise calls ``prepare``,
+extracts, and calls ``write``; and releases the claim. At the end it calls ``finish``.
 """
 
 from __future__ import annotations
