@@ -1,4 +1,4 @@
-"""A real page in a real browser: headless Chromium, spoken to over a pipe (DevTools protocol)."""
+"""Open pages in a real browser: headless Chromium, controlled over a pipe (DevTools protocol)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FLAGS = (
 
 
 def chromium() -> str | None:
-    """The program, where there is one."""
+    """Path of an installed Chromium or Chrome; None if there is none."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -59,7 +59,7 @@ class Browser:
         self._number = 0
         self._session: str | None = None
         self.complaints: list[str] = []
-        """Errors and warnings of the page that is open: its console's, and requests that were made."""
+        """Errors and warnings in the console of the open page, and requests that it made."""
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -68,7 +68,7 @@ class Browser:
     def open(
         self, page: Path, width: int, height: int, scheme: str = "light", *, scripts: bool = True
     ) -> None:
-        """Load a page at a size in CSS pixels."""
+        """Load a page in a window of this size in CSS pixels."""
         self._call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self._call(
             "Emulation.setDeviceMetricsOverride",
@@ -85,7 +85,7 @@ class Browser:
             self._message()
 
     def ask(self, expression: str) -> Any:
-        """What a JavaScript expression is, as JSON."""
+        """The value of a JavaScript expression, which must be valid JSON."""
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise AssertionError(answer["exceptionDetails"])
@@ -104,7 +104,7 @@ class Browser:
         self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def picture(self, path: Path | None = None) -> NDArray[np.uint8]:
-        """The whole page as pixels: uint8 [height, width, 3]; saved as a PNG too where a path is given."""
+        """A picture of the whole page, uint8 ``[height, width, 3]``; also saved as PNG if a path is given."""
         size = self.ask("[document.documentElement.clientWidth, document.documentElement.scrollHeight]")
         clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
         answer = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
@@ -114,7 +114,7 @@ class Browser:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
     def pdf(self) -> bytes:
-        """The page as it prints."""
+        """The page as printed to PDF."""
         return base64.b64decode(self._call("Page.printToPDF", printBackground=True)["data"])
 
     def _call(self, method: str, **parameters: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A small CLIP as OpenAI publishes one, a vocabulary like its own, and the text encoder's public formula."""
+"""A small CLIP in OpenAI's format, a vocabulary like OpenAI's, and the text encoder's published formula."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VOCABULARY, MERGES = 49408, 48894
 
 
 def merges(words: Iterable[str] = ("dog", "cat", "photo")) -> list[str]:
-    """48894 pairs: those that make ``words`` of their letters, from left to right, then any of two bytes."""
+    """48894 merges: first those that build ``words`` letter by letter from the left, then pairs of bytes."""
     made: dict[str, None] = {}
     for word in words:
         parts = [*word[:-1], f"{word[-1]}</w>"]
@@ -38,14 +38,14 @@ def merges(words: Iterable[str] = ("dog", "cat", "photo")) -> list[str]:
 
 
 def vocabulary_file(path: Path, lines: list[str] | None = None) -> Path:
-    """As OpenAI's: a line that says the version, and more merges than are taken."""
+    """Write a file like OpenAI's: a line with the version, and more merges than are used."""
     text = "\n".join(["a version", *(lines or merges()), "too late", "q u"])
     path.write_bytes(gzip.compress(text.encode(), 1))
     return path
 
 
 def small_clip(name: str, download: Download, vocabulary: Download) -> Model:
-    """A row with both encoders."""
+    """A catalogue row with both encoders."""
     return Model(
         name=name,
         source="tests/clip_texts.py",
@@ -67,7 +67,7 @@ def small_clip(name: str, download: Download, vocabulary: Download) -> Model:
 
 
 def small_state(seed: int = 0, scale: float = 100.0) -> dict[str, Tensor]:
-    """Both encoders' weights, halves where OpenAI has halves, and its archives' numbers."""
+    """The weights of both encoders, in half precision where OpenAI's are, and the numbers in its archives."""
     images, texts = CLIPViT(SIZE, PATCH, WIDTH, LAYERS, LENGTH), CLIPText(WIDTH, LENGTH, LAYERS)
     random_weights(images, seed)
     random_weights(texts, seed + 1)
@@ -85,7 +85,7 @@ def small_archive(path: Path, seed: int = 0) -> Path:
 
 
 def text_features(state: Mapping[str, Any], ids: Tensor, layers: int) -> Tensor:
-    """The public formula, with PyTorch's own modules: OpenAI's model.py, CLIP.encode_text."""
+    """The published formula with PyTorch's own modules (OpenAI's model.py, CLIP.encode_text)."""
     weights = {key: torch.as_tensor(value).float() for key, value in state.items()}
     width = weights["token_embedding.weight"].shape[1]
     x = weights["token_embedding.weight"][ids.long()] + weights["positional_embedding"]

@@ -1,4 +1,4 @@
-"""What all tests share: the marks that a machine may lack, and engines that are exported once."""
+"""Fixtures that all tests share, and what happens if a machine lacks something that a test needs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from exports import PYSLOWFAST, Exports
 from vfx_runtime.claims import Claims
 
 REQUIRED = set(os.environ.get("VFX_REQUIRE", "").split(",")) - {""}
-"""What this machine is said to have; a test that misses it fails."""
+"""What this machine is supposed to have (VFX_REQUIRE, comma-separated). A test that misses it fails."""
 
 
 def lacking(what: str, why: str) -> NoReturn:
-    """Skip a test whose ``what`` is missing here, or fail it where VFX_REQUIRE asks for that."""
+    """Skip a test because ``what`` is missing here; or fail it if VFX_REQUIRE names it."""
     if what in REQUIRED:
         pytest.fail(f"VFX_REQUIRE asks for {what}: {why}")
     pytest.skip(why)
@@ -32,21 +32,21 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def claims(output: Path) -> Iterator[Claims]:
-    """Those of this process on it."""
+    """This process's claims on the output folder."""
     with Claims(output) as claims:
         yield claims
 
 
 @pytest.fixture(scope="session")
 def pyslowfast(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    """Exports of PySlowFast's ResNets and SlowFasts, which several modules ask for."""
+    """Exports of PySlowFast's ResNets and SlowFasts, shared by several test modules."""
     pytest.importorskip("torch")
     return Exports(tmp_path_factory.mktemp("pyslowfast"), PYSLOWFAST)
 
 
 @pytest.fixture(scope="session")
 def i3d_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kit's I3D checkpoint, weight seed 0, as the world publishes one."""
+    """The kit's I3D checkpoint with weight seed 0, in the format of the public one."""
     torch = pytest.importorskip("torch")
     from parity_kit import kit
 
@@ -58,12 +58,12 @@ def i3d_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def i3d_engines(tmp_path_factory: pytest.TempPathFactory, i3d_checkpoint: Path) -> I3DEngines:
-    """Exports of I3D, each made when it is first asked for."""
+    """Exports of I3D, each made when a test first asks for it."""
     return I3DEngines(tmp_path_factory.mktemp("engines"), i3d_checkpoint)
 
 
 class I3DEngines:
-    """`engines(precision, frames)` is the path of that export, with the head."""
+    """``engines(precision, frames)`` gives the path of that export, with its head."""
 
     def __init__(self, folder: Path, checkpoint: Path) -> None:
         self._folder, self._checkpoint = folder, checkpoint

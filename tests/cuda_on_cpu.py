@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels of the runtime as C++ and runs them on the CPU, thread after thread."""
+"""Compile the runtime's CUDA kernels as C++, and run them on the CPU, one thread after another."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vfx_runtime.surfaces import (
 UNTOLD = Convention()
 _BLOCK = (32, 4, 1)
 
-# As the driver launches: an array of the addresses of the arguments.
+# Like the driver's launch, it takes an array of the arguments' addresses.
 _ENTRY = """
 extern "C" void run_{name}(const int* grid, const int* block, void** arguments) {{
     launch(grid, block, [&] {{ {name}({arguments}); }});
@@ -70,7 +70,7 @@ class CpuKernels:
         code.write_text(source() + entries)
         library = folder / "kernels.so"
         shim = Path(__file__).with_name("cuda_shim.h")
-        # No contraction into fused multiply-adds here; the GPU's may move a rounding by one level.
+        # No contraction into fused multiply-adds here; on a GPU they may change a rounding by one level.
         flags = [
             "-O2",
             "-std=c++17",
@@ -84,7 +84,7 @@ class CpuKernels:
         self._library = ctypes.CDLL(str(library))
 
     def for_driver(self) -> dict[str, tuple[Kernel, list[int]]]:
-        """The kernels as `SimulatedDriver` runs them: a function, and the sizes of its arguments."""
+        """The kernels in the form that `SimulatedDriver` takes: a function, and its arguments' sizes."""
 
         def runner(name: str) -> Kernel:
             def run(grid: Sequence[int], block: Sequence[int], addresses: list[int]) -> None:
@@ -112,7 +112,7 @@ class CpuKernels:
         convention: Convention = UNTOLD,
         turn: Orientation = UPRIGHT,
     ) -> NDArray[np.uint8]:
-        """Pictures of one or two planes each to uint8 [n, out_height, out_width, 3]."""
+        """Convert, resize and crop pictures of one to three planes: uint8 ``[n, out_height, out_width, 3]``."""
         out = np.zeros((len(planes), plan.out_height, plan.out_width, 3), np.uint8)
         taps = Taps(
             plan.rows.start.ctypes.data,
@@ -144,7 +144,7 @@ class CpuKernels:
         shape: tuple[int, ...],
         blank: tuple[int, int, int],
     ) -> NDArray[np.uint8]:
-        """Frames of this shape, or parts of larger ones, wherever they lie, in one array; None is blank."""
+        """Gather frames of this shape, or parts of larger ones, into one array; None gives a blank frame."""
         out = np.zeros((len(frames), *shape), np.uint8)
         size = int(np.prod(shape))
         gathered, row = Frames(), size

@@ -28,23 +28,23 @@ PYSLOWFAST = {
     "slowfast_16x8_r50_ssv2_multigrid": "SLOWFAST_16x8_R50_SSv2",
     "slowfast_16x8_r101_ava": "SLOWFAST_32x2_R101_50_50_AVA",
 }
-"""PySlowFast's ResNets and SlowFasts, and the kit's folder of each."""
+"""PySlowFast's ResNets and SlowFasts, with the kit's folder of each."""
 
 
 def heavy(*values: Any) -> Any:
-    """A parameter set that takes long: ``scripts/test -m slow`` runs it."""
+    """A parameter set that takes long; only ``scripts/test -m slow`` runs it."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def heavy_in_ci(*values: Any) -> Any:
-    """The same, where CI runs it but not all that is slow in its file."""
+    """Like `heavy`, but CI runs it too, although it does not run all slow sets of the file."""
     return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.ci])
 
 
 class Exports:
-    """`exports(name, precision)` is the path of that engine, with its head, of weight seed 0.
+    """``exports(name, precision)`` gives the path of that engine, with its head and weight seed 0.
 
-    The kit's folder and the catalogue's row have one name, unless ``kits`` gives the row's folder.
+    The kit's folder has the name of the catalogue's row, unless ``kits`` gives another one for the row.
     """
 
     def __init__(self, folder: Path, kits: Mapping[str, str] | None = None) -> None:
@@ -68,7 +68,7 @@ class Exports:
         exact_zeros: bool = False,
         **changes: Any,
     ) -> Any:
-        """Export weights of another seed, or a row with ``changes``; gives the spec."""
+        """Export weights of any seed, or a row with ``changes``; returns the spec."""
         from vfx_export.catalogue import find
         from vfx_export.exporting import export_model
 
@@ -83,7 +83,7 @@ class Exports:
         )
 
     def checkpoint(self, name: str, seed: int = 0) -> Path:
-        """The kit's weights as the world publishes them."""
+        """A file with the kit's weights, in the format of the public checkpoint."""
         import torch
 
         path = self.folder / f"{name}_{seed}.pt"
@@ -92,7 +92,7 @@ class Exports:
         return path
 
     def state(self, name: str, seed: int = 0) -> dict[str, Any]:
-        """The same in memory."""
+        """The kit's weights in memory."""
         import torch
 
         arrays = kit(self.kits.get(name, name)).checkpoint(seed)
@@ -100,11 +100,11 @@ class Exports:
 
 
 def relative(got: Any, want: Any) -> float:
-    """L2 distance over the L2 norm of what is wanted."""
+    """L2 norm of the difference, relative to the L2 norm of ``want``."""
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
 def rows_apart(got: Any, want: Any) -> float:
-    """The largest relative distance of a row."""
+    """The largest relative L2 error of any row."""
     assert got.shape == want.shape
     return max(relative(row, target) for row, target in zip(got, want, strict=True))

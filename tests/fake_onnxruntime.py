@@ -1,4 +1,4 @@
-"""ONNX Runtime whose CUDA provider computes on a simulated device."""
+"""ONNX Runtime with a fake CUDA provider that computes on a simulated device."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from simulated_cuda import SimulatedDriver
 
 
 class FakeOnnxRuntime(types.ModuleType):
-    """The real module, but for a CUDA provider that puts its work on a simulated stream.
+    """The real module, except for a CUDA provider that queues its work on a simulated stream.
 
     Args:
-        driver: the device.
-        has_cuda: whether the provider is there.
-        loads: whether it can be loaded.
-        most: rows beyond which it says that its memory is full.
+        driver: the simulated device.
+        has_cuda: whether the provider is available.
+        loads: whether the provider can be loaded.
+        most: with more rows than this, the provider reports that memory is full.
     """
 
     def __init__(

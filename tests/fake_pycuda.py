@@ -1,7 +1,7 @@
-"""`pycuda.driver`, as far as vfx uses it, on the simulated driver.
+"""`pycuda.driver`, as far as vfx uses it, on top of the simulated driver.
 
-Names, argument names and what is static are those of PyCUDA 2026.1's wrap_cudadrv.cpp and driver.py. A kernel
-is given its arguments as bytes, which PyCUDA passes on as one block; its simulated side is told their types.
+Names, argument names and static methods are those of PyCUDA 2026.1's wrap_cudadrv.cpp and driver.py. A kernel
+gets its arguments as bytes, which PyCUDA passes on as one block; the simulation is told their types.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from simulated_cuda import SimulatedDriver
 
 
 class Error(Exception):
-    """Base of PyCUDA's."""
+    """Base of PyCUDA's errors."""
 
 
 class MemoryError(Error):
-    """The device has too little."""
+    """The device has too little memory."""
 
 
 def make(device: SimulatedDriver, kernels: dict[str, Sequence[type]]) -> types.ModuleType:
-    """The module.
+    """Make the module.
 
     Args:
-        device: what does the work.
-        kernels: types of the arguments of each kernel that it knows.
+        device: the simulated driver that does the work.
+        kernels: for each known kernel, the types of its arguments.
     """
 
     def checked(result: tuple[Any, ...]) -> Any:
@@ -134,7 +134,7 @@ def make(device: SimulatedDriver, kernels: dict[str, Sequence[type]]) -> types.M
             block: tuple[int, ...],
             stream: Stream | None = None,
         ) -> None:
-            # The block lies in memory as a structure of the arguments.
+            # The block has the memory layout of a structure of the arguments.
             fields = [(f"a{i}", kind) for i, kind in enumerate(self._kinds)]
             structure = type("Arguments", (ctypes.Structure,), {"_fields_": fields})
             whole = bytes(packed)

@@ -1,9 +1,9 @@
-"""TensorRT, faked from the signatures of the real bindings: what they do not have, or not so, is refused.
+"""A fake TensorRT with the signatures of the real bindings: calls that those do not allow are refused.
 
-The kit's ``specs/tensorrt_api/<version>.json`` lists every class, member, argument and enumerator of one
-version. Behind that gate this module acts: plans are JSON, and executing one computes the tiny engine on
-the simulated device. It shows that vfx calls TensorRT by its right names, in an order that makes sense; not
-that TensorRT then does what is hoped.
+The kit's ``specs/tensorrt_api/<version>.json`` lists every class, member, argument and enumerator of a
+version. Calls that pass this check are acted out: plans are JSON, and executing one computes the tiny engine
+on the simulated device. This shows that vfx uses TensorRT's names correctly and in a sensible order, not that
+the real TensorRT then does what we expect.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def tiny_plan(
     profiles: tuple[tuple[int, int, int], ...] = ((1, 4, 4),),
     row: tuple[int, ...] = _ROW,
 ) -> bytes:
-    """A plan of the tiny engine, as the fake writes and reads them."""
+    """A plan of the tiny engine, in the format that the fake writes and reads."""
     plan = {
         "version": version,
         "compatible": compatible,
@@ -46,11 +46,11 @@ def tiny_plan(
 
 
 class FakeTensorRt(types.ModuleType):
-    """Stands for the module ``tensorrt``, or ``tensorrt_lean``.
+    """Stands in for the module ``tensorrt``, or ``tensorrt_lean``.
 
     Args:
-        version: a file of the kit.
-        driver: the device that plans run on.
+        version: one of the kit's files, such as ``10.16``.
+        driver: the simulated device that plans run on.
     """
 
     def __init__(self, version: str, driver: SimulatedDriver) -> None:
@@ -75,7 +75,7 @@ class FakeTensorRt(types.ModuleType):
 
 
 def _gate(module: FakeTensorRt, name: str, members: dict[str, Any]) -> type:
-    """A class with the members that the real one has: faked where `_ACTS` says how, else refused."""
+    """A class with the members of the real one: those in `_ACTS` are faked, the others are refused."""
     acts = _ACTS.get(name)
     if acts is None:
         raise NotImplementedError(f"{name} is not faked")
@@ -86,7 +86,7 @@ def _gate(module: FakeTensorRt, name: str, members: dict[str, Any]) -> type:
         if member not in members:
             raise AttributeError(f"TensorRT {module.__version__}: {name} has no {member}")
         if name == "IBuilderConfig" and members[member] == "property":
-            return None  # a setting that nobody set
+            return None  # a property that was never set
         raise NotImplementedError(f"{name}.{member} is not faked")
 
     def assign(instance: object, member: str, value: Any) -> None:
@@ -115,7 +115,7 @@ def _gate(module: FakeTensorRt, name: str, members: dict[str, Any]) -> type:
 
 
 def _checked(owner: str, signatures: Any, does: Callable[..., Any]) -> Callable[..., Any]:
-    """`does`, called only as one of the signatures allows."""
+    """Wrap ``does`` so that it can only be called as one of the signatures allows."""
     if signatures == "attribute":
         return does
     overloads = [_arguments(text) for text in signatures if "*args" not in text]
@@ -129,7 +129,7 @@ def _checked(owner: str, signatures: Any, does: Callable[..., Any]) -> Callable[
 
 
 def _arguments(text: str) -> list[tuple[str, str, bool]]:
-    """Name, type and whether it may be left out, of each argument but self."""
+    """For each argument except self: its name, its type, and whether it may be left out."""
     inside = text[text.index("(") + 1 : text.rindex(")")]
     parts = re.split(r", (?=\w+: )", inside)[1:]
     found = []
@@ -468,7 +468,7 @@ class _CacheActs:
 
 
 class _Buffer(bytes):
-    """Bytes that can be entered, as TensorRT's host memory can."""
+    """Bytes that are also a context manager, like TensorRT's host memory."""
 
     def __enter__(self) -> _Buffer:
         return self

@@ -1,7 +1,7 @@
-"""Runs vfx-run with a fault in it, and judges what is left: for the tests and for scripts/reliability.
+"""Run vfx-run with a fault, and judge what is left; for the tests and for scripts/reliability.
 
-A run is forked from a process that has imported everything, so that hundreds of them take minutes. A trap
-stands at a boundary between two stages and springs at the n-th call.
+Runs are forked from a process that has imported everything, so that hundreds of them take only minutes. A
+trap sits at the boundary between two stages, and springs at the n-th call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STAGES = {
     "write .part": ("vfx_runtime.npz", "_write_member"),
     "rename": ("pathlib", "Path.replace"),
 }
-"""Where a stage begins and ends: module and function."""
+"""For each stage, the module and the function where traps are set."""
 
 PACKING = {
     "check staged": ("vfx_runtime.shards", "_sound_kind"),
@@ -48,19 +48,19 @@ PACKING = {
     "write HDF5": ("vfx_runtime.hdf5", "Hdf5Writer._pack_one"),
     "remove staged of HDF5": ("vfx_runtime.hdf5", "remove"),
 }
-"""Likewise of what follows the last video where videos are packed."""
+"""The same for the steps after the last video, in formats that pack videos."""
 
 CALLS = {"decode": 120, "resize": 120, "submit": 12, "collect": 12, "write .part": 30, "rename": 8}
 CALLS |= {"check staged": 8, "write tar": 8, "write table": 8, "sync": 1, "rename all": 9}
 CALLS |= {"remove staged": 2, "write HDF5": 8, "remove staged of HDF5": 2}
-"""Calls that every run of `Work` has at least."""
+"""For each stage, a number of calls that every run of `Work` reaches."""
 
 PACKS = {
     "webdataset": ("check staged", "write tar", "sync", "rename all", "remove staged"),
     "parquet": ("check staged", "write table", "sync", "rename all", "remove staged"),
     "hdf5": ("write HDF5", "sync", "rename all", "remove staged of HDF5"),
 }
-"""Formats that pack videos, and what they call for it."""
+"""The formats that pack videos, with the steps that each goes through."""
 
 LENGTHS = (9, 41, 16, 4, 70, 23, 8, 12)
 _SECONDS = 60
@@ -68,16 +68,16 @@ _SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Trap:
-    """Something that happens at the n-th call of a stage, before or after it."""
+    """Something that happens at the n-th call of a stage, before or after the call."""
 
     stage: str
     number: int
     action: Callable[..., None]
-    """Called with the arguments of the stage's function; pickled, so a function of a module."""
+    """Called with the arguments of the stage's function. It is pickled, so it must be a module's function."""
     after: bool = False
 
     def set(self) -> None:
-        """Put it into this process."""
+        """Set the trap in this process."""
         module, path = (STAGES | PACKING)[self.stage]
         owner: Any = importlib.import_module(module)
         *above, name = path.split(".")
@@ -95,7 +95,7 @@ class Trap:
             try:
                 return real(*args, **rest)
             finally:
-                # Also after a call that raises: the last one of a decoder says that its video ends.
+                # Also if the call raised: a decoder's last call raises StopIteration at the end of its video.
                 if springs and self.after:
                     self.action(*args)
 
@@ -104,7 +104,7 @@ class Trap:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended: exit code, or minus the signal, and what it said."""
+    """How a run ended: its exit code (or minus the signal), and what it printed."""
 
     code: int
     said: str
@@ -112,7 +112,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An engine, videos, and the `results` of an undisturbed run in each format."""
+    """An engine, videos, and the `results` of undisturbed runs, by format."""
 
     folder: Path
     engine: Path
@@ -120,7 +120,7 @@ class Work:
     calm: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def expected(self, format: str) -> dict[str, bytes]:
-        """Run once, when it is first asked for."""
+        """The results in a format, from a run made when they are first asked for."""
         if format not in self.calm:
             ended = run([self.engine, self.videos, self.folder / format], format=format)
             assert ended.code == 0, ended.said
@@ -130,7 +130,7 @@ class Work:
 
 
 def make_work(folder: Path) -> Work:
-    """Eight short videos."""
+    """Make the tiny engine and eight short videos."""
     folder.mkdir(parents=True, exist_ok=True)
     engine, videos = tiny_engine(folder / "tiny.onnx"), folder / "videos"
     videos.mkdir()
@@ -147,7 +147,7 @@ class Trial:
     folder: Path
     chance: random.Random
     undo: list[Callable[[], object]] = field(default_factory=list)
-    """What ends the disturbance, before the following run."""
+    """Called before the following run, to end the disturbance."""
     format: str = "npz"
 
     def __post_init__(self) -> None:
@@ -172,27 +172,28 @@ class Trial:
         """Run in a process of its own.
 
         Args:
-            trap: set in it.
-            before: called in it first.
-            log: name of the file of what it says.
+            trap: a trap to set in that process.
+            before: called in that process first.
+            log: name of the file for what it prints.
         """
         return run([self.work.engine, self.videos, self.output], trap, before, format=self.format, log=log)
 
     def restore(self) -> None:
-        """The videos as they were."""
+        """Restore the videos as they were."""
         shutil.rmtree(self.videos)
         shutil.copytree(self.work.videos, self.videos)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a trial."""
+    """The result of a trial."""
 
     kind: str
+    """One of `KINDS`."""
     lost: int
-    """Results that are wrong, or that the following run does not complete."""
+    """Number of results that are wrong, or that the following run did not complete."""
     why: str
-    """Of anything that should not be; empty if all is well."""
+    """What went wrong; empty if all is well."""
 
 
 ALL, NAMED, ENDED, KILLED = "all done", "some failed by name", "run ended with its reason", "killed"
@@ -200,7 +201,7 @@ KINDS = (ALL, NAMED, ENDED, KILLED)
 
 
 def judge(trial: Trial, ended: Ended) -> Outcome:
-    """Compare what a disturbed run left with the undisturbed one, then run again, and compare again."""
+    """Compare what a disturbed run left with an undisturbed run, then run again and compare again."""
     expected, problems = trial.work.expected(trial.format), []
     found, named = results(trial.output), failures(trial.output)
     wrong = {name for name, data in found.items() if data != expected.get(name)}
@@ -240,7 +241,7 @@ def _is_output(name: str) -> bool:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """What is saved of each video, in whichever way, byte for byte; ``twice`` of one that is there twice."""
+    """The saved bytes of each video, in any format; ``twice`` for a video that was saved twice."""
     found: dict[str, bytes] = {}
     for file in sorted(name for name in files_in(folder) if _is_output(name)):
         for name, data in _saved(folder / file, file):
@@ -249,7 +250,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 def _saved(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
-    """Read without vfx, but for Parquet, of which only vfx knows what a video's ``meta`` is."""
+    """Read a file without vfx, except Parquet, where only vfx can put a video's ``meta`` together."""
     match path.suffix:
         case ".npz":
             yield name.removesuffix(".npz"), path.read_bytes()
@@ -273,7 +274,7 @@ def _saved(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too; empty where there is no folder."""
+    """The bytes of every file below a folder, including hidden ones; empty if there is no folder."""
     return {name: (folder / name).read_bytes() for name in files_in(folder)}
 
 
@@ -291,7 +292,7 @@ def run(
     format: str = "npz",
     log: str = "said.log",
 ) -> Ended:
-    """vfx-run of an engine and inputs into a folder, the last path, with two decoders and small batches."""
+    """Run vfx-run with two decoders and small batches; ``paths`` are the engine, inputs, and the output."""
     engine, *inputs, output = paths
     arguments = [
         "--engine",

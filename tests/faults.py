@@ -1,4 +1,4 @@
-"""The faults that a run must survive, each as something that disturbs one `Trial`; see `fault_kit`."""
+"""The faults that a run must survive, each a function that disturbs one `Trial`; see `fault_kit`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from vfx_engines.errors import EngineError
 Fault = Callable[[Trial], Ended]
 
 
-# What springs in the disturbed process
+# Actions of traps, in the disturbed process
 
 
 def send(number: int, *_: object) -> None:
-    """A signal to the whole process."""
+    """Send a signal to the whole process."""
     os.kill(os.getpid(), number)
 
 
@@ -40,13 +40,13 @@ def throw(error: BaseException, *_: object) -> None:
 
 
 def hang(*_: object) -> None:
-    """A read that never returns, and a user who loses patience."""
+    """A read that never returns, and a user who loses patience and presses Ctrl-C."""
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait()
 
 
 def remove_folder(folder: Path, *_: object) -> None:
-    """At one blow: what is removed file by file is written anew meanwhile."""
+    """Take the folder away at once: if it were removed file by file, files would be written again meanwhile."""
     with contextlib.suppress(FileNotFoundError):
         folder.rename(folder.with_name("taken away"))
 
@@ -62,13 +62,13 @@ def append_to_it(decoder: Any, *_: object) -> None:
 
 
 def overwrite_it(decoder: Any, *_: object) -> None:
-    """Other bytes of the same number, as a copy over it would."""
+    """Replace the bytes by as many others, as copying another file over it would."""
     path = Path(decoder._path)
     path.write_bytes(path.read_bytes()[::-1])
 
 
 def replace_it(decoder: Any, *_: object) -> None:
-    """Another video under its name."""
+    """Put another video in its place."""
     path = Path(decoder._path)
     other = next(item for item in sorted(path.parent.iterdir()) if item.stat().st_size != path.stat().st_size)
     new = path.with_suffix(".new")
@@ -80,11 +80,11 @@ def remove_it(decoder: Any, *_: object) -> None:
     Path(decoder._path).unlink(missing_ok=True)
 
 
-# What is done before the disturbed run, in its process
+# Done before the disturbed run, in its process
 
 
 def impatient() -> None:
-    """A second instead of ten for threads that hang."""
+    """Wait one second instead of ten for threads that hang."""
     from vfx_runtime import pipeline
 
     pipeline.SECONDS_TO_STOP = 1.0
@@ -95,7 +95,7 @@ def limit_files(size: int) -> None:
 
 
 def jump_clock() -> None:
-    """The wall clock goes forwards and backwards by up to ten years from one look to the next."""
+    """Let the wall clock jump forwards or backwards by up to ten years each time it is read."""
     real, chance = time.time, random.Random(0)
     years = 10 * 365 * 86400
     time.time = lambda: real() + chance.uniform(-years, years)
@@ -107,22 +107,22 @@ def jump_clock() -> None:
 
 
 def at(stage: str, action: Callable[..., None], trial: Trial, **rest: Any) -> Ended:
-    """The action at any call of a stage, before or after it."""
+    """Spring an action at a random call of a stage, before or after it."""
     number = trial.chance.randint(1, CALLS[stage])
     return trial.run(trap=Trap(stage, number, action, trial.chance.random() < 0.5), **rest)
 
 
 def while_packing(action: Callable[..., None], trial: Trial, **rest: Any) -> Ended:
-    """The action at any step of packing, in any format that packs."""
+    """Spring an action at a random step of packing, in a random format that packs."""
     trial.format = trial.chance.choice([*PACKS])
     return at(trial.chance.choice(PACKS[trial.format]), action, trial, **rest)
 
 
 def disk_fails_while_packing(trial: Trial) -> Ended:
-    """To read or to write."""
+    """The disk fails to read or to write during packing."""
     error = OSError(errno.EIO, os.strerror(errno.EIO))
     trial.format = trial.chance.choice([*PACKS])
-    # What removes files passes over those that cannot be.
+    # Steps that remove files are left out, since they ignore files that cannot be removed.
     stages = [stage for stage in PACKS[trial.format] if "remove" not in stage]
     return at(trial.chance.choice(stages), partial(throw, error), trial)
 
@@ -133,10 +133,10 @@ def full_disk_while_packing(trial: Trial) -> Ended:
 
 
 def one_of_two_killed(trial: Trial) -> Ended:
-    """Two share the folder; how the one that is left ends."""
+    """Two processes share the folder, and one is killed; returns how the other one ended."""
     trial.format = trial.chance.choice(["npz", *PACKS])
     stage = trial.chance.choice([*STAGES])
-    # With half of the videos each is sure to have.
+    # A quarter of the calls, so that either process reaches the trap with its part of the videos.
     trap = Trap(stage, trial.chance.randint(1, max(1, CALLS[stage] // 4)), partial(send, signal.SIGKILL))
     beside = threading.Thread(target=partial(trial.run, trap=trap, log="beside.log"))
     beside.start()
@@ -146,7 +146,7 @@ def one_of_two_killed(trial: Trial) -> Ended:
 
 
 def full_disk(trial: Trial, kibibytes: tuple[int, int] = (8, 60)) -> Ended:
-    """A small tmpfs; where none may be mounted, a limit on the size of files stands for it."""
+    """A small tmpfs as output folder; if none may be mounted, a limit on the size of files instead."""
     trial.output.mkdir()
     room = trial.chance.randint(*kibibytes)
     options = ["mount", "-t", "tmpfs", "-o", f"size={room}k", "vfx-faults", str(trial.output)]
@@ -169,7 +169,7 @@ def may_mount() -> bool:
 
 
 def disk_stand_in() -> str:
-    """How `full_disk` does it here."""
+    """Text for how `full_disk` simulates a full disk here."""
     return (
         "a tmpfs of 8 to 60 KiB, of 40 to 90 while packing"
         if may_mount()
@@ -198,7 +198,7 @@ def decoder_hangs(trial: Trial) -> Ended:
 
 
 def silent_pipe(trial: Trial) -> Ended:
-    """Links to named pipes to which nobody ever writes: a pipe itself is no video of a folder."""
+    """Replace videos by links to named pipes that nobody writes to (a pipe itself is not listed in a folder)."""
     for path in trial.chance.sample(sorted(trial.videos.iterdir()), 3):
         path.unlink()
         path.symlink_to(path.with_suffix(".pipe"))
@@ -225,7 +225,7 @@ def engine_raises(trial: Trial) -> Ended:
 
 
 def jumping_clock(trial: Trial) -> Ended:
-    """In the run itself, and on the files between it and the next one."""
+    """The clock jumps during the run, and file times are random before the next run."""
     ended = at("rename", partial(send, signal.SIGKILL), trial, before=jump_clock)
 
     def date_files() -> None:
@@ -300,7 +300,11 @@ WAYS: dict[str, Callable[[Path], Path]] = {
 
 
 def thousand(folder: Path, good: int = 900, of_each: int = 10) -> tuple[Ended, set[str], set[str]]:
-    """Run good videos with broken ones among them: how it ended, and the names of the good and the broken."""
+    """Run good and broken videos together.
+
+    Returns:
+        How the run ended, the names of the good videos, and those of the broken ones.
+    """
     sources = [make_video(folder / f"source{i}.mp4", frames=4 + 3 * i) for i in range(5)]
     videos = folder / "videos"
     videos.mkdir()

@@ -44,15 +44,16 @@ from vfx_runtime.shards import Layout
 from vfx_runtime.webdataset import TarLayout
 
 _SLOWEST = timedelta(seconds=10)
-"""For what takes milliseconds: what is looked for has no end, and machines may be busy."""
+"""Deadline for something that takes milliseconds. We look for reads that never end, and machines may be
+busy."""
 
 _MOST_BYTES = 400 << 20
-"""More than hypothesis and what it remembers take; the bombs that are looked for take gigabytes."""
+"""More than hypothesis and its history take. The bombs that we look for take gigabytes."""
 
 
 @cache
 def _folder() -> Path:
-    """Where inputs are written, for as long as the process lasts."""
+    """The folder that inputs are written to, which is removed when the process ends."""
     folder = tempfile.mkdtemp(prefix="vfx-fuzz-")
     atexit.register(shutil.rmtree, folder)
     return Path(folder)
@@ -60,15 +61,15 @@ def _folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What is read, and what is fed to it."""
+    """A function that reads outside data, and the inputs to feed it."""
 
     inputs: st.SearchStrategy[Any]
     read: Callable[[Any], object]
-    """Raises a `VfxError` for what it refuses."""
+    """Raises a `VfxError` for input that it refuses."""
 
 
 def one_line(reader: Reader, data: Any) -> None:
-    """The property."""
+    """Check the property of this module: the reader gives an answer, or raises a `VfxError` of one line."""
     said = "nothing"
     try:
         reader.read(data)
@@ -78,11 +79,11 @@ def one_line(reader: Reader, data: Any) -> None:
     assert len(said) < 100_000
 
 
-# Bytes that are nearly right
+# Nearly valid bytes
 
 
 def mutated(whole: Callable[[], bytes]) -> st.SearchStrategy[bytes]:
-    """A whole file with some bytes of it exchanged, doubled, cut out or added."""
+    """A valid file in which some bytes are replaced, doubled, cut out or added."""
 
     @st.composite
     def build(draw: st.DrawFn) -> bytes:
@@ -282,7 +283,7 @@ def _npz() -> bytes:
 
 @st.composite
 def _archives(draw: st.DrawFn) -> bytes:
-    """Whole archives of arrays whose headers lie."""
+    """Valid archives of arrays with lying headers."""
     file = io.BytesIO()
     number = st.sampled_from(["0", "1", "2", "4", "1 2", "", "9" * 12, "9" * 200, "-1", "1e9", "True"])
     with zipfile.ZipFile(file, "w") as archive:
@@ -313,7 +314,7 @@ def _read_npz(data: bytes) -> None:
 
 @cache
 def _shard(layout: Layout) -> bytes:
-    """Two videos of a shard."""
+    """A shard with two videos."""
     staged = _folder() / "staged.npz"
     staged.write_bytes(_npz())
     with zipfile.ZipFile(staged) as archive:
@@ -326,7 +327,7 @@ def _shard(layout: Layout) -> bytes:
 def _read_shard(layout: Layout, data: bytes) -> None:
     path = _folder() / f"a{layout.suffix}"
     path.write_bytes(data)
-    # What resuming reads of it, which must not raise at all; then what a user reads.
+    # First what resuming reads, which must never raise; then what a user reads.
     for name in layout.contents(path).videos:
         read_shard(path, name)
     read_shard(path, "a")
@@ -406,15 +407,19 @@ READERS: dict[str, Reader] = {
 
 
 def fuzz(name: str, examples: int) -> None:
-    """Feed one reader.
+    """Feed one reader with random inputs.
+
+    Args:
+        name: name of the reader, see `READERS`.
+        examples: number of inputs.
 
     Raises:
-        AssertionError: it took memory; or what the property says.
+        AssertionError: the reader took too much memory, or does not have the property.
     """
     reader = READERS[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    # Inputs of the past that failed stand in tests of their own: no database.
+    # No database: inputs that failed in the past have tests of their own.
     @settings(
         max_examples=examples,
         deadline=_SLOWEST,

@@ -1,6 +1,6 @@
-"""Real sound files, encoded with PyAV, whose every moment is known: a tone that swells and fades.
+"""Encode real sound files with PyAV, with a known value at every moment: a tone that swells and fades.
 
-Each channel is the same tone at another loudness, so the mean over channels tells when one is missing.
+Each channel has the same tone at a different loudness, so the mean over channels shows if one is missing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6, "7.1": 8}
 
 
 def tone(times: NDArray[np.float64], layout: str = "mono", seconds: float = 2.0) -> NDArray[np.float64]:
-    """The mean over the channels at some times, in [-1, 1]."""
+    """The mean over the channels at these times (in seconds), in [-1, 1]."""
     return loudness(layout).mean() * _wave(times, seconds)
 
 
 def loudness(layout: str) -> NDArray[np.float64]:
-    """Of each channel, 1 for the first."""
+    """The loudness of each channel, ``[channels]``; 1 for the first."""
     return 1 / np.arange(1.0, _CHANNELS[layout] + 1)
 
 
@@ -42,14 +42,14 @@ def make_sound(
 
     Args:
         path: the file to write.
-        encoder: FFmpeg's name.
-        rate: in hertz.
+        encoder: FFmpeg's name of the encoder.
+        rate: sample rate in hertz.
         layout: ``mono``, ``stereo``, ``5.1`` or ``7.1``.
-        seconds: how long; 0 writes a stream without samples.
-        delay: time of the first sample.
-        video: a picture a tenth of a second, from 0, beside the sound.
-        sample_format: of the encoder, if not its own first.
-        gap: from when on, and by how many seconds, all times are later.
+        seconds: length; 0 writes a stream without samples.
+        delay: time of the first sample in seconds.
+        video: whether to add a video stream of ten pictures per second, starting at 0.
+        sample_format: sample format of the encoder, if not its default.
+        gap: from this time on (in seconds), all times are later by this many seconds.
     """
     with av.open(f"file:{path}", "w") as out:
         stream = out.add_stream(encoder, rate=rate, layout=layout)
@@ -70,7 +70,7 @@ def make_sound(
         wave = loudness(layout)[:, None] * _wave(np.arange(count) / rate, seconds)
         resampler = av.AudioResampler(format=stream.format, layout=layout, rate=rate)
         for first in range(0, count, 1024):
-            # Interleaved: PyAV cannot make a planar frame of eight channels.
+            # Interleaved, because PyAV cannot make a planar frame with eight channels.
             part = np.ascontiguousarray(wave[:, first : first + 1024].T).reshape(1, -1)
             sound = av.AudioFrame.from_ndarray(part, format="dbl", layout=layout)
             later = gap[1] if first >= gap[0] * rate else 0.0

@@ -1,9 +1,9 @@
-"""Real test videos, encoded with PyAV, whose every frame tells its own number.
+"""Encode real test videos with PyAV, in which every frame shows its own number.
 
-A picture has four quadrants of different colour (so a wrong rotation or a mirrored picture shows),
-a bright bar that moves from frame to frame (so codecs have motion to predict), and in its middle a
-4x4 board of black and white cells that holds the frame number in binary. `frame_number` reads the
-board back from decoded pixels, also from lossy ones.
+A picture has four quadrants of different colours (so that a wrong rotation or mirroring is seen), a bright
+bar that moves from frame to frame (so that codecs have motion to predict), and in its middle a 4x4 board of
+black and white cells with the frame number in binary. `frame_number` reads the board from decoded pixels,
+even lossy ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Pixels = npt.NDArray[np.uint8]
 Codec = Literal["h264", "h264_rgb", "hevc", "vp9", "av1", "mpeg4", "mpeg2", "gif", "ffv1", "mjpeg"]
 
 _ENCODERS: Mapping[str, tuple[str, str, dict[str, str]]] = {
-    # name: encoder, pixel format, options. Fixed seeds and one thread: the same bytes each time.
+    # name: encoder, pixel format, options. Fixed seeds and one thread give the same bytes each time.
     "h264": ("libx264", "yuv420p", {"preset": "veryfast", "threads": "1"}),
     "h264_rgb": ("libx264rgb", "rgb24", {"qp": "0", "preset": "veryfast", "threads": "1"}),
     "hevc": ("libx265", "yuv420p", {"preset": "ultrafast", "x265-params": "log-level=none:pools=1"}),
@@ -37,7 +37,7 @@ _QUADRANTS = ((180, 60, 60), (60, 180, 60), (60, 60, 180), (150, 150, 90))
 
 
 def picture(number: int, width: int = 64, height: int = 48) -> Pixels:
-    """The picture of frame `number` (0 to 65535): uint8 [height, width, 3], RGB."""
+    """The picture of frame ``number`` (0 to 65535): uint8 ``[height, width, 3]``, RGB."""
     image = np.empty((height, width, 3), np.uint8)
     top, left = height // 2, width // 2
     image[:top, :left], image[:top, left:] = _QUADRANTS[0], _QUADRANTS[1]
@@ -54,7 +54,7 @@ def picture(number: int, width: int = 64, height: int = 48) -> Pixels:
 
 
 def frame_number(image: Pixels) -> int:
-    """The number that `picture` drew into `image`, uint8 [height, width, 3]."""
+    """Read the number that `picture` drew into ``image``, uint8 ``[height, width, 3]``."""
     rows, columns = _board(image.shape[0]), _board(image.shape[1])
     number = 0
     for bit in range(16):
@@ -66,8 +66,8 @@ def frame_number(image: Pixels) -> int:
 
 
 def cut_video(path: Path) -> Path:
-    """An H.264 stream of 256x144 that asks to be cut at its left and top, to 192x140."""
-    # FFmpeg cuts at the left by whole multiples of what it aligns rows to.
+    """An H.264 video of 256x144 that asks to be cropped at its left and top, to 192x140."""
+    # FFmpeg crops at the left only by multiples of its row alignment.
     return make_video(path, width=256, height=144, options={"x264-params": "crop-rect=64,4,0,0:threads=1"})
 
 
@@ -89,28 +89,28 @@ def make_video(
     container_options: Mapping[str, str] | None = None,
     colour: tuple[int, int] | None = None,
 ) -> Path:
-    """Encode `frames` pictures into `path`, whose suffix chooses the container.
+    """Encode ``frames`` pictures into ``path``, whose suffix chooses the container.
 
     Args:
-        path: The file to write; its folder must exist.
-        codec: Which encoder; ``h264_rgb`` is lossless RGB.
-        width: Of the picture as it is to be displayed, after rotation.
-        height: Likewise.
-        frames: How many; 0 writes a file without a video stream (give `audio`).
-        fps: Of the stream; each frame lasts one over it.
-        times: Presentation times in seconds, one per frame, for a variable frame rate.
-        pix_fmt: Instead of the codec's usual pixel format, such as ``yuv420p10le``.
-        rotation: 0, 90, 180 or 270: pixels are stored turned, and a display matrix turns them back
-            (as `av.VideoFrame.rotation` counts: counter-clockwise).
-        mirrored: The display matrix also swaps left and right, and the stored pixels undo it.
-        audio: Add a tone as long as the video (one second where there is none).
-        gop: Frames from one keyframe to the next.
-        options: More options of the encoder.
-        container_options: Options of the container, such as ``movflags``.
-        colour: Colour matrix and range to encode in and to write into the stream, as `av` numbers them.
+        path: the file to write; its folder must exist.
+        codec: the codec; ``h264_rgb`` is lossless RGB.
+        width: width of the picture as displayed, after rotation.
+        height: height of the picture as displayed.
+        frames: number of frames; 0 writes a file without a video stream (then set ``audio``).
+        fps: frame rate of the stream.
+        times: presentation times in seconds, one per frame, for a variable frame rate.
+        pix_fmt: a pixel format other than the codec's usual one, such as ``yuv420p10le``.
+        rotation: 0, 90, 180 or 270 degrees. Pixels are stored rotated, and a display matrix rotates them back
+            (counter-clockwise, as in `av.VideoFrame.rotation`).
+        mirrored: whether the display matrix also swaps left and right, which the stored pixels undo.
+        audio: whether to add a tone as long as the video (one second if there is no video).
+        gop: frames from one keyframe to the next.
+        options: further options of the encoder.
+        container_options: options of the container, such as ``movflags``.
+        colour: colour matrix and range to encode in and to write into the stream, numbered as in `av`.
 
     Returns:
-        `path`.
+        ``path``.
     """
     encoder, usual_format, encoder_options = _ENCODERS[codec]
     with av.open(
@@ -163,7 +163,7 @@ _AUDIO = {".webm": "libopus", ".mp3": "libmp3lame", ".flac": "flac"}
 
 
 def _board(size: int) -> list[int]:
-    """Edges of the four cells along an axis of `size` pixels: the middle half of it."""
+    """Edges of the four cells along an axis of ``size`` pixels, in its middle half."""
     return [size // 4 + size * cell // 8 for cell in range(5)]
 
 

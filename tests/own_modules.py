@@ -1,4 +1,4 @@
-"""A small torch module of one's own, its spec, and ways in which such a module goes wrong."""
+"""A small torch module as a user might write it, its spec, and ways in which such a module can be wrong."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def own_spec(precision: Precision = "fp32") -> EngineSpec:
 
 
 class Own(nn.Module):
-    """A convolution and a classifier, in the dtype of its own weights as fp16 asks for."""
+    """A convolution and a classifier. It computes in the dtype of its weights, as fp16 requires."""
 
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.conv = nn.Conv3d(3, 4, 2)
         self.classify = nn.Linear(4, 5)
-        self.chunks = 2  # of its own: only a `Chunked` network is computed in chunks
+        self.chunks = 2  # an attribute of the user's: only a `Chunked` network is computed in chunks
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.5, 0.5, generator=generator)
 
@@ -42,7 +42,7 @@ class Own(nn.Module):
 
 
 def own_row(url: str = "http://127.0.0.1:9/own.pt") -> Model:
-    """A row of the catalogue with `Own` as its network."""
+    """A catalogue row with `Own` as its network."""
     return Model(
         name="own",
         source="tests/own_modules.py",
@@ -128,14 +128,14 @@ class Counts(Own):
 
 
 class Baked(Own):
-    """Its batch is that of the example, whatever it is given."""
+    """Always gives the batch size of the example, whatever its input."""
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         return torch.ones(2, 4), super().forward(frames)[1]
 
 
 class Fewer(Own):
-    """The number of its rows depends on the pixels."""
+    """The number of rows depends on the pixels."""
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         features, logits = super().forward(frames)
@@ -149,7 +149,7 @@ class Double(Own):
 
 
 class NoCast(Own):
-    """Right in float32; its pixels do not follow its weights into half precision."""
+    """Correct in float32, but the pixels are not cast to the weights' dtype in half precision."""
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         features = torch.relu(self.conv(frames.permute(0, 4, 1, 2, 3) / 255)).mean((2, 3, 4))
@@ -157,7 +157,7 @@ class NoCast(Own):
 
 
 class Sound(nn.Module):
-    """Loudness of the quarters of a second of sound."""
+    """The loudness of each quarter of a window of sound."""
 
     def forward(self, samples: Tensor) -> Tensor:
         return samples.reshape(samples.shape[0], 4, -1).abs().mean(2)

@@ -1,7 +1,7 @@
-"""The parity kit (../shared/parity, or shared/parity inside the checkout), model by model.
+"""Read the parity kit (../shared/parity, or shared/parity inside the checkout), model by model.
 
-Without the kit a test is skipped with the reason; with ``parity`` in ``VFX_REQUIRE`` it fails instead,
-so that a run which must prove parity cannot pass by skipping.
+Without the kit, tests are skipped and say why. With ``parity`` in ``VFX_REQUIRE`` they fail instead, so that
+a run that must prove parity cannot pass by skipping.
 """
 
 from __future__ import annotations
@@ -30,29 +30,30 @@ class Kit:
     spec: dict[str, Any]
 
     def checkpoint(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """The generated state dict, keys in the order of the public checkpoint."""
+        """The generated state dict, with keys in the order of the public checkpoint."""
         state: dict[str, np.ndarray] = _weights().checkpoint(self.spec, seed)
         return state
 
     @cached_property
     def golden(self) -> dict[str, np.ndarray]:
-        """``<case>.<output>`` of the public code on ``inputs(case)``, weight seed 0."""
+        """``<case>.<output>``: what the public code gives for ``inputs(case)`` with weight seed 0."""
         return _npz(self.folder / "golden.npz")
 
     @cached_property
     def pixels(self) -> dict[str, np.ndarray]:
-        """``<case>.<output>`` of the public code on ``images(case)``, normalised, weight seed 0."""
+        """``<case>.<output>``: what the public code gives for ``images(case)``, normalised, weight seed 0."""
         return _npz(self.folder / "pixels.npz")
 
     def inputs(self, case: str = "main", seed: int = 0) -> list[np.ndarray]:
-        """What the network itself is fed, after all preprocessing, in its own layout."""
+        """The network's inputs, after all preprocessing and in its own layout."""
         made: list[np.ndarray] = _weights().inputs(self.spec, case, seed)
         return made
 
     def images(self, case: str = "main", seed: int = 0) -> np.ndarray:
-        """The engine's input behind ``pixels``: uint8 [N, T, H, W, 3], from the case's last input.
+        """The engine input that ``pixels`` was made from: uint8 ``[N, T, H, W, 3]``, of the case's last
+        input.
 
-        Per-frame networks (NCHW in the kit) get one frame per window.
+        Networks of single frames (NCHW in the kit) get one frame per window.
         """
         item = self.spec["cases"][case]["inputs"][-1]
         made = _weights().images(tuple(item["shape"]), seed)
@@ -63,7 +64,7 @@ class Kit:
         return np.ascontiguousarray(made.transpose(0, 2, 3, 4, 1).astype(np.uint8))
 
     def frames(self, case: str = "main", seed: int = 0) -> np.ndarray:
-        """All frames, uint8 [T, 3, H, W], of a flow network's case, whose inputs are parts of one array."""
+        """All frames of a flow network's case, whose inputs are parts of one array: uint8 ``[T, 3, H, W]``."""
         shape = self.spec["cases"][case]["inputs"][0]["shape"]
         made: np.ndarray = _weights().images(tuple(shape), seed).astype(np.uint8)
         return made
@@ -71,19 +72,19 @@ class Kit:
 
 @cache
 def kit(name: str) -> Kit:
-    """The kit's model ``name`` (a folder of parity/), for example ``i3d_rgb``."""
+    """The kit's model ``name``, which is a folder of parity/, for example ``i3d_rgb``."""
     folder = shared("parity") / name
     return Kit(name, folder, json.loads((folder / "spec.json").read_text()))
 
 
 def chirp(rate: int, seed: int = 0) -> np.ndarray:
-    """The kit's sound: 3.2 s, mono, float64 in [-1, 1] on the grid of 16 bits."""
+    """The kit's sound: 3.2 s, mono, float64 in [-1, 1], with values that 16 bits can hold exactly."""
     made: np.ndarray = _weights().chirp(rate, 3.2, seed)
     return made
 
 
 def e2e(job: str) -> dict[str, np.ndarray]:
-    """What the public code wrote for a whole run on a video (``e2e/index.json`` says which)."""
+    """What the public code wrote for a whole run on a video; ``e2e/index.json`` describes the jobs."""
     return _npz(shared("parity") / "e2e" / f"{job}.npz")
 
 
@@ -93,7 +94,7 @@ def video(name: str) -> Path:
 
 
 def shared(part: str) -> Path:
-    """The folder ``part`` of the shared material; skips, or fails if required, where there is none."""
+    """The folder ``part`` of the shared material. If there is none, skip the test, or fail if it is required."""
     for base in (_ROOT.parent / "shared", _ROOT / "shared"):
         if (base / part).is_dir():
             return base / part

@@ -1,7 +1,7 @@
-"""What README.md holds that is made from the code: the help of each command, the table of models.
+"""The parts of README.md that are generated from the code: the commands' help, and the table of models.
 
-`python tests/readme_parts.py` (scripts/help) writes these parts anew; tests/test_docs.py compares them. Each
-stands between two comments, ``<!-- NAME -->`` and ``<!-- /NAME -->``.
+``python tests/readme_parts.py`` (scripts/help) rewrites these parts, and tests/test_docs.py compares them.
+Each is between two comments, ``<!-- NAME -->`` and ``<!-- /NAME -->``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 
 WIDTH = "80"
-"""Columns of a terminal; click uses no more on a wider one."""
+"""Columns of the terminal; on a wider one, click uses no more either."""
 
 
 def commands() -> dict[str, click.Command]:
@@ -41,7 +41,7 @@ def help_text(name: str, command: click.Command) -> str:
 
 
 def model_table() -> str:
-    """A row for each model of the catalogue."""
+    """The table with a row for each model of the catalogue."""
     from vfx_export import CATALOGUE
 
     head = "| `--model` | output | window | next window | frames of | weights | their licence |"
@@ -77,7 +77,7 @@ def _many(count: int, things: str) -> str:
 
 
 def parts() -> dict[str, str]:
-    """Name and text of each part."""
+    """The text of each part, by name."""
     helps = {
         f"help {name}": f"```text\n{help_text(name, command)}```\n" for name, command in commands().items()
     }
@@ -85,7 +85,7 @@ def parts() -> dict[str, str]:
 
 
 def part(text: str, name: str) -> re.Match[str]:
-    """The part of a page: group 1 is what stands between its comments."""
+    """Find a part of a page; group 1 is the text between its comments."""
     found = re.findall(rf"<!-- /?{re.escape(name)} -->", text)
     assert found == [f"<!-- {name} -->", f"<!-- /{name} -->"], f"comments of the part {name!r}: {found}"
     match = re.search(rf"<!-- {re.escape(name)} -->\n(.*?)<!-- /{re.escape(name)} -->", text, re.DOTALL)
@@ -94,7 +94,7 @@ def part(text: str, name: str) -> re.Match[str]:
 
 
 def main() -> None:
-    """Write all parts."""
+    """Rewrite all parts."""
     text = README.read_text("utf-8")
     for name, new in parts().items():
         old = part(text, name)

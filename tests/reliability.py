@@ -19,7 +19,7 @@ COLUMNS = {ALL: "all done", NAMED: "failed by name", ENDED: "run ended, said why
 
 
 def table(outcomes: dict[str, list[Outcome]], before: str) -> str:
-    """A row for each fault: those of now, and of the table before those that were not tried now."""
+    """The table with a row for each fault. Rows of faults that were not tried are kept from ``before``."""
     rows = {line.split("|")[1].strip(): line for line in before.splitlines() if line.startswith("| ")}
     head = ["fault", "tried", *COLUMNS.values(), "results lost"]
     for fault, found in outcomes.items():
@@ -32,7 +32,7 @@ def table(outcomes: dict[str, list[Outcome]], before: str) -> str:
 
 
 def many_broken(folder: Path) -> Outcome:
-    """The run of 1,000 videos, judged."""
+    """Run the 1,000 videos, and judge the result."""
     ended, good, broken = thousand(folder)
     done = {name.removesuffix(".npz") for name in contents(folder / "out") if name.endswith(".npz")}
     lost = len(good - done) + len(broken - failures(folder / "out").keys())

@@ -1,4 +1,4 @@
-"""Runs vfx-run in this process on the tiny engine, and what its rows must be, computed by other means."""
+"""Run vfx-run in this process, and compute by other means what the tiny engine's rows must be."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from vfx_runtime.cli import main
 
 
 def vfx_run(*arguments: object) -> Result:
-    """Exit code, stdout and stderr of the command."""
+    """Run the command; gives its exit code, stdout and stderr."""
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def expected_rows(video: Path, *, turns: int = 0, step: int = FRAMES) -> NDArray[np.float32]:
-    """The tiny engine's features by PyAV's array, Pillow and NumPy.
+    """The tiny engine's features of a video, computed with PyAV's conversion, Pillow and NumPy.
 
     Args:
-        video: every frame of it can be decoded.
-        turns: quarter turns counter-clockwise that display asks for.
-        step: from window to window.
+        video: a video whose every frame can be decoded.
+        turns: quarter turns counter-clockwise by which frames are rotated for display.
+        step: frames from one window to the next.
     """
     frames = []
     with av.open(f"file:{video}") as container:
@@ -46,12 +46,12 @@ def expected_rows(video: Path, *, turns: int = 0, step: int = FRAMES) -> NDArray
 
 
 def files_in(folder: Path) -> set[str]:
-    """Everything below a folder, hidden files too."""
+    """All files below a folder, including hidden ones, as relative paths."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def failures(output: Path) -> dict[str, str]:
-    """Name to reason, from failures.jsonl; empty where there is none."""
+    """The failures in failures.jsonl, from name to reason; empty if there is no such file."""
     path = output / "failures.jsonl"
     if not path.exists():
         return {}
@@ -60,7 +60,7 @@ def failures(output: Path) -> dict[str, str]:
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
-    """What a function or method is called with from here on."""
+    """A list that collects the first argument of each call of a function or method from here on."""
     calls: list[object] = []
     real: Callable[..., Any] = getattr(owner, name)
 

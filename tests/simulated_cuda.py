@@ -1,8 +1,8 @@
-"""The CUDA driver API, simulated: `cuda.bindings.driver` without a device, on host memory.
+"""A simulated CUDA driver API: `cuda.bindings.driver` without a device, in host memory.
 
-Each stream is a thread that does what is put on it in order, with random delays in between, so work on
-different streams overlaps and ends in any order. A call that the real module does not have, or that it
-takes another number of arguments for, is refused.
+Each stream is a thread that does its work in order, with random delays in between, so that work on different
+streams overlaps and ends in any order. Calls that the real module does not have, or that have another number
+of arguments, are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Event:
         self.happened.set()
 
     def record(self) -> threading.Event:
-        """A new happening: who waits now waits for this one."""
+        """Start a new recording; whoever waits from now on waits for this one."""
         self.happened = threading.Event()
         return self.happened
 
@@ -47,7 +47,7 @@ class _Stream:
         self._thread.start()
 
     def put(self, prepare: Callable[[], Work]) -> None:
-        """Run the work that `prepare` gives, or capture it: `prepare` runs when it is launched."""
+        """Queue the work that ``prepare`` returns; or capture ``prepare``, which then runs at launch."""
         if self.captured is not None:
             self.captured.append(prepare)
         else:
@@ -70,14 +70,14 @@ class _Stream:
 
 
 class SimulatedDriver:
-    """Stands for the module `cuda.bindings.driver`.
+    """Stands in for the module `cuda.bindings.driver`.
 
     Args:
-        seed: of the delays.
-        slowest: seconds that a piece of work may wait before it begins.
-        memory: bytes of the device.
-        kernels: by name, what runs a kernel, given grid, block and the addresses of its arguments, and the
-            sizes of those.
+        seed: seed of the random delays.
+        slowest: longest delay before a piece of work begins, in seconds.
+        memory: memory of the device in bytes.
+        kernels: for each kernel, by name: a function that runs it, given the grid, the block and the
+            addresses of its arguments; and the sizes of the arguments in bytes.
         capture: whether streams can be captured.
     """
 
@@ -105,7 +105,7 @@ class SimulatedDriver:
             return self._random.uniform(0, self._slowest)
 
     def __getattr__(self, name: str) -> Any:
-        actual = getattr(real, name)  # an AttributeError if the real module has no such thing
+        actual = getattr(real, name)  # AttributeError if the real module has no such name
         if not name.startswith("cu"):
             return actual
         try:
@@ -124,14 +124,14 @@ class SimulatedDriver:
         return call
 
     def leaks(self) -> list[str]:
-        """What was made and not closed."""
+        """What was created and not released."""
         left = [f"{len(self._blocks)} device blocks", f"{len(self._host)} host blocks"]
         return [text for text in left if not text.startswith("0 ")] + [
             type(item).__name__ for item in self._things.values() if not isinstance(item, str | dict)
         ]
 
     def put(self, stream: int, work: Work) -> None:
-        """For what stands for a library that enqueues: a fake TensorRT, a fake provider."""
+        """Queue work, on behalf of a fake library such as TensorRT."""
         self._stream(stream).put(lambda: work)
 
     def _stream(self, handle: Any) -> _Stream:
@@ -139,7 +139,7 @@ class SimulatedDriver:
         return found
 
     def spoil(self, stream: int) -> None:
-        """A capture that runs on the stream will fail, as where an operation cannot be captured."""
+        """Let the present capture on the stream fail, as if an operation could not be captured."""
         self._stream(stream).spoilt = True
 
     def capturing(self, stream: int) -> bool:
@@ -304,7 +304,7 @@ class SimulatedDriver:
         name = self._things[int(function)]
         run, sizes = self._kernels[name]
         pointers = (ctypes.c_void_p * len(sizes)).from_address(parameters)
-        # Arguments are copied now: they need not outlive the call.
+        # Arguments are copied now, since they need not outlive the call.
         copies = [
             ctypes.create_string_buffer(ctypes.string_at(pointer, size), size)
             for pointer, size in zip(pointers, sizes, strict=True)

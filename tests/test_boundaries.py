@@ -1,4 +1,4 @@
-"""Which room may import what, tried with the forbidden packages out of reach."""
+"""Check which package may import what, by importing it while the forbidden packages are hidden."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ OPTIONAL = (
 DEV = ("decord", "PIL", "hypothesis", "pytest")
 
 ADAPTERS = {"vfx_engines.cuda_python": "cuda", "vfx_engines.cuda_pycuda": "pycuda"}
-"""Modules that stand for one optional package, and the package: only code that found it imports them."""
+"""Modules that wrap one optional package each, which only code that has found the package imports."""
 
 
 def without(*packages: str) -> str:
-    """The start of a program that cannot import some packages."""
+    """The beginning of a program that cannot import these packages."""
     return f"import sys\nfor name in {packages!r}: sys.modules[name] = None\n"
 
 
@@ -79,7 +79,7 @@ def test_export_needs_no_runtime() -> None:
 
 
 def test_a_run_reaches_for_nothing_else(tmp_path: Path) -> None:
-    """Imports inside functions count too."""
+    """This also covers imports inside functions."""
     tiny_engine(tmp_path / "tiny.onnx")
     make_video(tmp_path / "a.mp4", frames=9)
     code = without(*EXPORT, *OPTIONAL, *DEV, "vfx_export") + "from vfx_runtime.cli import main\nmain()"

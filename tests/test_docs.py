@@ -1,4 +1,4 @@
-"""The documents say what the code does: help, tables, links, options, code, transcripts, the spec's page."""
+"""Check that documents match the code: help, tables, links, options, code, transcripts, the spec's page."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OTHERS_OPTIONS = {
         "--wrap",
     ),
 }
-"""Named in the documents, of other people's commands and of scripts/."""
+"""Options of other people's commands, and of scripts/, that the documents mention."""
 
 
 def page_id(path: Path) -> str:
@@ -53,7 +53,7 @@ def page_id(path: Path) -> str:
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    """Fenced blocks of a language."""
+    """The contents of a page's fenced blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
@@ -63,7 +63,7 @@ def prose(path: Path) -> str:
 
 
 def sections(path: Path) -> dict[str, str]:
-    """Text below each heading, by the heading's anchor as GitHub makes it."""
+    """The text below each heading, by the heading's anchor on GitHub."""
     found: dict[str, str] = {}
     for match in re.finditer(r"^#+ ([^\n]+)\n(.*?)(?=^#+ |\Z)", prose(path), re.DOTALL | re.MULTILINE):
         anchor = re.sub(r"[^\w\- ]", "", match[1].lower()).replace(" ", "-")
@@ -71,7 +71,7 @@ def sections(path: Path) -> dict[str, str]:
     return found
 
 
-# README.md is made from the code where it can be
+# The generated parts of README.md
 
 
 @pytest.mark.parametrize("name", ["models", *(f"help {name}" for name in commands())])
@@ -81,7 +81,7 @@ def test_parts_of_the_readme_are_what_the_code_says(name: str) -> None:
     assert written == parts()[name], "run scripts/help"
 
 
-# Links and options lead somewhere
+# Links, files and options exist
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
@@ -111,7 +111,7 @@ def test_options_that_are_named_exist(path: Path) -> None:
 
 
 def command_lines() -> Iterator[tuple[str, str]]:
-    """Page and text of every line that calls one of the commands."""
+    """The page and text of every line that calls one of the commands."""
     for path in PAGES:
         text = re.sub(r"^```text\n.*?^```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
         code = "\n".join(re.findall(r"^(?: {4}|\$ )(.+)$", text, re.MULTILINE))
@@ -126,12 +126,12 @@ def test_command_lines_are_accepted(page: str, line: str) -> None:
     commands()[name].make_context(name, arguments).close()
 
 
-# Code is run
+# Code in documents runs
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the documents work on: ``i3d.onnx`` is tiny, and called I3D as its output is."""
+    """A folder with the files that the documents use. Its ``i3d.onnx`` is the tiny engine, renamed."""
     monkeypatch.chdir(tmp_path)
     engine = tiny_engine(tmp_path / "i3d.onnx", lead=1)
     spec = read_spec(engine)
@@ -160,18 +160,18 @@ def run_python(code: str, where: str) -> dict[str, Any]:
 
 
 def run_line(line: str) -> str:
-    """What a command prints, on both streams."""
+    """Run a command; returns what it prints on both streams."""
     name, *arguments = shlex.split(line)
     return CliRunner(env={"COLUMNS": "200"}).invoke(commands()[name], arguments, prog_name=name).output
 
 
 def shape(text: str) -> list[str]:
-    """A transcript without what differs from machine to machine and from video to video."""
+    """A transcript without the parts that differ between machines and videos."""
     text = re.sub(r"/\S*/", "/", text)
     text = re.sub(r"\d[\d.,]*(e[+-]?\d+)?", "0", text)
     text = re.sub(r"\b[bf][fp]0\b", "fp", text)
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    # Rows of logits: which class comes first is the video's.
+    # In rows of logits, the order of classes depends on the video.
     return [re.sub(r"s: .*", "s: ...", line) if re.match(r"\S+ 0-0 s: ", line) else line for line in lines]
 
 
@@ -209,7 +209,7 @@ def test_python_of_the_page_on_corpora_runs(workplace: Path) -> None:
 def test_transcript_of_the_readme(workplace: Path) -> None:
     _, transcript = blocks(README, "console")
     line, _, said = transcript.removeprefix("$ ").partition("\n")
-    # Videos end in another order where they are short; all else stands as it is.
+    # Short videos may finish in another order; everything else must be the same.
     assert sorted(shape(run_line(line))) == sorted(shape(said))
 
 
@@ -230,7 +230,7 @@ def test_own_module_of_the_spec_page(workplace: Path, monkeypatch: pytest.Monkey
 
 
 def test_every_python_block_is_run() -> None:
-    """A block on a page that no test above takes would never be."""
+    """Blocks may only be on pages that the tests above cover."""
     taken = {
         "README.md",
         "docs/many.md",
@@ -242,11 +242,11 @@ def test_every_python_block_is_run() -> None:
     assert {page_id(path) for path in PAGES if blocks(path, "python")} <= taken
 
 
-# The page of the spec
+# The spec's page
 
 
 def objects() -> dict[str, type]:
-    """Name and class of every object of a spec."""
+    """The name and class of every kind of object in a spec."""
     found: dict[str, type] = {}
     queue: list[type] = [EngineSpec]
     while queue:
@@ -261,7 +261,7 @@ def objects() -> dict[str, type]:
 
 
 def table(kind: type) -> list[tuple[str, str, str, str]]:
-    """Rows of the table below an object's heading: field, type, default, meaning."""
+    """The rows of the table below an object's heading: field, type, default, meaning."""
     section = sections(SPEC_PAGE)[kind.__name__.lower()]
     rows = []
     for line in section.splitlines():
@@ -293,7 +293,7 @@ def _choices(hint: Any) -> list[str]:
 
 
 def whole_spec(kind: type = EngineSpec) -> dict[str, Any]:
-    """The page's example, with its plan; for what texts need, with theirs."""
+    """The page's example with its plan; or, for `Text`, with its text part."""
     plan, text, spec, _ = (json.loads(block) for block in blocks(SPEC_PAGE, "json"))
     if kind is not Text:
         return {**spec, "plan": plan}
@@ -337,7 +337,7 @@ def _objects_of(spec: dict[str, Any], kind: type) -> list[dict[str, Any]]:
 
 
 def test_what_export_fills_in_is_marked() -> None:
-    """The fields that `export_module` replaces, read from its source."""
+    """Fields marked "(export)" are those that `export_module` replaces, according to its source."""
     tree = ast.parse((ROOT / "export/vfx_export/exporting.py").read_text("utf-8"))
     (function,) = (
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "export_module"

@@ -1,4 +1,4 @@
-"""Every reader of what comes from outside, for a second or two each; `scripts/fuzz` goes on longer."""
+"""Fuzz every reader of outside data for a second or two; ``scripts/fuzz`` takes longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed: dependencies to their ends, commands, types, the wheel's files, the pinned versions."""
+"""Check what is installed: all dependencies, commands, types, the wheel's files, the pinned versions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 
 def closure(requirements: list[str]) -> set[str]:
-    """Names of all packages that requirements bring along, as the metadata of the installed ones say."""
+    """Names of all packages that requirements pull in, according to the installed packages' metadata."""
     found: set[str] = set()
-    # onnxruntime-gpu cannot be installed beside onnxruntime, and needs what that needs.
+    # onnxruntime-gpu cannot be installed next to onnxruntime, and has the same dependencies.
     queue = [Requirement(text.replace("onnxruntime-gpu", "onnxruntime")) for text in requirements]
     while queue:
         requirement = queue.pop()
@@ -54,7 +54,7 @@ def test_the_lean_install_brings_no_torch() -> None:
 
 
 def test_only_export_brings_torch() -> None:
-    # The extra timm brings torchvision, which there is no build of for the CPU torch of scripts/env.
+    # The extra timm pulls in torchvision, of which no build fits the CPU-only torch of scripts/env.
     with_torch = {
         name
         for name, needed in EXTRAS.items()
@@ -64,7 +64,7 @@ def test_only_export_brings_torch() -> None:
 
 
 def test_extras_that_are_named_exist() -> None:
-    """``vfx[NAME]`` in messages and documents, ``.[NAME]`` in scripts."""
+    """Extras are named as ``vfx[NAME]`` in messages and documents, and as ``.[NAME]`` in scripts."""
     patterns = (
         "*.md",
         "docs/*.md",
@@ -114,7 +114,7 @@ def test_versions_are_pinned_within_their_bounds() -> None:
 
 
 def test_no_release_is_allowed_that_was_not_there_to_be_tested() -> None:
-    """Bounds end before the major version that follows the pinned one, which is what tests run with."""
+    """Upper bounds exclude the next major version after the pinned one, with which the tests run."""
     lines = (ROOT / "scripts" / "constraints.txt").read_text("utf-8").splitlines()
     pinned = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
     for text in [*PROJECT["dependencies"], *(item for items in EXTRAS.values() for item in items)]:

@@ -1,4 +1,4 @@
-"""What each room offers: named in its README, described where it is defined."""
+"""Check that each package's public names are listed in its README and have docstrings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_public_names_are_described(room: str) -> None:
         if inspect.isfunction(item):
             assert item.__doc__, name
         elif inspect.isclass(item):
-            # A dataclass without a docstring gets its signature for one.
+            # A dataclass without a docstring gets its signature as docstring.
             assert item.__doc__, name
             assert not item.__doc__.startswith(f"{name}("), name
             for attribute, member in vars(item).items():
@@ -51,7 +51,7 @@ def test_public_names_are_described(room: str) -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_arguments_are_described(room: str) -> None:
-    """Of public functions with more than one: each by name, in ``Args``."""
+    """Public functions with several arguments describe each of them by name under ``Args``."""
     module = room_module(room)
     for name in module.__all__:
         item = getattr(module, name)

@@ -1,7 +1,7 @@
 """A tiny engine that needs no torch: four numbers per window of four 16x16 frames.
 
-Its features are the means of red, green and blue over the window, and the mean of all over the first
-frame: what they must be is plain NumPy (`features`). `python tests/tiny.py FOLDER` writes tiny.onnx and
+Its features are the means of red, green and blue over the window, and the mean of all colours over the first
+frame; `tiny_features` computes them with plain NumPy. ``python tests/tiny.py FOLDER`` writes tiny.onnx and
 tiny.mp4.
 """
 
@@ -83,7 +83,7 @@ def tiny_engine(path: Path, labels: bool = False, **sampling: object) -> Path:
 
 
 def other_engine(path: Path, *, transform: Transform | None = None, **sampling: object) -> Path:
-    """The tiny engine with its output called ``other``, and another resize if asked for."""
+    """Write the tiny engine with its output called ``other``, and another transform if one is given."""
     tiny_engine(path)
     model = onnx.load(path)
     spec = tiny_spec(**sampling)
@@ -98,7 +98,7 @@ def other_engine(path: Path, *, transform: Transform | None = None, **sampling: 
 
 
 def tiny_features(windows: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the engine gives for uint8 [n, 4, 16, 16, 3]."""
+    """What the engine gives for uint8 ``[n, 4, 16, 16, 3]``: float32 ``[n, 4]``."""
     colours = windows.mean((1, 2, 3))
     grey = windows[:, 0].mean((1, 2, 3))
     return np.concatenate([colours, grey[:, None]], axis=1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A tiny engine of frame pairs, of any size: what changed in red and green from one frame to the next."""
+"""A tiny engine for pairs of frames of any size: the change of red and green from one frame to the next."""
 
 from __future__ import annotations
 
@@ -62,6 +62,13 @@ def tiny_flow_engine(path: Path, transform: Transform | None = None, smallest_si
 
 
 def tiny_flow(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the engine gives for a video uint8 [n, height, width, 3]: float32 [n - 1, 2, height, width]."""
+    """What the engine gives for a video.
+
+    Args:
+        frames: uint8 ``[n, height, width, 3]``.
+
+    Returns:
+        float32 ``[n - 1, 2, height, width]``.
+    """
     change = np.diff(frames.astype(np.float32), axis=0)[..., :2]
     return np.ascontiguousarray(change.transpose(0, 3, 1, 2))

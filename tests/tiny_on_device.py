@@ -21,7 +21,7 @@ ROW = FRAMES * SIZE * SIZE * 3
 
 
 class TinyOnDevice:
-    """A backend over `CudaSlots` whose executor computes the tiny engine from device memory."""
+    """A backend on top of `CudaSlots` that computes the tiny engine in simulated device memory."""
 
     name = "tiny on a simulated device"
     precision: Precision = "fp32"

@@ -1,6 +1,6 @@
-"""A tiny engine for sound that needs no torch: the mean, and the root mean square of each half of a window.
+"""A tiny engine for sound that needs no torch: the mean of a window, and the root mean square of each half.
 
-A window is 0.1 s at 16 kHz, and the next one begins where it ends.
+A window has 0.1 s at 16 kHz, and the next one begins where it ends.
 """
 
 from __future__ import annotations
@@ -60,6 +60,6 @@ def sound_engine(path: Path, **sampling: object) -> Path:
 
 
 def sound_features(windows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What the engine gives for windows ``[n, 1600]``."""
+    """What the engine gives for windows ``[n, 1600]``: ``[n, 3]``."""
     rms = np.sqrt((windows.reshape(-1, 2, SAMPLES // 2) ** 2).mean(2))
     return np.concatenate([windows.mean(1, keepdims=True), rms], axis=1)

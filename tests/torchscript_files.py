@@ -1,4 +1,4 @@
-"""TorchScript archives as OpenAI publishes CLIP: a module that holds any state dict, scripted and saved."""
+"""Write TorchScript archives like those of OpenAI's CLIP: a scripted module that holds any state dict."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def save_torchscript(state: Mapping[str, Tensor], path: Path) -> None:
         else:
             part.register_buffer(leaf, value)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scripting is deprecated; the files it wrote stay
+        warnings.simplefilter("ignore")  # scripting is deprecated, but files made by it remain
         torch.jit.script(root).save(str(path))

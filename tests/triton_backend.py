@@ -1,7 +1,7 @@
-"""Triton's backend "onnxruntime" as the tests have it: written in Python, on the CPU.
+"""A stand-in for Triton's backend "onnxruntime", written in Python and running on the CPU.
 
-NVIDIA's own is in its containers alone. Triton loads this file for a model whose configuration names that
-backend, and has checked the configuration, batched requests and warmed up just the same.
+NVIDIA's own is only in its containers. Triton loads this file for a model whose configuration names that
+backend, and checks the configuration, batches requests and warms up just the same.
 """
 
 from __future__ import annotations

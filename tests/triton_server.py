@@ -1,4 +1,4 @@
-"""A real Triton server on the loopback, from ``scripts/triton``, and a proxy that loses connections."""
+"""A real Triton server on the loopback address, installed by ``scripts/triton``, and a faulty proxy."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def free_port() -> int:
 
 
 class TritonServer:
-    """tritonserver over a repository.
+    """A tritonserver process that serves a model repository.
 
     Args:
-        folder: an empty one, for the backends.
-        repository: of models.
-        ports: of HTTP and gRPC; None takes two that are free.
+        folder: an empty folder, for the backends and the log.
+        repository: the model repository.
+        ports: ports of HTTP and gRPC; None takes two free ones.
     """
 
     def __init__(self, folder: Path, repository: Path, ports: tuple[int, int] | None = None) -> None:
@@ -62,7 +62,7 @@ class TritonServer:
                 env={
                     **os.environ,
                     "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
-                    # Its bridge to Python takes the packages of the first python3 there, whatever
+                    # Triton's bridge to Python uses the packages of the first python3 in PATH, whatever
                     # PYTHONPATH says.
                     "PATH": f"{INSTALLED / 'python' / 'bin'}:{os.environ['PATH']}",
                 },
@@ -72,7 +72,7 @@ class TritonServer:
             )
         for _ in range(600):
             with suppress(OSError):
-                # Not only alive: how long loading takes depends on what else the machine does.
+                # Wait until it is ready, not just alive: on a busy machine, loading can take long.
                 url = f"http://127.0.0.1:{self.http_port}/v2/health/ready"
                 with urllib.request.urlopen(url, timeout=5):
                     return
@@ -82,7 +82,7 @@ class TritonServer:
         raise RuntimeError(f"tritonserver does not start: {self.log()[-2000:]}")
 
     def kill(self) -> None:
-        """As when its machine fails: no goodbye, and its processes with it."""
+        """End the server and its processes without warning, as if its machine had failed."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, 9)
@@ -90,11 +90,11 @@ class TritonServer:
             self._process = None
 
     def slow(self, seconds: float) -> None:
-        """Make each call of a model last so much longer."""
+        """Make each call of a model take this much longer."""
         (self._own / "slow").write_text(str(seconds), "ascii")
 
     def calls(self, model: str) -> list[int]:
-        """Requests in each call of a model so far, warm-up included."""
+        """The number of requests in each call of a model so far, including warm-up."""
         return [int(line) for line in (self._own / f"calls-{model}").read_text("ascii").split()]
 
     def log(self) -> str:
@@ -113,11 +113,11 @@ class TritonServer:
 
 
 class Proxy:
-    """Forwards connections to a port of this machine, but for those that it drops or holds.
+    """Forwards connections to a port of this machine, except those that it drops or holds.
 
     Args:
-        port: to forward to.
-        drop: so many connections are closed as soon as they are made.
+        port: the port to forward to.
+        drop: this many connections are closed as soon as they are made.
     """
 
     def __init__(self, port: int, drop: int = 0) -> None:
@@ -130,11 +130,11 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def hold(self) -> None:
-        """Forward nothing any more, and close nothing: a server that hangs."""
+        """Stop forwarding without closing anything, like a server that hangs."""
         self._held.set()
 
     def cut(self, more: int) -> None:
-        """Lose the connections that are open, and as many of the next."""
+        """Cut the open connections, and drop the next ``more`` ones."""
         self._drop = self.dropped + more
         for item in self._sockets:
             with suppress(OSError):
@@ -177,7 +177,7 @@ class Proxy:
 
 
 def publish(repository: Path, engine: Path, batch: tuple[int, int, int] = (1, 4, 8)) -> Path:
-    """Put a copy of an engine file into a repository, as ``vfx-export --triton`` puts its own."""
+    """Copy an engine file into a model repository, as ``vfx-export --triton`` does with its own."""
     from vfx_engines import read_spec
     from vfx_export.triton_config import Serving
     from vfx_export.triton_repository import new_version
