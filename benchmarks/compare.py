@@ -48,10 +48,10 @@ CONTENDERS: dict[str, dict[str, Any]] = {
 ENGINES: dict[str, Precision] = {"vfx, fp32": "fp32", "vfx, bf16": "bf16"}
 
 AGREEMENT = {"fp32": 1e-4, "bf16": 3e-2}
-"""Largest relative difference (L2) from PyTorch eager fp32 that still counts as the same job."""
+"""Largest relative difference (L2) from PyTorch eager fp32 at which features still count as the same."""
 
 Rates = dict[str, list[float]]
-"""Windows per second of each contender, one per round."""
+"""Windows per second of each contender, one number per round."""
 
 
 def main() -> None:
@@ -91,10 +91,12 @@ def main() -> None:
 def check_agreement(
     extractors: dict[str, PyTorchExtractor], engines: dict[str, Engine], video: Path
 ) -> dict[str, float]:
-    """Relative difference of each contender's features of a video from the first one's; warms them up.
+    """Relative difference (L2) of each contender's features of a video from the first contender's.
+
+    This also warms the contenders up.
 
     Raises:
-        SystemExit: one of them does another job.
+        SystemExit: a contender's features differ too much.
     """
     features: dict[str, NDArray[np.float32]] = {}
     for name, extractor in extractors.items():
@@ -118,7 +120,7 @@ def check_agreement(
 def network_alone(
     extractors: dict[str, PyTorchExtractor], engines: dict[str, Engine], windows: int, rounds: int
 ) -> Rates:
-    """Windows per second of the networks on pixels in memory."""
+    """Windows per second of the networks alone, on pixels in memory."""
     noise = np.random.default_rng(0).integers(0, 256, (windows, 64, 224, 224, 3), np.uint8)
 
     def torch_rate(extractor: PyTorchExtractor) -> float:
@@ -137,7 +139,7 @@ def network_alone(
 def end_to_end(
     extractors: dict[str, PyTorchExtractor], engines: dict[str, Engine], videos: Sequence[Path], rounds: int
 ) -> Rates:
-    """Windows per second from video file to features; vfx writes them to files too."""
+    """Windows per second from video file to features; vfx also writes them to files."""
 
     def torch_rate(extractor: PyTorchExtractor) -> float:
         started = time.perf_counter()
@@ -157,18 +159,18 @@ def end_to_end(
 
 
 def in_turns(what: str, runs: dict[str, Callable[[], float]], rounds: int) -> Rates:
-    """Each contender once per round."""
+    """Run each contender once per round."""
     rates: Rates = {name: [] for name in runs}
     for number in range(rounds):
         print(f"{what}: round {number + 1} of {rounds}", flush=True)
         for name, run in runs.items():
             rates[name].append(run())
-            time.sleep(0.3)  # threads of the last one stop to spin
+            time.sleep(0.3)  # until the last one's threads stop spinning
     return rates
 
 
 def ratios(rates: Rates) -> dict[str, float]:
-    """Of each contender to the first, the median over the rounds."""
+    """The ratio of each contender to the first one: the median over the rounds."""
     return {
         name: statistics.median(rate / base for rate, base in zip(found, rates[BASE], strict=True))
         for name, found in rates.items()

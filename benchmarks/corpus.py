@@ -29,7 +29,7 @@ VFX_RUN = Path(sys.executable).with_name("vfx-run")
 PROCESSES = 4
 SECONDS = 2
 PIECES = 5
-"""Of each video that is cut."""
+"""Number of pieces that each source video is cut into."""
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def corpus(sources: list[Path], number: int) -> Path:
-    """A folder of links to short pieces of some videos, in turn, so that neighbours differ."""
+    """A folder of links to short pieces of the source videos, which alternate so that neighbours differ."""
     kept = FOLDER / f"pieces_of_{SECONDS}s"
     kept.mkdir(parents=True, exist_ok=True)
     made = [[kept / f"{source.stem}_{piece}.mp4" for piece in range(PIECES)] for source in sources]
@@ -100,7 +100,7 @@ def corpus(sources: list[Path], number: int) -> Path:
 
 
 def timed(file: Path, videos: Path, output: Path, runs: list[list[str]]) -> float:
-    """Seconds until the last of some runs on one folder has ended, their starts included."""
+    """Seconds until the last of several runs on one folder has ended, including their start-up."""
     command = [str(part) for part in (VFX_RUN, videos, "--engine", file, "--output", output)]
     started = time.perf_counter()
     processes = [
@@ -115,7 +115,7 @@ def timed(file: Path, videos: Path, output: Path, runs: list[list[str]]) -> floa
 
 
 def digests(output: Path) -> dict[str, str]:
-    """Name to hash of all that was written."""
+    """The hash of every file that was written, by name."""
     return {
         path.relative_to(output).as_posix(): hashlib.blake2b(path.read_bytes()).hexdigest()
         for path in output.rglob("*")

@@ -20,13 +20,13 @@ from vfx_runtime.opening import open_video
 
 
 def with_vfx(video: Path) -> int:
-    """vfx's own decoder, over PyAV."""
+    """vfx's decoder, which uses PyAV."""
     with open_video(video) as decoder:
         return sum(1 for frame in decoder if frame.rgb() is not None)
 
 
 def with_decord(video: Path) -> int:
-    """decord's reader, frame by frame (its ``get_batch`` holds all of them)."""
+    """decord's reader, frame by frame (its ``get_batch`` would hold all frames)."""
     reader = decord.VideoReader(str(video), num_threads=1)
     return sum(1 for _ in range(len(reader)) if reader.next().asnumpy() is not None)
 

@@ -106,7 +106,7 @@ def exported(precision: Precision) -> Path:
 
 
 def vfx_run(engine: Path, video: Path) -> tuple[NDArray[np.float32], float]:
-    """The rows of the command, and its seconds from start to end."""
+    """The rows that the command gives, and its seconds from start to end."""
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(sys.executable).with_name("vfx-run"))
         command = [program, "--engine", str(engine), str(video), "--output", folder, "--format", "slowfast"]
@@ -121,7 +121,7 @@ def sampling() -> Sampling:
 
 
 def eager(module: torch.nn.Module, file: Path, video: Path) -> tuple[NDArray[np.float32], float]:
-    """The rows by torch, a window a call; the windows are those that vfx makes, made in time that counts."""
+    """The rows by torch, one window per call, and the seconds taken, which include vfx making the windows."""
     rows = []
     with open_engine(file) as engine, torch.inference_mode():
         started = time.perf_counter()
@@ -132,8 +132,8 @@ def eager(module: torch.nn.Module, file: Path, video: Path) -> tuple[NDArray[np.
 
 
 def without_engine(engine: Engine, video: Path) -> float:
-    """Seconds that all windows take to be made and put where the engine reads them."""
-    for _ in gathered(engine, video):  # the first time loads the filter
+    """Seconds to make all windows and put them where the engine reads them."""
+    for _ in gathered(engine, video):  # the first pass loads the resize filter
         pass
     started = time.perf_counter()
     for _ in gathered(engine, video):
@@ -142,7 +142,7 @@ def without_engine(engine: Engine, video: Path) -> float:
 
 
 def gathered(engine: Engine, video: Path) -> Any:
-    """The windows of a video, one after the other, each uint8 [1, time, height, width, 3] of the engine."""
+    """The windows of a video one by one, uint8 ``[1, time, height, width, 3]``, in the engine's buffer."""
     preprocess = preprocess_for(engine)
     with open_video(video) as decoder:
         laid = [(sampling(), Windows(sampling(), decoder.info.fps))]
@@ -154,7 +154,7 @@ def gathered(engine: Engine, video: Path) -> Any:
 
 
 def peer_seconds() -> float | None:
-    """What slowfast_feature_extractor took for 40 windows, on the machine of the parity kit."""
+    """Seconds that slowfast_feature_extractor took for 40 windows on the parity kit's machine, if known."""
     index = SHARED_VIDEOS.parent / "parity" / "e2e" / "index.json"
     if not index.exists():
         return None

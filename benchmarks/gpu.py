@@ -78,7 +78,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": facts(cuda)}
 
     def step(title: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Measure, show, and keep all so far: nobody knows what ends the next step, or when."""
+        """Measure, print, and save all results so far, since the next step may end in any way."""
         started = time.perf_counter()
         try:
             result = measure()
@@ -116,13 +116,13 @@ def main() -> None:
 
 
 def in_torch(cuda: Cuda, model: str, precision: Precision, batch: int, compile: bool) -> Engine:
-    from torch_on_cuda import torch_engine  # what of the exporter fails to import costs this step alone
+    from torch_on_cuda import torch_engine  # if the exporter cannot be imported, only this step fails
 
     return torch_engine(cuda, model, precision, batch, compile=compile)
 
 
 def exported(precision: Precision) -> Engine:
-    """I3D's file, which is not made where nothing could run it."""
+    """I3D's engine file, which is only made if something here can run it."""
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -156,7 +156,7 @@ def some_videos(folder: Path) -> list[Path]:
 
 
 def per_second(work: Callable[[], object], seconds: float) -> float:
-    """How often ``work``, which enqueues on torch's stream, is done in a second."""
+    """How often per second ``work``, which queues work on torch's stream, is completed."""
     for _ in range(3):
         work()
     torch.cuda.synchronize()
@@ -170,7 +170,7 @@ def per_second(work: Callable[[], object], seconds: float) -> float:
 
 
 def roofline() -> dict[str, Any]:
-    """What the device reaches, not what its data sheet says."""
+    """The peak rates that the device reaches in practice, not those of its data sheet."""
     found: dict[str, Any] = {}
     side = 8192
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -181,7 +181,7 @@ def roofline() -> dict[str, Any]:
     size = 1 << 30
     one, two = (torch.empty(size, dtype=torch.uint8, device="cuda") for _ in range(2))
     host = torch.empty(size // 4, dtype=torch.uint8, pin_memory=True)
-    # A copy reads and writes: both count.
+    # A copy reads and writes, and both count.
     found["copy_gb_s"] = 2 * size * per_second(lambda: two.copy_(one), 2) / 1e9
     found["host_to_device_gb_s"] = (
         size // 4 * per_second(lambda: two[: size // 4].copy_(host, non_blocking=True), 2) / 1e9
@@ -190,7 +190,7 @@ def roofline() -> dict[str, Any]:
 
 
 def preprocessing(cuda: Cuda, copy: float) -> dict[str, Any]:
-    """The kernel alone, on surfaces in device memory: bytes that it has to read and write, per second."""
+    """The kernel alone, on surfaces in device memory: frames, and bytes read and written, per second."""
     stream = cuda.stream()
     module = cuda.load(compiled(source(), "preprocess.cu", cuda.compute_capability))
     transform = Transform(Resize("short_side", 256, 256), Crop(224, 224, "centre_floor"))
@@ -214,7 +214,7 @@ def preprocessing(cuda: Cuda, copy: float) -> dict[str, Any]:
             sample = 2 if kind == "p016" else 1
             pitch = width * (3 if kind == "rgb" else sample)
             size = pitch * height if kind == "rgb" else pitch * height * 3 // 2
-            # Several sets, so that they do not all lie in the cache of the device.
+            # Several sets, so that they do not all fit into the device's cache.
             sets = max(2, (256 << 20) // (size * MOST_SURFACES))
             pixels = torch.randint(0, 256, (sets, MOST_SURFACES, size), dtype=torch.uint8, device="cuda")
             launches = []
@@ -246,7 +246,7 @@ def preprocessing(cuda: Cuda, copy: float) -> dict[str, Any]:
                 cuda.synchronize(stream)
                 count += sets * MOST_SURFACES
             frames = count / (time.perf_counter() - started)
-            # What the taps reach of the source, once; and the output.
+            # The part of the source that the taps reach, counted once, and the output.
             rows, columns = ((t.span[1] - t.span[0]) for t in (item.rows, item.columns))
             reached = size * (rows / height) * (columns / width) + 224 * 224 * 3
             rates[f"{kind} {width}x{height}"] = {
@@ -259,7 +259,7 @@ def preprocessing(cuda: Cuda, copy: float) -> dict[str, Any]:
 
 
 def gathering(cuda: Cuda, copy: float) -> dict[str, Any]:
-    """Windows of 64 frames, whole or cut from wider ones: bytes that are read and written, per second."""
+    """Gathering of windows of 64 frames, whole or cropped from wider ones: bytes read and written per second."""
     stream = cuda.stream()
     module = cuda.load(compiled(source(), "preprocess.cu", cuda.compute_capability))
     rates: dict[str, Any] = {}
@@ -295,7 +295,7 @@ def gathering(cuda: Cuda, copy: float) -> dict[str, Any]:
 
 
 def decoding(cuda: Cuda, videos: Sequence[Path], seconds: float) -> dict[str, Any]:
-    """By so many decoders at once, on the CPU and on NVDEC; pictures stay where they were decoded."""
+    """Frames per second of several decoders at once, on the CPU and on NVDEC. Pictures stay where they are."""
     units, missing = nvdec_units(cuda)
     places = [("cpu", None, (1, 4, 16)), ("nvdec", 0, (1, 4, 7, 14) if units else ())]
     found: dict[str, Any] = {"nvdec": f"{units} units" if units else missing}
@@ -312,7 +312,7 @@ def measured(
     roof: dict[str, Any],
     fastest: float,
 ) -> dict[str, Any]:
-    """One engine: alone, and from files to rows."""
+    """Measure one engine, alone and from files to rows."""
     with opened() as item:
         found: dict[str, Any] = {"engine": item.name, "batch": item.batch, "model": item.spec.model}
         found["clips_s"] = measure_engine(item, seconds).windows_per_second
@@ -334,7 +334,7 @@ def measured(
 
 
 def decode_rate(videos: Sequence[Path], gpu: int | None, workers: int, seconds: float) -> float:
-    """Frames per second of so many decoders at once."""
+    """Frames per second of ``workers`` decoders at once."""
     end = time.perf_counter() + seconds
     counts: list[int] = []
 
@@ -361,7 +361,7 @@ def decode_rate(videos: Sequence[Path], gpu: int | None, workers: int, seconds: 
 def end_to_end(
     item: Engine, videos: Sequence[Path], workers: int | None, on_gpu: int, seconds: float
 ) -> dict[str, float]:
-    """Clips per second from files to rows in memory, over enough turns to fill the time."""
+    """Clips per second from files to rows in memory, repeating the videos often enough to fill the time."""
     turns = 4
     while True:
         pipeline = Pipeline(item, workers=workers, gpu_decoders=on_gpu)

@@ -24,7 +24,7 @@ from vfx_engines.onnx_file import read_onnx_spec
 from vfx_engines.spec import Precision
 
 Seconds = dict[tuple[str, str, str], float]
-"""(Type, kernel, name) of an operator that ran -> its best time."""
+"""The best time in seconds of each operator that ran, by its (type, kernel, name)."""
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def operators(graph: onnx.GraphProto) -> Counter[str]:
-    """Operators by type, those in the body of a loop once."""
+    """Number of operators of each type; those in the body of a loop count once."""
     counts = Counter(node.op_type for node in graph.node)
     for node in graph.node:
         for attribute in node.attribute:
@@ -84,7 +84,7 @@ def profile(path: Path, precision: Precision, batch: int, size: int, runs: int) 
         for node in request.profiling_info:
             key = node.node_type, node.exec_type, node.node_name
             seconds = node.real_time.total_seconds()
-            # What was fused into others, or only names memory, is listed too, and takes no time.
+            # Operators that were fused into others, or that only name memory, are listed with no time.
             if seconds:
                 best[key] = min(seconds, best.get(key, seconds))
     return best

@@ -1,4 +1,4 @@
-"""What the benchmarks work on, made when it is first asked for and kept in ``.bench/``, and their results."""
+"""The engines and videos of the benchmarks, made when first asked for and kept in ``.bench/``; and results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARED_VIDEOS = ROOT.parent / "shared" / "videos"
 
 
 def engine(precision: Precision, frames: int = 64) -> Path:
-    """I3D with random weights of seed 0: what a network computes does not change how long it takes."""
+    """I3D with random weights (seed 0), since the values of weights do not change how long a network takes."""
     path = FOLDER / f"i3d_{precision}_{frames}.onnx"
     if not path.exists():
         from vfx_export.catalogue import find
@@ -33,7 +33,7 @@ def engine(precision: Precision, frames: int = 64) -> Path:
 
 
 def real_videos(given: Sequence[Path] = ()) -> list[Path]:
-    """The videos given, or the two whole ones of the shared kit (320x240 and 480x360, H.264).
+    """The given videos, or the two uncut ones of the shared kit (320x240 and 480x360, H.264).
 
     Raises:
         SystemExit: there are none.
@@ -45,7 +45,7 @@ def real_videos(given: Sequence[Path] = ()) -> list[Path]:
 
 
 def looped(source: Path, seconds: float) -> Path:
-    """A video of about so many seconds: the packets of ``source`` over and over, not encoded again."""
+    """A video of about this many seconds, made by repeating the packets of ``source`` without re-encoding."""
     path = FOLDER / f"{source.stem}_{seconds:g}s.mp4"
     if path.exists():
         return path
@@ -57,7 +57,7 @@ def looped(source: Path, seconds: float) -> Path:
         base = stream.time_base
         assert base is not None
         packets = [packet for packet in container.demux(stream) if packet.size]
-        # Whole frames: a stream's duration may end within its last one.
+        # Computed in whole frames, because a stream's duration may end within its last frame.
         period = round(1 / (Fraction(stream.average_rate or 25) * base))
         first = min(packet.pts or 0 for packet in packets)
         length = max(packet.pts or 0 for packet in packets) - first + period
@@ -77,7 +77,7 @@ def looped(source: Path, seconds: float) -> Path:
 
 
 def pieces(source: Path, seconds: float, paths: Sequence[Path]) -> None:
-    """Encode pieces of a video, each of so many seconds and begun half as many after the one before.
+    """Encode pieces of a video. Each has this many seconds, and begins half as many after the previous one.
 
     Raises:
         SystemExit: the video ends before the last piece begins.
@@ -102,7 +102,7 @@ def pieces(source: Path, seconds: float, paths: Sequence[Path]) -> None:
 
 
 def save(name: str, found: dict[str, Any]) -> Path:
-    """Write ``benchmarks/results/<name>.json``: what was found, on what machine, with what versions."""
+    """Write ``benchmarks/results/<name>.json``: the results, with the machine and versions."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine_facts(), **found}, indent=1) + "\n", "utf-8")

@@ -81,7 +81,7 @@ def made(width: int, height: int) -> Path:
         stream = out.add_stream("libx264", rate=10)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # Packets are looped in the order in which they lie.
+        # No B-frames, because `looped` repeats packets in the order in which they are stored.
         stream.options = {"bf": "0"}
         for number in range(100):
             shifted = np.ascontiguousarray(noise[number : number + height, number : number + width])
@@ -91,7 +91,7 @@ def made(width: int, height: int) -> Path:
 
 
 def run_alone(file: Path, video: Path, options: list[str]) -> tuple[int, list[int], list[str]]:
-    """Peak resident bytes of a vfx-run process, MiB at ten times of it, and the lines of its summary."""
+    """Run vfx-run: its peak resident bytes, its resident MiB at ten moments, and its summary's lines."""
     samples: list[int] = []
 
     def watch(pid: int) -> None:

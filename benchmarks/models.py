@@ -37,14 +37,14 @@ from vfx_export.model import Model
 from vfx_runtime.measuring import Others, measure_engine
 
 LARGEST = ("i3d_flow_raft", "i3d_flow_pwc", "clip_rn50x16", "clip_rn50x64", "clip_vit_l_14_336px")
-"""Minutes each; measured when they are named."""
+"""These take minutes each, and are only measured when they are named."""
 
 FLOW_SIZE = {"height": 240, "width": 320}
 ENOUGH = {"ratio": {"fp32": 2.0, "bf16": 7.0}, "peak": {"fp32": 0.8, "bf16": 0.6}}
-"""An engine is as fast as it should be if it reaches either."""
+"""An engine is fast enough if it reaches either the ratio to eager or the share of the peak."""
 
 DISTURBED = 0.05
-"""Share of the cores that others may take of a round; one in which they took more is made again."""
+"""Share of the cores that other processes may take in a round; if they take more, the round is repeated."""
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
@@ -80,7 +80,7 @@ def in_order(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def operators(model: Model, precision: Precision) -> dict[str, float]:
-    """Share of one core's time of the operator types that take most of it, of one window."""
+    """The four types of operators that take most of one core's time for a window, with their shares."""
     times = profile(exported(model, precision), precision, batch=1, size=256, runs=3)
     shares: dict[str, float] = {}
     for (kind, _, _), seconds in times.items():
@@ -89,7 +89,7 @@ def operators(model: Model, precision: Precision) -> dict[str, float]:
 
 
 def exported(model: Model, precision: Precision) -> Path:
-    """A file of its own for bf16 where the network is rewritten; else the fp32 graph is run in bf16."""
+    """The engine file: one of its own for bf16 if the network is rewritten for it, otherwise the fp32 file."""
     rewritten = precision == "bf16" and model.low_precision is not None
     path = FOLDER / f"{model.name}{'_bf16' if rewritten else ''}.onnx"
     if not path.exists():
@@ -100,7 +100,7 @@ def exported(model: Model, precision: Precision) -> Path:
 
 
 def measured(model: Model, cores: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Windows per second of each contender, ratios to torch, shares of the peak."""
+    """Windows per second of each contender, ratios to torch eager, and shares of the peak."""
     sizes = FLOW_SIZE if model.transform.crop is None and model.modality == "frames" else {}
     engines = {
         precision: open_engine(exported(model, precision), sizes=sizes, precision=precision)
@@ -131,7 +131,7 @@ def measured(model: Model, cores: int, rounds: int, seconds: float) -> dict[str,
     for precision, item in engines.items():
         runs[precision] = partial(engine_rate, item, seconds)
     with torch.inference_mode():
-        module(tensor[:1])  # what it allocates once; engines are warmed up by `measure_engine`
+        module(tensor[:1])  # warm-up; `measure_engine` warms engines up itself
     rates: list[dict[str, float]] = []
     disturbed: list[tuple[float, dict[str, float]]] = []
     while len(rates) < rounds and len(disturbed) <= 2 * rounds:
@@ -190,7 +190,7 @@ def line(name: str, found: dict[str, Any]) -> str:
 
 
 def tabulate(results: dict[str, Any]) -> None:
-    """The results as a table in Markdown, and as a chart."""
+    """Write the results as a Markdown table and as a chart."""
     found = in_order(results["models"])
     machine = results["machine"]
     fp32, bf16 = (f"{ENOUGH['ratio'][p]:g} times eager or {ENOUGH['peak'][p]:.0%}" for p in PRECISIONS)

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def short_videos(source: Path) -> list[Path]:
-    """The first two seconds of a video, encoded again, under 200 names."""
+    """The first two seconds of a video, re-encoded once and linked under 200 names."""
     folder = FOLDER / f"{source.stem}_{SHORT_VIDEOS}x{SHORT_SECONDS}s"
     paths = [folder / f"{number:03}.mp4" for number in range(SHORT_VIDEOS)]
     if all(path.exists() for path in paths):

@@ -1,8 +1,8 @@
-"""The same job in PyTorch, as a careful user would write it: what vfx is compared with.
+"""The same job in PyTorch, as a careful user would write it, for comparison with vfx.
 
-decord reads, Pillow resizes and crops, torch runs the network under ``inference_mode``; the next video
-is read on another thread while this one is computed (decord, Pillow and torch leave the GIL). Windows,
-preprocessing and network are those of vfx, so the features are the same.
+decord reads, Pillow resizes and crops, and torch runs the network under ``inference_mode``. The next video is
+read on another thread while this one is computed (decord, Pillow and torch release the GIL). Windows,
+preprocessing and network are the same as in vfx, so the features are too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class PyTorchExtractor:
     """I3D on windows of ``frames`` frames, with the weights of vfx's random export.
 
     Args:
-        precision: ``fp32``, or ``bf16`` through autocast.
-        compiled: through ``torch.compile``.
-        frames: of a window; the next one follows where it ends.
-        channels_last: keep tensors in ``channels_last_3d``.
+        precision: ``fp32``, or ``bf16`` by autocast.
+        compiled: whether to use ``torch.compile``.
+        frames: frames in a window; the next window follows where it ends.
+        channels_last: whether to keep tensors in ``channels_last_3d``.
     """
 
     def __init__(
@@ -48,7 +48,14 @@ class PyTorchExtractor:
         self._frames = frames
 
     def features(self, windows: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Windows uint8 [n, frames, 224, 224, 3] to features float32 [n, 1024], one window a call."""
+        """Compute features, one window per call.
+
+        Args:
+            windows: uint8 ``[n, frames, 224, 224, 3]``.
+
+        Returns:
+            float32 ``[n, 1024]``.
+        """
         rows = []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, self._autocast):
             for window in windows:
@@ -57,14 +64,14 @@ class PyTorchExtractor:
         return np.concatenate(rows)
 
     def windows(self, video: Path) -> NDArray[np.uint8]:
-        """All windows of a video, uint8 [n, frames, 224, 224, 3]; one more frame must follow the last."""
+        """All windows of a video, uint8 ``[n, frames, 224, 224, 3]``; one more frame must follow the last."""
         reader = decord.VideoReader(str(video), num_threads=1)
         count = (len(reader) - 1) // self._frames
         frames = [_preprocessed(reader.next().asnumpy()) for _ in range(count * self._frames)]
         return np.stack(frames).reshape(count, self._frames, CROP, CROP, 3)
 
     def extract(self, videos: Sequence[Path]) -> Iterator[tuple[Path, NDArray[np.float32]]]:
-        """Each video with its features."""
+        """Yield each video with its features, float32 ``[n, 1024]``."""
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(self.windows, video) for video in videos[:1]]
             for number, video in enumerate(videos):

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def with_pillow(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """As the reference extractors do it."""
+    """Resize and crop with Pillow, like the reference extractors: uint8 ``[224, 224, 3]``."""
     height, width = frame.shape[:2]
     short = min(height, width)
     size = (256 * width // short, 256 * height // short)

@@ -1,7 +1,7 @@
-"""A network in torch as what executes an engine's slots on a GPU.
+"""An engine on a GPU whose slots are executed by a network in torch.
 
-Where neither TensorRT nor ONNX Runtime's CUDA provider is at hand, all that is around the engine can still
-be run and measured: decoding, preprocessing, slots, rows. The rows are those of the network.
+If neither TensorRT nor ONNX Runtime's CUDA provider is available, everything around the engine can still be
+run and measured this way: decoding, preprocessing, slots, rows. The rows are those of the network.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ SLOTS = 3
 
 
 class TorchOnCuda:
-    """See `vfx_engines.engine.DeviceBackend`.
+    """A backend that runs a torch network, see `vfx_engines.engine.DeviceBackend`.
 
     Args:
         cuda: the device.
-        spec: what the network eats and gives.
-        network: on that device, in evaluation mode; called with a whole batch, always of the same shape.
-        batch: rows of a slot.
-        said: how it is run, for the name.
+        spec: describes the network's input and outputs.
+        network: the network on that device, in evaluation mode. It is called with a whole batch, always of
+            the same shape.
+        batch: rows in a slot.
+        said: how the network is run, for the backend's name.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class TorchOnCuda:
             stream = torch.cuda.ExternalStream(self._slots.stream(slot))  # type: ignore[no-untyped-call]
             self._streams.append(stream)
         try:
-            # The first calls allocate, try out convolutions and compile; from here on threads call.
+            # The first calls allocate memory, try out convolutions and compile. Do this before threads call.
             for slot in range(SLOTS):
                 self.start(slot, batch)
                 self.wait(slot)
@@ -82,7 +83,7 @@ class TorchOnCuda:
         return self._slots.wait(slot)
 
     def close(self) -> None:
-        """The slots; the device stays the caller's."""
+        """Close the slots; the device still belongs to the caller."""
         self._slots.close()
 
     def _enqueue(self, slot: int, count: int, stream: int) -> None:
@@ -94,7 +95,7 @@ class TorchOnCuda:
 
 
 class _Memory:
-    """Device memory as torch takes it from others."""
+    """Device memory in the form in which torch accepts it from other libraries."""
 
     def __init__(self, address: int, shape: tuple[int, ...], dtype: str) -> None:
         self.__cuda_array_interface__ = {
@@ -112,10 +113,18 @@ def _tensor(address: int, shape: tuple[int, ...], dtype: str) -> Tensor:
 def torch_engine(
     cuda: Cuda, name: str, precision: Precision, batch: int, frames: int | None = None, compile: bool = False
 ) -> Engine:
-    """A network of the catalogue as it is exported, with random weights, as an engine on a GPU.
+    """A network of the catalogue, as it would be exported, with random weights, as an engine on a GPU.
+
+    Args:
+        cuda: the device.
+        name: name of the model in the catalogue.
+        precision: the precision to compute in.
+        batch: windows per call.
+        frames: frames in a window; None takes the model's own number.
+        compile: whether to use ``torch.compile``.
 
     Raises:
-        RuntimeError: its rows are not those of the network on a CPU in float32.
+        RuntimeError: its rows differ from those of the network on a CPU in float32.
     """
     spec, module, low = network_of(name, precision, frames)
     shape = (2, *(int(axis) for axis in spec.input.shape[1:]))
@@ -123,7 +132,7 @@ def torch_engine(
     (wanted,), macs = reference(module, spec, windows)
     low = low.cuda()
     for weight in low.parameters():
-        if weight.dim() == 5:  # the layout that cuDNN's kernels for matrix units take
+        if weight.dim() == 5:  # the layout that cuDNN's kernels for matrix units need
             weight.data = weight.data.to(memory_format=torch.channels_last_3d)
     network = torch.compile(low, dynamic=False) if compile else low
     spec = replace(spec, macs=macs)
@@ -131,7 +140,7 @@ def torch_engine(
     engine = Engine(spec, TorchOnCuda(cuda, spec, network, batch, said), "cuda:0")
     found = engine.run(windows)[spec.outputs[0].name]
     error = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
-    # Convolutions of float32 may be made of TF32 here.
+    # float32 convolutions may be computed in TF32 here, hence the tolerance.
     if not error < 1e-2:
         engine.close()
         raise RuntimeError(f"rows are {error:.1e} from those of the CPU")
@@ -141,7 +150,7 @@ def torch_engine(
 def network_of(
     name: str, precision: Precision, frames: int | None
 ) -> tuple[EngineSpec, nn.Module, nn.Module]:
-    """Its spec, the network, and the network in the precision of the spec; on the CPU."""
+    """The spec of a model, its network, and the network in the spec's precision, both on the CPU."""
     model = find(name)
     sampling = model.windows(frames)
     module = model.network(False)

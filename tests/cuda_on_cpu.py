@@ -112,7 +112,7 @@ class CpuKernels:
         convention: Convention = UNTOLD,
         turn: Orientation = UPRIGHT,
     ) -> NDArray[np.uint8]:
-        """Convert, resize and crop pictures of one to three planes: uint8 ``[n, out_height, out_width, 3]``."""
+        """Convert, resize and crop pictures of 1 to 3 planes: uint8 ``[n, out_height, out_width, 3]``."""
         out = np.zeros((len(planes), plan.out_height, plan.out_width, 3), np.uint8)
         taps = Taps(
             plan.rows.start.ctypes.data,

@@ -46,7 +46,7 @@ def hang(*_: object) -> None:
 
 
 def remove_folder(folder: Path, *_: object) -> None:
-    """Take the folder away at once: if it were removed file by file, files would be written again meanwhile."""
+    """Take the folder away at once: removed file by file, it would get new files meanwhile."""
     with contextlib.suppress(FileNotFoundError):
         folder.rename(folder.with_name("taken away"))
 
@@ -136,7 +136,7 @@ def one_of_two_killed(trial: Trial) -> Ended:
     """Two processes share the folder, and one is killed; returns how the other one ended."""
     trial.format = trial.chance.choice(["npz", *PACKS])
     stage = trial.chance.choice([*STAGES])
-    # A quarter of the calls, so that either process reaches the trap with its part of the videos.
+    # A quarter of the calls, so that the process reaches the trap with its part of the videos.
     trap = Trap(stage, trial.chance.randint(1, max(1, CALLS[stage] // 4)), partial(send, signal.SIGKILL))
     beside = threading.Thread(target=partial(trial.run, trap=trap, log="beside.log"))
     beside.start()
@@ -198,7 +198,7 @@ def decoder_hangs(trial: Trial) -> Ended:
 
 
 def silent_pipe(trial: Trial) -> Ended:
-    """Replace videos by links to named pipes that nobody writes to (a pipe itself is not listed in a folder)."""
+    """Replace videos by links to named pipes that nobody writes to (a run ignores pipes in a folder)."""
     for path in trial.chance.sample(sorted(trial.videos.iterdir()), 3):
         path.unlink()
         path.symlink_to(path.with_suffix(".pipe"))

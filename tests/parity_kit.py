@@ -64,7 +64,7 @@ class Kit:
         return np.ascontiguousarray(made.transpose(0, 2, 3, 4, 1).astype(np.uint8))
 
     def frames(self, case: str = "main", seed: int = 0) -> np.ndarray:
-        """All frames of a flow network's case, whose inputs are parts of one array: uint8 ``[T, 3, H, W]``."""
+        """All frames of a flow network's case, whose inputs are parts of them: uint8 ``[T, 3, H, W]``."""
         shape = self.spec["cases"][case]["inputs"][0]["shape"]
         made: np.ndarray = _weights().images(tuple(shape), seed).astype(np.uint8)
         return made
@@ -94,7 +94,7 @@ def video(name: str) -> Path:
 
 
 def shared(part: str) -> Path:
-    """The folder ``part`` of the shared material. If there is none, skip the test, or fail if it is required."""
+    """The folder ``part`` of the shared material. If there is none, the test is skipped, or fails if required."""
     for base in (_ROOT.parent / "shared", _ROOT / "shared"):
         if (base / part).is_dir():
             return base / part
