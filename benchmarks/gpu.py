@@ -259,7 +259,7 @@ def preprocessing(cuda: Cuda, copy: float) -> dict[str, Any]:
 
 
 def gathering(cuda: Cuda, copy: float) -> dict[str, Any]:
-    """Gathering of windows of 64 frames, whole or cropped from wider ones: bytes read and written per second."""
+    """Gathering windows of 64 frames, whole or cropped from wider ones: bytes read and written per second."""
     stream = cuda.stream()
     module = cuda.load(compiled(source(), "preprocess.cu", cuda.compute_capability))
     rates: dict[str, Any] = {}
@@ -295,7 +295,7 @@ def gathering(cuda: Cuda, copy: float) -> dict[str, Any]:
 
 
 def decoding(cuda: Cuda, videos: Sequence[Path], seconds: float) -> dict[str, Any]:
-    """Frames per second of several decoders at once, on the CPU and on NVDEC. Pictures stay where they are."""
+    """Frames per second of several decoders at once, on the CPU and on NVDEC. Pictures are not moved."""
     units, missing = nvdec_units(cuda)
     places = [("cpu", None, (1, 4, 16)), ("nvdec", 0, (1, 4, 7, 14) if units else ())]
     found: dict[str, Any] = {"nvdec": f"{units} units" if units else missing}

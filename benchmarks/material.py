@@ -1,4 +1,4 @@
-"""The engines and videos of the benchmarks, made when first asked for and kept in ``.bench/``; and results."""
+"""The benchmarks' engines and videos, made when first asked for and kept in ``.bench/``; and their results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARED_VIDEOS = ROOT.parent / "shared" / "videos"
 
 
 def engine(precision: Precision, frames: int = 64) -> Path:
-    """I3D with random weights (seed 0), since the values of weights do not change how long a network takes."""
+    """I3D with random weights (seed 0), since weights do not change how long a network takes."""
     path = FOLDER / f"i3d_{precision}_{frames}.onnx"
     if not path.exists():
         from vfx_export.catalogue import find

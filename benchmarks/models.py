@@ -89,7 +89,7 @@ def operators(model: Model, precision: Precision) -> dict[str, float]:
 
 
 def exported(model: Model, precision: Precision) -> Path:
-    """The engine file: one of its own for bf16 if the network is rewritten for it, otherwise the fp32 file."""
+    """The file: a separate one for bf16 if the network is rewritten for it, otherwise the fp32 file."""
     rewritten = precision == "bf16" and model.low_precision is not None
     path = FOLDER / f"{model.name}{'_bf16' if rewritten else ''}.onnx"
     if not path.exists():

@@ -94,7 +94,7 @@ def video(name: str) -> Path:
 
 
 def shared(part: str) -> Path:
-    """The folder ``part`` of the shared material. If there is none, the test is skipped, or fails if required."""
+    """The folder ``part`` of the shared material. Without it, the test is skipped, or fails if required."""
     for base in (_ROOT.parent / "shared", _ROOT / "shared"):
         if (base / part).is_dir():
             return base / part

@@ -1,4 +1,4 @@
-"""Sound of all kinds of files, through the tiny engine and window by window."""
+"""Sound from all kinds of files, window by window and through a tiny engine."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def read(path: Path, **sampling: object) -> list[SoundWindow]:
 
 
 def apart(windows: list[SoundWindow], layout: str) -> float:
-    """Relative distance of windows from the tone that was encoded, at the times that they bear."""
+    """Relative distance (L2) of windows from the tone that was encoded, at the windows' own times."""
     got = np.stack([window.samples for window in windows])
     starts = np.array([window.timestamps_ms[0] for window in windows])
     want = tone(starts[:, None] / 1000 + np.arange(SAMPLES) / RATE, layout)
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
-# file, encoder, rate, layout, sample format, how far from the tone
+# file, encoder, rate, layout, sample format, largest relative distance from the tone
 KINDS: list[tuple[str, str, int, str, str | None, float]] = [
     ("a.wav", "pcm_s16le", 16_000, "mono", None, RESAMPLED_TONE),
     ("a.wav", "pcm_s16le", 11_025, "mono", None, RESAMPLED_TONE),
@@ -61,10 +61,10 @@ KINDS: list[tuple[str, str, int, str, str | None, float]] = [
     ("a.flac", "flac", 48_000, "7.1", "s32", RESAMPLED_TONE),  # 24 bits
     ("a.mp4", "aac", 44_100, "stereo", None, 2e-3),
     ("a.m4a", "aac", 8_000, "mono", None, 2e-3),
-    ("a.mp4", "aac", 48_000, "5.1", None, 0.15),  # the encoder cuts the low-frequency channel
-    ("a.mp4", "aac", 48_000, "7.1", None, 0.15),  # likewise
+    ("a.mp4", "aac", 48_000, "5.1", None, 0.15),  # the encoder filters the low-frequency channel
+    ("a.mp4", "aac", 48_000, "7.1", None, 0.15),  # as above
     ("a.mkv", "ac3", 48_000, "5.1", None, 2e-2),
-    ("a.mp3", "libmp3lame", 44_100, "stereo", None, 0.06),  # LAME encodes 5 % more softly
+    ("a.mp3", "libmp3lame", 44_100, "stereo", None, 0.06),  # LAME makes the tone 5 % softer
     ("a.mp3", "libmp3lame", 8_000, "mono", None, 0.06),
     ("a.mp4", "libmp3lame", 48_000, "stereo", None, 0.06),
     ("a.opus", "libopus", 48_000, "stereo", None, 2e-2),
@@ -76,7 +76,7 @@ KINDS: list[tuple[str, str, int, str, str | None, float]] = [
 def test_a_tone_comes_back_in_time_from_any_file(
     tmp_path: Path, name: str, encoder: str, rate: int, layout: str, kind: str | None, distance: float
 ) -> None:
-    """A sample too early or too late would be 17 % of it."""
+    """Shifted by one sample, a tone would differ by 17 %."""
     path = make_sound(tmp_path / name, encoder, rate=rate, layout=layout, sample_format=kind)
     windows = read(path)
     assert len(windows) in (20, 21)  # some containers keep the encoder's padding at the end
@@ -143,7 +143,7 @@ def test_a_gap_is_in_the_times_and_not_in_the_samples(tmp_path: Path) -> None:
 
 
 def test_rows_line_up_with_those_of_the_pictures(tmp_path: Path, engine: Path) -> None:
-    """Windows of four frames at 40 fps, and of 0.1 s of sound, from one file."""
+    """Four frames at 40 fps take as long as a window of 0.1 s of sound from the same file."""
     path = make_video(tmp_path / "both.mp4", fps=40, frames=40, audio=True)
     pictures = extract(path, tiny_engine(tmp_path / "tiny.onnx"))
     sound = extract(path, engine)
@@ -184,7 +184,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
         count += 1
     assert count == 12_000
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown * (1 if sys.platform == "darwin" else 1024) < 60 * 2**20  # twenty minutes are 230 MB
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 60 * 2**20  # the whole sound would take 230 MB
 
 
 def constant(path: Path, count: int, rate: int = RATE) -> Path:

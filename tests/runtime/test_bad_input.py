@@ -1,7 +1,7 @@
-"""Every line of "Bad input, named": the right rows, or one line that says what to do; the others are done.
+"""Bad input: each case gives the right rows, or one line that says what to do, and other videos are done.
 
-What is done to checkpoints is in tests/export; the decoder's own findings are in test_decode.py. Here each
-thing goes through the command, between two good videos.
+Bad checkpoints are tested in tests/export, and the decoder alone in test_decode.py. Here, each case goes
+through the command, together with good videos.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_a_bad_video_fails_alone(engine: Path, good: list[Path], tmp_path: Path,
     output = tmp_path / "out"
     result = vfx_run("--engine", engine, good[0], bad, good[1], "--output", output)
 
-    if what == "too long and thin":  # 2500 x 20 once resized: fine
+    if what == "too long and thin":  # 2500 x 20 after resizing, which is fine
         assert result.exit_code == 0, result.stderr
         return
     assert result.exit_code == 1, result.stderr
@@ -176,7 +176,7 @@ def test_a_variable_frame_rate_keeps_its_times(engine: Path, tmp_path: Path) -> 
 
 
 def test_a_huge_picture_that_a_header_only_claims(engine: Path, good: list[Path], tmp_path: Path) -> None:
-    """A GIF's header gives its size in two bytes each way: 65535 x 65535 would be 12 GiB of RGB."""
+    """A GIF's header has two bytes each for width and height: 65535 x 65535 would be 12 GiB of RGB."""
     video = make_video(tmp_path / "huge.gif", codec="gif", frames=9)
     data = bytearray(video.read_bytes())
     data[6:10] = b"\xff\xff\xff\xff"
@@ -266,7 +266,7 @@ def test_a_bad_engine_is_said_before_anything_is_made(
 def test_a_full_disk_keeps_what_is_finished(
     engine: Path, good: list[Path], tmp_path: Path, format: str
 ) -> None:
-    """A limit on the size of files stands for the full disk: writes fail half-way, as there."""
+    """A limit on the size of files stands in for a full disk: writes also fail half-way."""
     output = tmp_path / "out"
     many = make_video(tmp_path / "many.mp4", width=32, height=32, frames=4000)
 
@@ -278,7 +278,7 @@ def test_a_full_disk_keeps_what_is_finished(
 
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
-    # The pack of an hdf5 run is made of parts, which are kept: the next run goes on from them.
+    # An hdf5 run keeps the parts of which it makes its pack, and the next run continues from them.
     assert not {name for name in files_in(output) if name.startswith(".") and ".h5.parts/good" not in name}
     again = vfx_run("--engine", engine, "--output", output, "--format", format, good[0], many, good[1])
     assert again.exit_code == 0, again.stderr

@@ -1,4 +1,4 @@
-"""vfx-bench: that it measures every stage and says it in full. What it measures is no test's business."""
+"""vfx-bench measures every stage and reports it in full. The figures themselves are not tested."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def test_the_limit_is_what_the_stages_cpu_seconds_allow() -> None:
     engine, decode = cost("engine", windows=10, cpu=2), cost("decode", frames=100, cpu=0.5)
     resize = cost("resize", frames=200, cpu=0.2)
 
-    # 0.2 for the engine, 20 x (0.005 + 0.001) for the frames: 0.32 CPU-seconds on 2 cores.
+    # 0.2 for the engine and 20 x (0.005 + 0.001) for the frames make 0.32 CPU-seconds, on 2 cores.
     assert cpu_limit(engine, decode, resize, 20, 2) == pytest.approx(2 / 0.32)
-    # On a GPU the engine costs the cores nothing: ten a second, or what is decoded where that is less.
+    # A GPU's engine costs the cores nothing: ten windows a second, or as many as are decoded if that is less.
     assert gpu_limit(engine, decode, 5) == pytest.approx(10)
     assert gpu_limit(engine, decode, 20) == pytest.approx(5)
 

@@ -24,7 +24,7 @@ with Claims(Path(sys.argv[1])) as claims:
         print(getattr(claims, verb)(name), flush=True)
 """
 
-# Does each name that it gets and that is not done: what a run does, with a short file for a video.
+# Does what a run does: claims each name, and does it if it is not done. An empty file stands for an output.
 WORKER = """
 import os, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The decoder on real files: every kind that must work, and every kind of bad one, named in one line."""
+"""The decoder on real files: every kind that must work, and bad ones, each refused with one line."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from vfx_runtime.opening import open_video
 
 
 def read(path: str | Path, threads: int = 1) -> list[tuple[int, Fraction, Fraction, Any]]:
-    """All frames: index, start, end, pixels."""
+    """All frames as (index, start, end, pixels)."""
     with open_video(path, threads) as video:
         return [(frame.index, frame.start, frame.end, frame.rgb()) for frame in video]
 
 
 def numbers(path: str | Path, threads: int = 1) -> list[int]:
-    """The numbers that are drawn into the frames, which count from 0."""
+    """The numbers drawn into the frames; also checks that indices count from 0."""
     frames = read(path, threads)
     assert [index for index, *_ in frames] == list(range(len(frames)))
     return [frame_number(rgb) for *_, rgb in frames]
@@ -47,7 +47,7 @@ def refusal(path: str | Path) -> str:
 
 
 def cut(path: Path, share: float) -> Path:
-    """Keep the first `share` of the file."""
+    """Truncate the file to this share (0 to 1) of its length."""
     os.truncate(path, int(path.stat().st_size * share))
     return path
 
@@ -107,7 +107,7 @@ def test_every_kind_of_video_gives_its_frames_in_order_with_their_times(
     assert [frame_number(rgb) for *_, rgb in frames] == list(range(count))
     assert all(rgb.dtype == np.uint8 and rgb.shape == (height, width, 3) for *_, rgb in frames)
     difference = np.abs(frames[0][3].astype(int) - picture(0, width, height))
-    assert difference.mean() < 20  # colours survive, also in the 256 of a GIF
+    assert difference.mean() < 20  # colours survive, even with the 256 colours of a GIF
     tick = 0 if path.suffix in (".mp4", ".avi", ".gif") else Fraction(1, 1000)
     for index, start, end, _ in frames:
         assert abs(start - index / fps) <= tick
@@ -133,7 +133,7 @@ def test_a_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
 
 
 def test_times_count_from_the_start_of_the_file(tmp_path: Path) -> None:
-    """An MPEG transport stream starts at any clock; the ffmpeg tool begins at zero all the same."""
+    """The clock of an MPEG transport stream starts anywhere, but the ffmpeg tool starts at zero all the same."""
     late = [Fraction(7) + Fraction(number, 25) for number in range(5)]
     frames = read(make_video(tmp_path / "late.ts", frames=5, times=late))
     assert [start for _, start, *_ in frames] == [Fraction(number, 25) for number in range(5)]

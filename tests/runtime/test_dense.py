@@ -1,4 +1,4 @@
-"""A window on every frame: frames are decoded and resized once, and rows are those of windows made alone."""
+"""A window on every frame: each frame is decoded and resized once, and rows are the same as one by one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[obj
 
 
 def resized(video: Path) -> NDArray[np.uint8]:
-    """All frames as windows hold them, uint8 [frames, 16, 16, 3]."""
+    """All frames of a video, resized and cropped: uint8 ``[frames, 16, 16, 3]``."""
     with open_video(video) as decoder:
         frames = [frame.rgb() for frame in decoder]
     out = np.empty((len(frames), SIZE, SIZE, 3), np.uint8)
@@ -50,7 +50,7 @@ def resized(video: Path) -> NDArray[np.uint8]:
 
 
 def window(frames: NDArray[np.uint8], middle: int, stride: int, tail: str) -> NDArray[np.uint8]:
-    """The window of which frame `middle` is number ``FRAMES // 2``, uint8 [4, 16, 16, 3]."""
+    """The window in which frame ``middle`` is number ``FRAMES // 2``: uint8 ``[4, 16, 16, 3]``."""
     made = np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)
     for slot in range(FRAMES):
         number = middle + (slot - FRAMES // 2) * stride
@@ -106,7 +106,7 @@ def test_every_image_of_a_folder_is_read_once(tmp_path: Path, monkeypatch: pytes
 
 
 def test_as_slowfast_feature_extractor_on_the_command_line(tmp_path: Path, video: Path) -> None:
-    """Its list, its windows at half the frame rate (IN_FPS 25, OUT_FPS 12.5), its files."""
+    """With its list, its windows at half the frame rate (IN_FPS 25, OUT_FPS 12.5), and its files."""
     clips = tmp_path / "data/clips"
     clips.mkdir(parents=True)
     for name in ("a.MP4", "b.c.mp4"):

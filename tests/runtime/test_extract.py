@@ -95,7 +95,7 @@ def test_what_cannot_be_is_refused(engine: Path, videos: list[Path], tmp_path: P
         extract(videos[0].parent, engine, output=tmp_path)
     with pytest.raises(UsageError, match="format"):
         list(extract(videos, engine, output=tmp_path, format="mat"))  # type: ignore[arg-type]
-    # Words that are none would otherwise be taken for the last of those that are.
+    # Without a check, an unknown word would be treated like the last known one.
     for wrong in ({"tail": "pad"}, {"anchor": "center"}, {"step": 2.5}, {"stride": "2"}):
         (name,) = wrong
         with pytest.raises(UsageError, match=f"{name} .*: expected "):

@@ -1,4 +1,7 @@
-"""Every fault once: what is left is right or named, and the next run completes (docs/reliability.md)."""
+"""Every fault once: results are right or failures are named, and the next run completes the rest.
+
+docs/reliability.md has the results of many tries.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def test_the_table_has_every_fault_and_no_loss() -> None:
 
 @pytest.mark.parametrize("room", ["runtime", "engines"])
 def test_no_wall_clock_is_read(room: str) -> None:
-    """But for the dates that vfx-bench and --report put on their pages."""
+    """Except for the dates that vfx-bench and --report print."""
     clocks = {"time", "time_ns", "gmtime", "localtime", "ctime", "strftime", "now", "utcnow", "today"}
     found = [
         (path.name, node.attr)

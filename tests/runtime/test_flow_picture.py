@@ -18,7 +18,7 @@ from vfx_runtime.flow_picture import flow_picture, write_flow_pictures
 
 def test_direction_is_hue_and_length_is_saturation() -> None:
     flow = np.zeros((2, 1, 6), np.float32)
-    # To the right, half as far, down, left, nowhere, up.
+    # To the right, half as far to the right, down, left, nowhere, up.
     flow[0, 0] = [4, 2, 0, -4, 0, 0]
     flow[1, 0] = [0, 0, 4, 0, 0, -4]
     (row,) = flow_picture(flow).astype(int)

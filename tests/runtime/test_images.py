@@ -1,4 +1,4 @@
-"""Folders of frame images as videos: which files, in which order, their pixels, and what may be wrong."""
+"""Folders of frame images as videos: which files, their order, their pixels, and everything that may be wrong."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_images(
     size: tuple[int, int] = (64, 48),
     **options: Any,
 ) -> Path:
-    """A folder of frames that tell their numbers."""
+    """Write frames, each showing its number, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         Image.fromarray(picture(number, *size)).save(folder / pattern.format(number), **options)
@@ -152,7 +152,7 @@ def test_skipping_reaches_any_frame(tmp_path: Path) -> None:
 
 
 def saved(image: Image.Image, path: Path, **options: Any) -> Pixels:
-    """RGB of an image by Pillow, which writes it into a folder of its own."""
+    """Save an image into a new folder, and read it with Pillow as RGB."""
     path.parent.mkdir()
     image.save(path, **options)
     with Image.open(path) as read:
@@ -205,7 +205,7 @@ def test_jpeg(tmp_path: Path, mode: str, options: dict[str, Any], size: tuple[in
     wanted = saved(Image.fromarray(picture(5, *size)).convert(mode), path, quality=95, **options)
     found = read_one(path)
     assert frame_number(found) == 5
-    # Pillow's library interpolates chroma where it was halved; FFmpeg, as in videos, does not.
+    # Pillow's library interpolates subsampled chroma; FFmpeg does not, as in videos.
     difference = np.abs(found.astype(int) - wanted)
     assert difference.mean() < (2.5 if options.get("subsampling") != 0 and mode == "RGB" else 0.6)
 
@@ -214,7 +214,7 @@ def test_jpeg(tmp_path: Path, mode: str, options: dict[str, Any], size: tuple[in
     ("pix_fmt", "channels"), [("gray16be", 1), ("ya16be", 2), ("rgb48be", 3), ("rgba64be", 4)]
 )
 def test_of_sixteen_bits_the_upper_eight_count(tmp_path: Path, pix_fmt: str, channels: int) -> None:
-    """As OpenCV and Pillow read them."""
+    """Like OpenCV and Pillow."""
     high = noise(21, 35, channels)
     values = np.stack([high, noise(21, 35, channels)[::-1]], axis=-1)
     frame = av.VideoFrame(35, 21, pix_fmt)
@@ -259,7 +259,7 @@ FAULTS = {
 
 
 def with_part(data: bytes, suffix: str, part: bytes) -> bytes:
-    """An image file with another chunk or segment in it, well-formed in itself."""
+    """Add a chunk or segment to an image file, well-formed in itself."""
     if suffix == "png":
         chunk = (len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big")
         return data[:33] + chunk + data[33:]
@@ -298,7 +298,7 @@ def test_a_folder_and_a_video_of_the_same_frames_give_the_same(tmp_path: Path, c
             np.testing.assert_array_equal(one.arrays[name], other.arrays[name])
         np.testing.assert_array_equal(one.frame_range, other.frame_range)
         assert one.fps == other.fps
-    np.testing.assert_allclose(one.timestamps_ms, other.timestamps_ms, atol=0.51)  # Matroska counts in ms
+    np.testing.assert_allclose(one.timestamps_ms, other.timestamps_ms, atol=0.51)  # Matroska has whole milliseconds
 
 
 def test_a_frame_rate(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_frame_rate(tmp_path: Path) -> None:
     assert (every.fps, third.fps) == (10, 10)
     assert every.timestamps_ms[0].tolist() == [0, 400]
     assert third.frame_range[:, 0].tolist() == [1, 13, 25]
-    assert third.timestamps_ms[0].tolist() == [0, 400]  # each sample shows the last frame that came
+    assert third.timestamps_ms[0].tolist() == [0, 400]  # each sample shows the latest frame
 
 
 def test_engines_of_the_images_own_size(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_truncated_image(tmp_path: Path, suffix: str, left: float, at: int) ->
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_truncated_photograph_is_not_taken_for_its_thumbnail(tmp_path: Path, progressive: bool) -> None:
-    """EXIF may hold a whole JPEG of its own, with an end mark."""
+    """EXIF may contain a whole JPEG, with its own end marker."""
     small = io.BytesIO()
     Image.fromarray(picture(1, 16, 16)).save(small, "jpeg")
     exif = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + small.getvalue()

@@ -65,7 +65,7 @@ def test_a_link_to_itself_hides_nothing(tmp_path):
     touch(tmp_path / "clips/a.mp4", tmp_path / "clips/z.mp4")
     for name in ("b.mp4", "notes", "0"):
         (tmp_path / "clips" / name).symlink_to(name)
-    # One that is called like a video is a video that cannot be read.
+    # A link that is named like a video counts as a video that cannot be read.
     assert names(tmp_path / "clips") == ["a", "b", "z"]
     (tmp_path / "clips/list.txt").write_text("a\nz\n")
     assert [job.path.name for job in find_videos([tmp_path / "clips/list.txt"])] == ["a.mp4", "z.mp4"]
@@ -177,7 +177,7 @@ def test_csv_quotes_and_short_rows(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".txt"])
 def test_a_list_of_slowfast_feature_extractor(tmp_path, suffix):
-    """``video_list.csv``: a path without suffix a line, sorted, blanks dropped; no header."""
+    """``video_list.csv`` has one path per line, without suffix and without a header."""
     touch(tmp_path / "day 1/a.MP4", tmp_path / "day 1/b.c.mp4", tmp_path / "d.mkv", tmp_path / "d.jpg")
     touch(tmp_path / "e", tmp_path / "e.mp4", tmp_path / "f.1", tmp_path / "g/h.mp4", tmp_path / "sub/i.mp4")
     (tmp_path / "sub/i").mkdir()

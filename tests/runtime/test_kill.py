@@ -1,4 +1,4 @@
-"""A run may end at any moment, and several may share a folder: nothing is lost, done twice or left over."""
+"""Runs may end at any moment, and several may share a folder: nothing is lost, done twice or left over."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VIDEOS = 24
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An engine, and a list of videos that take a run some seconds."""
+    """An engine, and videos that take a run some seconds."""
     folder = tmp_path_factory.mktemp("work")
     tiny_engine(folder / "tiny.onnx")
     (folder / "videos").mkdir()
@@ -35,7 +35,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def more_work(work: Path) -> Path:
-    """The same, for half a minute: a test that is kept waiting still meets a run in the middle."""
+    """Like `work`, but for half a minute, so that even a delayed test meets the run in the middle."""
     folder = work / "more"
     folder.mkdir()
     os.link(work / "tiny.onnx", folder / "tiny.onnx")
@@ -68,7 +68,7 @@ def test_kills_lose_nothing_and_leave_nothing(work: Path, tmp_path: Path, format
         run = subprocess.Popen(
             command(work, output, "--format", format), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        # From the imports to the last file; a run that goes on from the last ones is shorter.
+        # Anywhere from the imports to the last file. Later runs find finished videos, and so are shorter.
         time.sleep(chance.uniform(0.3, 1.1) * seconds * (0.7 if number > kills // 2 else 1))
         run.kill()
         run.wait()

@@ -1,4 +1,4 @@
-"""Rows of optical flow are as large as frames: a long video's go to disk, not into memory."""
+"""Rows of optical flow are as large as frames, so those of a long video must go to disk, not into memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAIR_BYTES = 2 * WIDTH * HEIGHT * 4
 
 
 def peak_bytes(engine: Path, video: Path, output: Path, format: str) -> int:
-    """Most resident memory of a vfx-run of its own."""
+    """Peak resident memory of a vfx-run process, in bytes."""
     command = [sys.executable, "-c", "from vfx_runtime.cli import main; main()"]
     options = ["--engine", engine, video, "--output", output, "--format", format, "--threads", "1"]
     process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
@@ -38,6 +38,6 @@ def test_flow_of_a_long_video_takes_no_more_memory(tmp_path: Path, format: str) 
         rows = np.load(tmp_path / "out" / (f"{frames}.npz" if format == "npz" else f"{frames}_flow.npy"))
         rows = rows["flow"] if format == "npz" else rows
         assert rows.shape == (frames - 1, 2, HEIGHT, WIDTH)
-    # 400 pairs more are 245 MB of rows.
+    # The 400 additional pairs have 245 MB of rows.
     assert 400 * PAIR_BYTES > 240e6
     assert peaks[460] - peaks[60] < 60e6

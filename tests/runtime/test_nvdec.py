@@ -1,4 +1,4 @@
-"""Whether a GPU decodes, asked of a stand-in for NVIDIA's library."""
+"""Whether a GPU decodes, according to a stand-in for NVIDIA's library."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 
 def test_pictures_of_another_size_than_the_streams_are_refused(tmp_path: Path) -> None:
-    """As a GPU gives them of a stream that is cut at its left; the CPU then decodes it."""
+    """A GPU gives such pictures if the stream is cropped at its left; the CPU then decodes the video."""
     with PyAvDecoder(cut_video(tmp_path / "v.mp4")) as decoder:
         assert (decoder.info.height, decoder.info.width) == (140, 192)
         decoder._check_surface(av.VideoFrame(192, 140, "nv12"))
@@ -100,7 +100,7 @@ def test_an_engine_on_a_cpu_has_its_videos_decoded_there(tmp_path: Path) -> None
 
 
 def test_what_a_gpu_cannot_take_is_decoded_on_the_cpu(tmp_path: Path) -> None:
-    """Here there is no GPU at all."""
+    """Here because there is no GPU at all."""
     if missing_driver() is None:
         pytest.skip("this machine has a CUDA device")
     path = make_video(tmp_path / "v.mp4", frames=5)

@@ -1,4 +1,4 @@
-"""What packing meets that is no damage: a disk that is full, or fails to read. Nothing is lost or renamed."""
+"""Packing on a disk that is full or fails to read, which is not damage: nothing is lost or renamed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def save(writer: Writer, job: Job, rows: int = 200) -> None:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """From here on reading files that match a pattern fails; called without one, no more."""
+    """A function that makes reading fail for files that match a pattern; without one, reading works again."""
     real, pattern = io.open, ""
 
     class Failing(io.FileIO):
@@ -96,7 +96,7 @@ def test_what_waits_and_cannot_be_read_stays(
 def test_a_pack_that_cannot_be_read_keeps_its_name(
     format: str, output: Path, claims: Claims, jobs: list[Job], failing: Callable[..., None]
 ) -> None:
-    """Neither a run that begins nor one that packs takes it for damaged, and nothing is done again."""
+    """Neither a run that begins nor one that packs takes it for damaged, so nothing is done again."""
     first = opened(format, output, claims)
     for job in jobs:
         save(first, job)
@@ -107,7 +107,7 @@ def test_a_pack_that_cannot_be_read_keeps_its_name(
     failing(PACKS[format])
     with pytest.raises(OutputError, match=r"cannot read .*features.*: Input/output error"):
         opened(format, output, claims)
-    # One that knew the folder before: all it has to see is that the bytes are there no more.
+    # The second run has already read the shard's contents; it fails when it compares the shard's bytes.
     if format != "hdf5":
         with pytest.raises(OutputError, match="Input/output error"):
             later.finish()
@@ -123,7 +123,7 @@ def test_a_pack_that_cannot_be_read_keeps_its_name(
 def test_a_shard_that_cannot_be_read_is_not_passed_over_later(
     format: str, output: Path, claims: Claims, jobs: list[Job], failing: Callable[..., None]
 ) -> None:
-    """It comes while a run goes on; what is in it is known when it can be read, and not before."""
+    """The shard appears during a run; its contents only become known once it can be read."""
     writer, other = opened(format, output, claims), opened(format, output, claims)
     save(other, jobs[0])
     other.finish()
@@ -137,7 +137,7 @@ def test_a_shard_that_cannot_be_read_is_not_passed_over_later(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs that holds what is staged, and not the pack beside it."""
+    """A tmpfs with room for the staged videos, but not for the pack as well."""
     if not may_mount():
         pytest.skip("no tmpfs may be mounted here")
     disk = tmp_path / "disk"
@@ -172,7 +172,7 @@ def test_a_full_disk_loses_nothing(format: str, small_disk: Path, jobs: list[Job
 
 
 def test_a_full_disk_leaves_an_old_pack_as_it_is(format: str, small_disk: Path, jobs: list[Job]) -> None:
-    """The new one would hold its videos too."""
+    """The new pack, which would also hold the old one's videos, does not fit."""
     size(small_disk, 4 << 20)
     with Claims(small_disk) as claims:
         writer = opened(format, small_disk, claims)
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_an_old_pack_as_it_is(format: str, small_disk: Path, 
 def test_each_shard_is_read_once_however_many_there_are(
     output: Path, claims: Claims, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a run that makes them, and by one that finds them; and the folder is not listed for each video."""
+    """This holds for the run that makes the shards and for one that finds them. Listings are few as well."""
     monkeypatch.setattr(shards_module, "SHARD_VIDEOS", 2)
     video = tmp_path / "v.mp4"
     video.write_bytes(b"video")
@@ -228,11 +228,11 @@ def test_each_shard_is_read_once_however_many_there_are(
     writer.finish()
     made = sorted(output.glob("features-*"))
     assert len(made) == 40
-    # None of the last one, of which nobody asks.
+    # The last shards are not read, since nobody asks for them.
     assert sorted(contents) == sorted({*contents})
     assert len(contents) >= 38
     assert hashed == []
-    # As each packing takes: once before, and once after for what it made.
+    # Each packing lists the folder before, and again after for what it made.
     assert len(listed) <= 4 * len(made)
 
     for calls in (contents, hashed, listed):

@@ -1,4 +1,4 @@
-"""The pages of a real run, in headless Chromium: wide and narrow, light and dark, by keys and on paper."""
+"""The pages of a real run in headless Chromium: wide and narrow, light and dark, by keyboard, and printed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of a run over two videos and a damaged one."""
+    """The pages of a run over two good videos and a damaged one."""
     from click.testing import CliRunner
 
     folder = tmp_path_factory.mktemp("pages")
@@ -62,7 +62,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def overlap(boxes: list[list[float]]) -> list[Any]:
-    """Pairs of boxes that share more than a pixel."""
+    """Pairs of boxes that overlap by more than a pixel."""
     return [
         (one, other)
         for one, other in itertools.combinations(boxes, 2)
@@ -100,7 +100,7 @@ def test_a_page_is_laid_out(
         for left, top, right, bottom in found["images"][:12]:
             shown = picture[round(top) : round(bottom), round(left) : round(right)]
             assert shown.std((0, 1)).min() > 20, "a thumbnail is blank"
-            # The quadrants of tests/make_video.py: red above left, green above right.
+            # The quadrants of tests/make_video.py: red at the top left, green at the top right.
             red, green = shown[4, 6], shown[4, -6]
             assert red[0] > red[1] or red.min() > 180
             assert green[1] > green[0] or green.min() > 180
