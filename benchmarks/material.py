@@ -1,4 +1,4 @@
-"""The benchmarks' engines and videos, made when first asked for and kept in ``.bench/``; and their results."""
+"""The benchmarks' engines and videos, made when first asked for and kept in ``.bench/``; results."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_a_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
 
 
 def test_times_count_from_the_start_of_the_file(tmp_path: Path) -> None:
-    """The clock of an MPEG transport stream starts anywhere, but the ffmpeg tool starts at zero all the same."""
+    """The clock of an MPEG transport stream starts anywhere, but the ffmpeg tool still starts at zero."""
     late = [Fraction(7) + Fraction(number, 25) for number in range(5)]
     frames = read(make_video(tmp_path / "late.ts", frames=5, times=late))
     assert [start for _, start, *_ in frames] == [Fraction(number, 25) for number in range(5)]

@@ -1,4 +1,4 @@
-"""Folders of frame images as videos: which files, their order, their pixels, and everything that may be wrong."""
+"""Folders of frame images as videos: which files, their order, their pixels, and what may be wrong."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_a_folder_and_a_video_of_the_same_frames_give_the_same(tmp_path: Path, c
             np.testing.assert_array_equal(one.arrays[name], other.arrays[name])
         np.testing.assert_array_equal(one.frame_range, other.frame_range)
         assert one.fps == other.fps
-    np.testing.assert_allclose(one.timestamps_ms, other.timestamps_ms, atol=0.51)  # Matroska has whole milliseconds
+    np.testing.assert_allclose(one.timestamps_ms, other.timestamps_ms, atol=0.51)  # Matroska counts in ms
 
 
 def test_a_frame_rate(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Parquet shards: what readers find in them, and that nothing of an ``.npz`` file is lost."""
+"""Parquet shards: what readers find in them, and that they lose nothing of an ``.npz`` file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def video(tmp_path: Path) -> Path:
 
 
 def spool(outputs: Sequence[Output], rows: int, seed: int) -> RowSpool:
-    """Rows of all bit patterns, times that no decimal text holds."""
+    """Rows of random bit patterns, and times that have no finite decimal notation."""
     generator = np.random.default_rng(seed)
     made = RowSpool(outputs)
     arrays: dict[str, NDArray[Any]] = {}
@@ -73,7 +73,7 @@ def shards(output: Path) -> list[Path]:
 
 
 def bits(features: Features) -> dict[str, tuple[str, tuple[int, ...], bytes] | str | float]:
-    """All that is in it, to the bit and in its order."""
+    """Everything in a feature file, bit for bit and in order."""
     arrays = {
         **features.arrays,
         "frame_range": features.frame_range,
@@ -136,7 +136,7 @@ def test_what_readers_find(output: Path, claims: Claims, video: Path) -> None:
     save(writer, Job(video, "\udcff ä"), outputs, 2)  # type: ignore[arg-type]
     (shard,) = writer.finish()
 
-    table = pq.read_table(output)  # the folder: hidden files are not looked at
+    table = pq.read_table(output)  # the whole folder, of which readers ignore hidden files
     assert {field.name: str(field.type) for field in table.schema} == {
         "video": "string",
         "row": "int64",
@@ -167,7 +167,7 @@ def test_what_readers_find(output: Path, claims: Claims, video: Path) -> None:
 def test_row_groups_are_of_bounded_size(
     output: Path, claims: Claims, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many short videos share one, a long video has several, and each says whose rows it holds."""
+    """Many short videos share one, a long video has several, and statistics tell whose rows each one holds."""
     monkeypatch.setattr(parquet_module, "ROW_GROUP_BYTES", 20_000)
     monkeypatch.setattr(parquet_module, "BLOCK_BYTES", 2_000)
     writer = ShardWriter(ParquetLayout(), output, VECTORS, "f", claims)
@@ -178,7 +178,7 @@ def test_row_groups_are_of_bounded_size(
     footer = pq.read_metadata(shard)
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
     assert len(groups) > 5
-    # The numbers, the levels of lists, and what a page begins with.
+    # This includes the numbers, the levels of lists, and page headers.
     assert max(group.total_byte_size for group in groups) < 40_000
     video_column = groups[0].column(0)
     assert (video_column.statistics.min, video_column.statistics.max) == ("v00", "w")
@@ -263,7 +263,7 @@ def test_parts_of_strangers_are_not_packed(output: Path, claims: Claims, video: 
 
 
 def test_ray_data_reads_it(output: Path, claims: Claims, video: Path) -> None:
-    """In a process of its own, as Ray leaves some behind until it ends."""
+    """In a separate process, because Ray leaves processes behind until the one that started it ends."""
     if subprocess.run([sys.executable, "-c", "import ray.data"], capture_output=True).returncode:
         lacking("ray", "Ray Data is not installed")
     writer = ShardWriter(ParquetLayout(), output, VECTORS, "f", claims)
@@ -293,7 +293,7 @@ def test_damage_is_noticed_when_one_video_is_read(output: Path, claims: Claims, 
         shard.write_bytes(damaged)
         with pytest.raises(OutputError, match="not a feature file of vfx, or damaged"):
             read_features(shard, "a")
-        # Under another name pages still have checksums; what stands behind them has none.
+        # Under another name, pages still have checksums, but the footer has none.
         if at < len(data) - 8 - int(footer):
             renamed.write_bytes(damaged)
             with contextlib.suppress(OutputError):

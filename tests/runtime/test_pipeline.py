@@ -1,4 +1,4 @@
-"""The pipeline on an engine whose timing is hostile, and whose device watches its buffers."""
+"""The pipeline on an engine with hostile timing, whose device watches its buffers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from vfx_runtime.resize import plan
 
 
 class Device:
-    """Runs the tiny engine as a device does: later, in any order, reading the slot's own memory.
+    """Runs the tiny engine as a device does: later, in any order, and from the slot's own memory.
 
-    It reads a slot's buffer when it starts and once more when it is done: pixels written while the
-    slot was in flight are a violation.
+    It reads a slot's buffer when it starts and again when it is done. If pixels were written while the slot
+    was in flight, that is recorded as a violation.
     """
 
     name, precision = "a simulated device", "fp32"
@@ -101,7 +101,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
 
 @pytest.fixture(scope="module")
 def expected(videos: list[Job]) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Frame ranges and features by the plainest loop over each video's frames."""
+    """Frame ranges and features, computed by a plain loop over each video's frames."""
     transform = tiny_spec().transform
     found = {}
     for job in videos:
@@ -159,7 +159,7 @@ def test_rows_are_right_whatever_the_timing(
         time.sleep(chance.choice([0, 0, 0.004]))
         place(preprocess, *window)
 
-    # A worker that is slow to copy holds its slot back while later ones fill up.
+    # A worker that copies slowly holds its slot back while later slots fill up.
     monkeypatch.setattr(CpuPreprocess, "place", slow_copy)
     device = Device(slots, batch, seed=seed)
     pipeline = Pipeline(Engine(tiny_spec(), device), workers=workers)
@@ -283,7 +283,7 @@ def test_a_run_can_be_given_up(videos: list[Job], after: int) -> None:
     results.close()  # type: ignore[attr-defined]  # run is a generator
 
     assert alive() == set()
-    # Every slot is free again: the engine serves another run.
+    # Every slot is free again, so the engine serves another run.
     assert len(read(Pipeline(engine).run(videos))) == len(videos)
 
 
@@ -314,7 +314,7 @@ def test_a_defect_costs_one_video_and_is_reported(videos: list[Job], monkeypatch
 
 
 def test_far_more_videos_than_may_be_open(tmp_path: Path) -> None:
-    """One long video at the front must not make the run hold all that follow, nor stop it."""
+    """A long video at the front must neither make the run hold all that follow, nor stop it."""
     long = Job(make_video(tmp_path / "long.mp4", frames=400), "long")
     short = make_video(tmp_path / "short.mp4", frames=4)
     jobs = [long, *(Job(short, f"short{i}") for i in range(300))]

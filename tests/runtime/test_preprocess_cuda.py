@@ -1,7 +1,7 @@
-"""Preprocessing on a simulated device: its kernels run as C++, its streams in random order.
+"""Preprocessing on a simulated device, whose kernels run as C++ and whose streams run in random order.
 
-A frame whose memory is used again too early, a window gathered before its frames are made or a slot computed
-before its windows are placed gives wrong rows.
+Rows would be wrong if a frame's memory were reused too early, a window were gathered before its frames are
+made, or a slot were computed before its windows are placed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def driver(
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
-    """Of several sizes and formats: planes as they are, full range, an odd height, a palette, 8-bit RGB."""
+    """Videos of several sizes and formats: 4:2:0 planes, full range, an odd height, a palette, 8-bit RGB."""
     folder = tmp_path_factory.mktemp("videos")
     kinds: list[tuple[Codec, int, int, int]] = [
         ("h264", 40, 30, 37),
@@ -106,7 +106,7 @@ def read(results: Iterator[Result]) -> dict[str, Features | Exception]:
 
 
 class OnHost:
-    """The same engine as a plain function of host memory."""
+    """A backend that computes the same engine as a plain function of host memory."""
 
     name, precision = "host", "fp32"
 
@@ -152,14 +152,14 @@ def test_rows_are_those_of_the_cpu(
         assert isinstance(have, Features)
         assert isinstance(want, Features)
         np.testing.assert_array_equal(have.frame_range, want.frame_range)
-        # The same pixels to the bit, so the same means.
+        # Pixels are the same bit for bit, and so are the means.
         np.testing.assert_array_equal(have.arrays["features"], want.arrays["features"])
     assert pipeline.stats.frames_on_gpu == 0
 
 
 @pytest.fixture(scope="module")
 def unusual(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
-    """Turned, mirrored, portrait, of 10 bits, of odd sides, of one frame."""
+    """Videos that are rotated, mirrored, portrait, of 10 bits, of odd sizes, or of one frame."""
     folder = tmp_path_factory.mktemp("unusual")
     kinds: dict[str, dict[str, Any]] = {
         "turned": {"rotation": 90},
@@ -182,7 +182,7 @@ def unusual(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
 def test_views_are_those_of_the_cpu(
     driver: SimulatedDriver, videos: list[Job], unusual: list[Job], crops: Crops, keep: bool
 ) -> None:
-    """Of videos of many aspect ratios in turns: whole frames have another size in each."""
+    """The videos alternate between many aspect ratios, so whole frames keep changing their size."""
     spec, views = tiny_spec(stride=2), Views(3, crops, keep)
     sampling = run_sampling(spec.sampling, views=views)
     jobs = [*videos, *unusual]
@@ -200,7 +200,7 @@ def test_unusual_videos_give_the_rows_of_the_cpu(driver: SimulatedDriver, unusua
 
 
 def assert_alike(found: dict[str, Features | Exception], expected: dict[str, Features | Exception]) -> None:
-    """The same pixels to the bit, so the same means."""
+    """Check that rows are equal bit for bit, and errors too."""
     assert found.keys() == expected.keys()
     for name, want in expected.items():
         have = found[name]
@@ -214,7 +214,7 @@ def assert_alike(found: dict[str, Features | Exception], expected: dict[str, Fea
 
 @pytest.mark.parametrize("size", [16, 12, 10])
 def test_crops_of_any_size_are_those_of_the_cpu(driver: SimulatedDriver, tmp_path: Path, size: int) -> None:
-    """Whole chunks, chunks that end in the next row, and bytes; the size of the video changes in between."""
+    """Rows of whole chunks, chunks that end in the next row, and bytes; the video's size changes in between."""
     spec = resized_spec(3, size, size, Transform(Resize("short_side", 24, 24), Crop(size, size)))
     paths = [make_video(tmp_path / f"v{w}.mp4", width=w, height=48, frames=2) for w in (64, 90)]
     backend = Blank(driver, spec)
@@ -237,7 +237,7 @@ def test_crops_of_any_size_are_those_of_the_cpu(driver: SimulatedDriver, tmp_pat
 def test_two_engines_share_what_is_resized(
     driver: SimulatedDriver, videos: list[Job], monkeypatch: pytest.MonkeyPatch, alike: bool
 ) -> None:
-    """Where they take the same frames; the windows of both are gathered of them."""
+    """Two engines that take the same frames gather the windows of both from them."""
     first = tiny_spec(step=2, edges="zeros", anchor="centre")
     transform = first.transform if alike else Transform(Resize("short_side", 24, 24), Crop(16, 16))
     second = replace(
@@ -281,7 +281,7 @@ def test_an_engine_on_a_gpu_and_one_on_the_cpu_share_a_decode(
 def test_frames_that_nobody_wants_do_not_spoil_those_of_the_next_video(
     driver: SimulatedDriver, tmp_path: Path
 ) -> None:
-    """The last ones of a video, which fill no window, share a launch with the first ones of the next."""
+    """A video's last frames, which fill no window, share a launch with the first frames of the next video."""
     jobs = [Job(make_video(tmp_path / f"v{n}.mp4", frames=n), f"v{n}") for n in (7, 11, 5, 6, 9, 8, 14, 15)]
     spec = tiny_spec(stride=2)
     expected = read(Pipeline(Engine(spec, OnHost()), workers=1).run(jobs))
@@ -299,7 +299,7 @@ def test_memory_of_sizes_that_are_gone_is_given_back(driver: SimulatedDriver) ->
         made = [frames.take(16, width) for _ in range(40)]
         assert len({item.address for item in made}) == 40
         made.clear()
-    # What is held stays, and three sizes and the one that was asked for last beside it.
+    # What is held stays; besides that, there are three sizes and the one asked for last.
     assert before - cuda.memory()[0] <= 4 * 64 * padded(16 * 2000 * 3)
     assert all(frames.take(16, 100).address != held.address for _ in range(40))
     address = held.address
@@ -312,7 +312,7 @@ def test_memory_of_sizes_that_are_gone_is_given_back(driver: SimulatedDriver) ->
 
 
 def test_more_frames_than_a_launch_takes(driver: SimulatedDriver, tmp_path: Path) -> None:
-    """A window of 70 frames is gathered in two launches; frames of 5x7 pixels are no whole chunks."""
+    """A window of 70 frames is gathered in two launches; frames of 5x7 pixels are not whole chunks."""
     spec = resized_spec(70, 5, 7, Transform(Resize("exact", 6, 9), Crop(5, 7)))
     path = make_video(tmp_path / "v.mp4", frames=70)
     backend = Blank(driver, spec)
@@ -344,7 +344,7 @@ def resized_spec(frames: int, height: int, width: int, transform: Transform) -> 
 
 
 class Blank(TinyOnDevice):
-    """Any spec; nothing is computed."""
+    """A backend for any spec that computes nothing."""
 
     def __init__(self, driver: SimulatedDriver, spec: EngineSpec) -> None:
         from vfx_engines.backends.cuda_slots import CudaSlots
@@ -400,7 +400,7 @@ def test_images_of_a_folder_are_those_of_the_cpu(
 
 
 def test_a_picture_whose_rows_run_upwards_is_converted_first() -> None:
-    """As some decoders of raw video give it, with a negative pitch: the kernels go by addresses."""
+    """Some decoders of raw video give such pictures, with a negative pitch that the kernels cannot use."""
     graph = av.filter.Graph()
     begin = graph.add_buffer(width=64, height=48, format="yuv420p", time_base=Fraction(1, 25))
     flip, end = graph.add("vflip"), graph.add("buffersink")
@@ -422,7 +422,7 @@ def test_a_picture_whose_rows_run_upwards_is_converted_first() -> None:
 
 
 class Surfaces:
-    """What NVDEC decodes into: few surfaces, each written again as soon as nobody holds its picture."""
+    """Like NVDEC's: few surfaces, each written again as soon as nobody holds its picture."""
 
     def __init__(self, driver: SimulatedDriver, size: int, count: int) -> None:
         self._driver = driver
@@ -431,7 +431,7 @@ class Surfaces:
         self._released = threading.Condition()
 
     def decode(self, luma: NDArray[np.uint8], chroma: NDArray[np.uint8]) -> tuple[int, object]:
-        """Enqueue the writing of a picture on the default stream; its address and its owner."""
+        """Queue the writing of a picture on the default stream; returns its address and its owner."""
         with self._released:
             assert self._released.wait_for(lambda: self._free, 30), "surfaces are held for ever"
             address = self._free.pop()
@@ -458,12 +458,12 @@ class Surfaces:
 
 
 class Owner:
-    """Something that can be referred to weakly."""
+    """An object that weak references can refer to."""
 
 
 @dataclass
 class GpuFrame:
-    """A frame whose picture lies in simulated device memory."""
+    """A frame whose picture is in simulated device memory."""
 
     index: int
     start: Fraction
@@ -487,7 +487,7 @@ class GpuFrame:
 
 
 class GpuDecoder:
-    """Decodes on the CPU, and hands out what NVDEC would."""
+    """Decodes on the CPU, and gives the frames that NVDEC would give."""
 
     def __init__(self, path: Path, driver: SimulatedDriver) -> None:
         self._inner = open_video(path)

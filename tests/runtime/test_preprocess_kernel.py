@@ -1,4 +1,4 @@
-"""The CUDA kernels, compiled as C++: against the CPU path, and against float64."""
+"""The CUDA kernels, compiled as C++, against the CPU path and against float64."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ GEOMETRIES: dict[str, tuple[int, int, Transform, Orientation]] = {
     "upside down": (240, 320, short_side(64, 64), Orientation(flip_x=True, flip_y=True)),
     "turned and mirrored": (426, 240, short_side(96, 80), Orientation(True, True, True)),
 }
-"""Height and width as displayed, transform, and how the picture is stored."""
+"""Displayed height and width, transform, and the orientation in which the picture is stored."""
 
 CONVENTIONS = {
     "BT.601": Convention(5),
@@ -77,7 +77,7 @@ def on_the_cpu(stored: Pixels, name: str) -> Pixels:
 
 
 def semi_planar(name: str, seed: int, dtype: type = np.uint8) -> tuple[NDArray[np.generic], ...]:
-    """Noise in the two planes of NV12 or P016, with room behind each row."""
+    """Noise in the two planes of NV12 or P016, with padding after each row."""
     height, width = stored_size(name)
     random = np.random.default_rng(seed)
     top = np.iinfo(dtype).max
@@ -87,7 +87,7 @@ def semi_planar(name: str, seed: int, dtype: type = np.uint8) -> tuple[NDArray[n
 
 
 def to_rgb(planes: tuple[NDArray[np.generic], ...], name: str, convention: Convention) -> NDArray[np.float64]:
-    """H.273 in float64: RGB [height, width, 3] on the scale of 8 bits, neither rounded nor clamped."""
+    """H.273 in float64: RGB ``[height, width, 3]`` on the scale of 8 bits, neither rounded nor clamped."""
     height, width = stored_size(name)
     unit = 256.0 if planes[0].dtype == np.uint16 else 1.0
     luma = planes[0][:, :width].astype(np.float64) / unit
@@ -105,7 +105,7 @@ def to_rgb(planes: tuple[NDArray[np.generic], ...], name: str, convention: Conve
 def chroma_at(
     plane: NDArray[np.float64], height: int, width: int, convention: Convention
 ) -> NDArray[np.float64]:
-    """A chroma plane at the places of the luma samples."""
+    """A chroma plane at the positions of the luma samples."""
     if not convention.interpolate:
         return plane.repeat(2, 0).repeat(2, 1)[:height, :width]
     for axis, (size, sited) in enumerate(((height, convention.top), (width, convention.left))):
@@ -119,18 +119,18 @@ def chroma_at(
 
 
 def exact(image: NDArray[np.float64], item: FramePlan) -> NDArray[np.float64]:
-    """The filter in float64, with nothing rounded between its passes."""
+    """The filter in float64, without rounding between its passes."""
 
     def matrix(taps: Taps, size: int) -> NDArray[np.float64]:
         dense = np.zeros((len(taps.start), size + taps.weight.shape[1]))
         for row, (start, weights) in enumerate(zip(taps.start, taps.weight, strict=True)):
             for tap, weight in enumerate(weights):
-                # OpenCV's tables of rows reach one row outside, where its first and last row stand.
+                # OpenCV's tables of rows reach one row outside, where the first and last row are repeated.
                 dense[row, max(start + tap, 0) if tap + start < size else size - 1] += weight / weights.sum()
         return dense[:, :size]
 
     rows, columns = matrix(item.rows, item.height), matrix(item.columns, item.width)
-    # Clamped between the passes, where bicubic overshoots, as the definition has it.
+    # Clamped between the passes, as the definition says, since bicubic overshoots.
     across = np.clip(columns @ image, 0, 255)
     return np.clip(np.tensordot(rows, across, 1), 0, 255)
 
@@ -149,14 +149,14 @@ def test_rgb_is_the_cpu_path_to_the_bit(kernels: CpuKernels, name: str) -> None:
         np.testing.assert_array_equal(made, on_the_cpu(frame, name))
 
 
-# FFmpeg scales the chroma of an odd height with a bicubic filter instead.
+# Not at an odd height, for which FFmpeg scales chroma with a bicubic filter.
 @pytest.mark.parametrize("name", [name for name in GEOMETRIES if name != "odd"])
 @pytest.mark.parametrize("told", ["BT.601", "BT.709", "BT.601, full range"])
 @pytest.mark.parametrize("kind", ["nv12", "i420"])
 def test_420_is_the_cpu_path_to_the_bit(
     kernels: CpuKernels, name: str, told: str, kind: SurfaceFormat
 ) -> None:
-    """FFmpeg's conversion included: a frame decoded on a GPU gives the features that one on a CPU gives."""
+    """This includes FFmpeg's conversion, so frames decoded on a GPU and on a CPU give the same features."""
     luma, chroma = semi_planar(name, 2)
     convention = CONVENTIONS[told]
     height, width = stored_size(name)
@@ -193,13 +193,13 @@ def test_planes_are_converted_and_resized(
     rounded = np.clip(np.floor(rgb + 0.5), 0, 255).astype(np.uint8)
     own = colour(convention, kind).as_ffmpeg
 
-    # float32 may round a pixel of the source the other way: one level at most, in and out. FFmpeg's
-    # arithmetic drops the rest of up to three products instead.
+    # float32 may round a pixel of the source the other way, which makes one level at most, in and out.
+    # FFmpeg's arithmetic instead truncates up to three products.
     cpu = on_the_cpu(rounded, name)
     assert grey_levels(made, cpu) <= (4 if own else 1)
     assert own or np.mean(made != cpu) < 1e-3
-    # Rounded to uint8 three times, each by half a level; bicubic's weights add up to 1.5 without their signs,
-    # and OpenCV drops the rest of two products.
+    # Pixels are rounded to uint8 three times, by up to half a level each. The absolute values of bicubic's
+    # weights add up to 1.5, and OpenCV truncates two products.
     never_rounded = exact(displayed(np.clip(rgb, 0, 255), turn), plan_of(name))  # type: ignore[arg-type]
     levels = 2.5 if name == "bicubic" else 1.6 if "opencv" in name else 1.55
     assert grey_levels(made, never_rounded) <= levels + (3 if own else 0)
@@ -228,17 +228,18 @@ def test_windows_are_gathered(kernels: CpuKernels, kernel: str, shape: tuple[int
         np.testing.assert_array_equal(frame, wanted)
 
 
-# 768 bytes a row, 672 and 936: whole chunks, and one that ends within the next row. 546: bytes.
+# Rows of 768 and 672 bytes are whole chunks; with 936, a chunk ends within the next row; 546 are gathered by
+# bytes.
 @pytest.mark.parametrize("size", [256, 224, 312, 182, 16, 4])
 @pytest.mark.parametrize("portrait", [False, True])
 def test_crops_are_gathered(kernels: CpuKernels, size: int, portrait: bool) -> None:
-    """Of whole frames of any length, at whatever byte they begin."""
+    """Crops of whole frames of any length, beginning at any byte."""
     random = np.random.default_rng(6)
     frames: list[Pixels | None] = []
     for room in (0, 1, 2, 3, 5, 86, 199):
         for crop in range(3):
             shape = (size + room, size) if portrait else (size, size + room)
-            # Behind a frame's last byte nothing may be needed.
+            # Nothing may be read after a frame's last byte.
             frames.append(cropped(random.integers(0, 256, (*shape, 3), np.uint8), crop))
     frames.insert(5, None)
     kernel = "gather_chunks" if size * size * 3 % 16 == 0 else "gather_bytes"

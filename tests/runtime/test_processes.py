@@ -1,4 +1,4 @@
-"""One list on several devices: a process each. Here the devices are CPUs, and processes are killed."""
+"""One list on several devices, with a process each. Here the devices are CPUs, and processes are killed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TWO = ["cpu", "cpu"]
 
 
 class Heard:
-    """What a listener was told."""
+    """Records what a listener is told."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -132,7 +132,7 @@ def test_with_no_process_left_the_run_ends_with_the_reason(task: Task, jobs: lis
 def test_a_video_that_ends_two_processes_is_given_up(
     task: Task, jobs: list[Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Three processes, and a video that ends whoever opens it."""
+    """Three processes, and a video that ends every process that opens it."""
     trap = tmp_path / "trap"
     trap.mkdir()
     (trap / "sitecustomize.py").write_text(
@@ -168,7 +168,7 @@ def test_a_run_can_be_given_up(task: Task, jobs: list[Job]) -> None:
 
 
 def test_the_others_end_with_the_first(task: Task, jobs: list[Job], tmp_path: Path) -> None:
-    """kill -9 of the first process: its pipes close, and nobody goes on alone."""
+    """After a kill -9 of the first process, its pipes close, and no other process goes on alone."""
     script = tmp_path / "first.py"
     script.write_text(
         "import multiprocessing, sys\n"

@@ -1,4 +1,4 @@
-"""A list on a Ray of its own: files of a run without Ray, whatever becomes of the actors."""
+"""Runs on a Ray of their own write the files of a run without Ray, whatever happens to the actors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VIDEOS = 40
 
 @pytest.fixture(scope="session")
 def ray() -> None:
-    """Skips where Ray is not installed; another process looks, so that this one does not import it."""
+    """Skip the test if Ray is not installed. Another process checks, so that this one does not import Ray."""
     found = subprocess.run([sys.executable, "-c", "import ray.data"], capture_output=True, check=False)
     if found.returncode:
         lacking("ray", "Ray Data is not installed")
@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def alone(work: Path) -> dict[str, bytes]:
-    """What one process writes."""
+    """The files that one process writes."""
     subprocess.run(command(work, work / "alone"), check=True, capture_output=True)
     found = contents(work / "alone")
     assert len(found) == VIDEOS
@@ -64,7 +64,7 @@ def alone(work: Path) -> dict[str, bytes]:
 
 
 def actors_below(pid: int) -> list[int]:
-    """Processes of Ray's actors among the descendants of a process."""
+    """The processes of Ray's actors among the descendants of a process."""
     parents: dict[int, int] = {}
     names: dict[int, bytes] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -85,7 +85,7 @@ def actors_below(pid: int) -> list[int]:
 
 
 def ray_processes() -> list[str]:
-    """Command lines of what Ray leaves behind, if it does."""
+    """Command lines of processes that Ray left behind."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -98,9 +98,9 @@ def ray_processes() -> list[str]:
 
 
 def test_four_processes_write_what_one_does(work: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
-    """Three at once, and a fourth that is started when they are in the middle."""
+    """Three at once, and a fourth that starts when they are in the middle."""
     output = tmp_path / "out"
-    # Files, not pipes: reading the first line of a pipe also takes whatever stood behind it.
+    # Files, not pipes: reading the first line of a pipe also consumes what follows it.
     said = [tmp_path / f"{number}.txt" for number in range(4)]
     runs: list[subprocess.Popen[str]] = []
 
@@ -165,7 +165,8 @@ def test_two_actors_write_what_one_process_does(
     assert any(line.startswith("engine: tiny.onnx, ") for line in lines)
     assert f"{VIDEOS} done, 0 were done before, 0 failed" in done.stderr
     own = ("Ray ", "engine: ", " videos ", " windows ", " frames ", " time ")
-    # Ray warns that actors are restarted with arguments by reference; silencing it prints a line too.
+    # Ray warns that actors are restarted with arguments by reference; silencing that would print a line as
+    # well.
     others = [line for line in lines if not line.startswith(own) and "core_worker.cc" not in line]
     assert others == [], "Ray's own words"
     assert ray_processes() == []
@@ -187,7 +188,7 @@ def test_actors_make_the_shard_of_one_process(ray: None, work: Path, tmp_path: P
 def test_an_actor_dies_and_nothing_is_lost(
     ray: None, work: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """An actor is killed half-way; besides, one video is damaged, and one ends every actor that opens it."""
+    """An actor is killed half-way; also, one video is damaged, and one ends every actor that opens it."""
     output, videos, code = tmp_path / "out", tmp_path / "videos", tmp_path / "code"
     code.mkdir()
     videos.mkdir()
@@ -195,7 +196,7 @@ def test_an_actor_dies_and_nothing_is_lost(
         (videos / video.name).symlink_to(video)
     (videos / "deadly.mp4").symlink_to(work / "videos" / "v00.mp4")
     (videos / "damaged.mp4").write_bytes(b"no video")
-    # As a decoder that crashes would.
+    # Behaves like a decoder that crashes.
     (code / "sitecustomize.py").write_text(
         "import os, time\n"
         "import vfx_runtime.pipeline as pipeline\n"
@@ -215,7 +216,7 @@ def test_an_actor_dies_and_nothing_is_lost(
         text=True,
         env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
-    # Two of forty are written: it is in the middle of its work.
+    # When two of forty videos are written, the run is in the middle of its work.
     deadline = time.monotonic() + 120
     while len(list(output.glob("*.npz"))) < 2 and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -285,7 +286,7 @@ def test_a_machine_without_vfx_ends_the_run_in_one_line(ray: None, work: Path, t
     assert ray_processes() == []
 
 
-# Without Ray: what an actor does, and what is asked of a cluster
+# Without Ray: what an actor does, and what a cluster is asked for
 
 
 @pytest.fixture

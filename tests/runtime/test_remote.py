@@ -1,4 +1,4 @@
-"""Videos, folders and lists behind URLs: names, fetching, failures; over fsspec's memory, file and HTTP."""
+"""Videos, folders and lists at URLs: names, fetching, failures; with fsspec's memory, file and HTTP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vfx_runtime.inputs import find_videos
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[str]:
-    """A bucket with two videos, a list, and what is no video."""
+    """A bucket with two videos, a list, and files that are not videos."""
     files = fsspec.filesystem("memory")
     for name, frames in (("a.mp4", 9), ("sub/b.mp4", 13)):
         local = make_video(tmp_path / "made.mp4", frames=frames)

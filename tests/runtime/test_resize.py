@@ -24,7 +24,7 @@ I3D = Transform(Resize("short_side", 256, 256), Crop(224, 224))
 
 
 def noise(height: int, width: int, seed: int = 0) -> Pixels:
-    """Pixels at both ends of the range and between, so that clamping has work to do."""
+    """Random pixels, many of them 0 or 255, so that clamping matters."""
     values = np.random.default_rng(seed).integers(-128, 384, (height, width, 3))
     return np.clip(values, 0, 255).astype(np.uint8)
 
@@ -36,7 +36,8 @@ def applied(plan: FramePlan, rgb: Pixels) -> Pixels:
 
 
 def by_pillow(plan: FramePlan, rgb: Pixels, filter: Filter) -> Pixels:
-    # Columns and rows apart: Pillow 13 may filter rows first, where earlier ones never do.
+    # Columns and rows are filtered separately, because Pillow 13 may filter rows first, unlike earlier
+    # versions.
     image = Image.fromarray(rgb)
     for size in (plan.resized_width, plan.height), (plan.resized_width, plan.resized_height):
         image = image.resize(size, PILLOW[filter])
@@ -361,7 +362,7 @@ def test_a_read_only_installation_still_resizes(tmp_path: Path) -> None:
         source = Path(str(package.__file__)).parent
         target = tmp_path / "site" / source.name
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        # Files where folders would have to be: not even root can keep a cache there.
+        # Files in place of folders, so that not even root can write a cache there.
         (target / "__pycache__").touch()
     (tmp_path / ".cache").touch()
     environment = {"PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path), "PATH": ""}

@@ -1,4 +1,4 @@
-"""vfx-run as a user meets it: what it prints where, its options, its exit codes, what a second run does."""
+"""vfx-run as users see it: what it prints where, its options, its exit codes, what a second run does."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
-    """A folder of two videos, one below the other."""
+    """A folder with a video, and another video in a subfolder."""
     folder = tmp_path / "clips"
     (folder / "deep").mkdir(parents=True)
     make_video(folder / "a.mp4", frames=9)
@@ -113,7 +113,7 @@ def test_failures_are_named_live_at_the_end_and_in_the_file(
     assert result.stderr.count("bad.mp4") == 2
     assert "1 failed, see failures.jsonl" in result.stderr
     assert list(failures(output)) == ["bad"]
-    # Mended, the next run forgets it.
+    # Once the video is replaced by a good one, the next run removes the list.
     make_video(clips / "bad.mp4", frames=5)
     assert vfx_run("--engine", engine, clips, "--output", output).exit_code == 0
     assert failures(output) == {}
@@ -165,7 +165,7 @@ def test_predictions(labelled: Path, engine: Path, clips: Path, tmp_path: Path) 
 def test_predictions_of_several_classes_at_once_without_names(
     labelled: Path, clips: Path, tmp_path: Path
 ) -> None:
-    """As of Charades: sigmoids, which do not sum to one."""
+    """As for Charades: sigmoids, which do not sum to one."""
     model = onnx.load(labelled)
     spec = read_spec(labelled)
     logits = replace(spec.outputs[1], labels=None, activation="sigmoid")

@@ -1,4 +1,4 @@
-"""``vfx-run --report``: the same features, stages that add up, also of a run that ends early."""
+"""``vfx-run --report``: the same features, stages that add up, and a page even if the run ends early."""
 
 from __future__ import annotations
 

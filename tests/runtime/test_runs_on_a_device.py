@@ -1,6 +1,7 @@
-"""Whole runs on a simulated GPU, from `extract` down: what they give is what the same run gives on a CPU.
+"""Whole runs of `extract` on a simulated GPU give the same results as on a CPU.
 
-ONNX Runtime's CUDA provider is a stand-in that computes on the CPU; the kernels are the real ones, as C++.
+ONNX Runtime's CUDA provider is a stand-in that computes on the CPU. The kernels are the real ones, compiled
+as C++.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, kernels: CpuKernels) -> Iterator[Simula
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Of several sizes, one upright and one turned; with sound."""
+    """Videos of several sizes, one portrait and one rotated, all with sound."""
     folder = tmp_path_factory.mktemp("videos")
     kinds: list[dict[str, Any]] = [
         {"width": 40, "height": 30, "frames": 17},
