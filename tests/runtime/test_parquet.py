@@ -167,7 +167,7 @@ def test_what_readers_find(output: Path, claims: Claims, video: Path) -> None:
 def test_row_groups_are_of_bounded_size(
     output: Path, claims: Claims, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many short videos share one, a long video has several, and statistics tell whose rows each one holds."""
+    """Short videos share a group, a long one has several, and statistics tell whose rows a group holds."""
     monkeypatch.setattr(parquet_module, "ROW_GROUP_BYTES", 20_000)
     monkeypatch.setattr(parquet_module, "BLOCK_BYTES", 2_000)
     writer = ShardWriter(ParquetLayout(), output, VECTORS, "f", claims)

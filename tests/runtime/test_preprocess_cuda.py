@@ -214,7 +214,7 @@ def assert_alike(found: dict[str, Features | Exception], expected: dict[str, Fea
 
 @pytest.mark.parametrize("size", [16, 12, 10])
 def test_crops_of_any_size_are_those_of_the_cpu(driver: SimulatedDriver, tmp_path: Path, size: int) -> None:
-    """Rows of whole chunks, chunks that end in the next row, and bytes; the video's size changes in between."""
+    """Rows of whole chunks, chunks that end in the next row, and bytes; the video's size changes midway."""
     spec = resized_spec(3, size, size, Transform(Resize("short_side", 24, 24), Crop(size, size)))
     paths = [make_video(tmp_path / f"v{w}.mp4", width=w, height=48, frames=2) for w in (64, 90)]
     backend = Blank(driver, spec)

@@ -1,4 +1,4 @@
-"""``opencv_linear`` against OpenCV's own pixels of the kit's video, and against its arithmetic at any size."""
+"""``opencv_linear`` against OpenCV's own pixels of the kit's video, and its arithmetic at any size."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def stream(pts: list[int], duration: int, time_base: Fraction) -> list[Tick]:
 
 
 def shown(frames: list[Tick], fps: float) -> list[int]:
-    """The frame that each sample shows; and that samples run on without a hole."""
+    """Index of the frame that each sample shows; asserts that the samples are numbered without a gap."""
     numbers: list[int] = []
     for held in resample(frames, fps):
         assert held.first == len(numbers)
@@ -44,7 +44,7 @@ def shown(frames: list[Tick], fps: float) -> list[int]:
 
 
 def ffmpeg(pts: list[int], duration: int, time_base: Fraction, fps: str) -> tuple[list[int], list[Fraction]]:
-    """What ffmpeg's own filter shows, and when, for pictures that carry their number."""
+    """Indices and times of the frames that FFmpeg's fps filter emits; each picture's value is its index."""
     graph = av.filter.Graph()
     source = graph.add_buffer(width=4, height=1, format=av.VideoFormat("gray"), time_base=time_base)
     chosen, sink = graph.add("fps", f"fps={fps}"), graph.add("buffersink")
@@ -207,7 +207,7 @@ def test_the_reference_video_has_the_reference_number_of_rows(
 
 
 def every_window(sampling: Sampling, total: int) -> list[Window]:
-    """All windows of a video whose length is known: the definition, without any cleverness."""
+    """All windows of a video whose length is known, straight from the definition: a slow reference."""
     windows: list[Window] = []
     for anchor in range(0, total, sampling.step):
         middle = sampling.frames // 2 if sampling.anchor == "centre" else 0

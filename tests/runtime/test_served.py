@@ -1,4 +1,4 @@
-"""Engines of a real Triton server: the same features as here, and what becomes of a run when it goes away."""
+"""Engines on a real Triton server: the same features as locally, and what a run does when it goes away."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def engine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, engine_file: Path) -> Path:
-    """tiny; tiny_flow, of any size; foreign, which has no spec; wrong, whose spec is of another model."""
+    """Model repository: tiny; tiny_flow (any frame size); foreign (no spec); wrong (another model's spec)."""
     folder = tmp_path_factory.mktemp("repository") / "models"
     publish(folder, engine_file)
     publish(folder, tiny_flow_engine(engine_file.with_name("tiny_flow.onnx")))
@@ -93,7 +93,7 @@ def test_it_computes_what_the_file_computes_here(
         expected = local.run(rows)
         for name, array in engine.run(rows).items():
             np.testing.assert_array_equal(array, expected[name])
-        # All requests in flight at once, each of other rows and another length.
+        # All requests in flight at once, each with different rows and a different batch size.
         for slot in range(engine.slots):
             engine.buffer(slot)[: slot + 1] = rows_of(slot + 1, seed=slot)
             engine.submit(slot, slot + 1)
@@ -133,7 +133,7 @@ def test_requests_of_several_slots_share_a_call(server: TritonServer) -> None:
     assert max(calls) > 1
 
 
-# What cannot be
+# Refusals
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -216,7 +216,7 @@ def test_lost_connections_are_made_again(server: TritonServer, protocol: str) ->
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_closing_an_engine_ends_its_requests(server: TritonServer, protocol: str) -> None:
-    """The server hangs and a request may last two minutes: closing does not wait for it."""
+    """Closing does not wait for a server that hangs, though a request may last two minutes."""
     port = server.grpc_port if protocol == "grpc" else server.http_port
     with Proxy(port) as proxy:
         engine = open_engine(f"{protocol}://127.0.0.1:{proxy.port}/tiny")
@@ -262,7 +262,7 @@ def test_vfx_run_writes_what_it_writes_with_the_file(
         for name, array in here.arrays.items():
             np.testing.assert_array_equal(array, there.arrays[name])
         np.testing.assert_array_equal(here.timestamps_ms, there.timestamps_ms)
-    # One engine, wherever it runs: what was made there is done here.
+    # It is the same engine wherever it runs, so a local run accepts what the served one made.
     again = vfx_run(*local, "--output", tmp_path / "served")
     assert "0 done, 8 were done before" in again.stderr
 

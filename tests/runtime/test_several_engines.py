@@ -1,4 +1,4 @@
-"""Several engines on one decode; engines whose frames have the size of the video; a row for each pair."""
+"""Several engines sharing one decode; engines that take frames at the video's size; a row per pair."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_two_engines_share_one_decode(
 def test_long_windows_of_two_engines_share_each_frame(
     tmp_path: Path, videos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a window is longer than what is remembered of the latest frames."""
+    """Frames are shared even where a window is longer than the memory of the latest frames."""
     engines = [
         tiny_engine(tmp_path / "a.onnx", stride=5, step=1),
         other_engine(tmp_path / "b.onnx", stride=5, step=1),
@@ -96,7 +96,7 @@ def test_two_engines_write_one_file(tmp_path: Path, videos: list[Path]) -> None:
 
 
 def test_windows_of_other_shapes_are_aligned_where_their_rows_are(tmp_path: Path, videos: list[Path]) -> None:
-    """As of I3D's two streams: one takes four frames and waits for a fifth, the other takes all five."""
+    """Like I3D's two streams: one takes four frames and waits for a fifth, the other takes all five."""
     first, second = tiny_spec(lead=1), tiny_spec()
     wide = replace(
         second,
@@ -127,7 +127,7 @@ def test_a_bad_video_fails_for_both(tmp_path: Path, videos: list[Path]) -> None:
     assert len(files_in(tmp_path / "out")) == len(videos) + 1
 
 
-# The video's own size, a row for each pair
+# Frames at the video's size, a row per pair
 
 
 def test_pairs_of_videos_of_any_size(tmp_path: Path, videos: list[Path]) -> None:
@@ -210,7 +210,7 @@ def test_a_resize_rule_sets_the_size(tmp_path: Path, videos: list[Path]) -> None
 
 
 def test_a_video_that_cannot_be_looked_at_fails_alone(tmp_path: Path, videos: list[Path]) -> None:
-    """Its size is not known, so no engine is opened for it."""
+    """A video that cannot be probed has no known size, so no engine is opened for it; the others go on."""
     engine = tiny_flow_engine(tmp_path / "flow.onnx")
     found = {item.name: item for item in extract([tmp_path / "absent.mp4", videos[0]], engine)}
 
@@ -219,7 +219,7 @@ def test_a_video_that_cannot_be_looked_at_fails_alone(tmp_path: Path, videos: li
 
 
 def test_a_size_that_changes_within_a_video(tmp_path: Path, videos: list[Path]) -> None:
-    """For an engine of the video's own size it is the end of that video, with a reason; others go on."""
+    """An engine that takes the video's size fails that video, with a reason; other videos go on."""
     engine = tiny_flow_engine(tmp_path / "flow.onnx")
     small, large = (
         make_video(tmp_path / f"{width}.264", width=width, height=32, frames=7) for width in (48, 64)
@@ -234,7 +234,7 @@ def test_a_size_that_changes_within_a_video(tmp_path: Path, videos: list[Path]) 
     np.testing.assert_array_equal(
         read_features(tmp_path / "out" / "v1.npz").arrays["flow"], tiny_flow(decoded(videos[1]))
     )
-    # Brought to one size, it has a row for each pair, that of the seam too.
+    # Resized to one size, the same video has a row for every pair, the one across the seam included.
     exact = tiny_flow_engine(tmp_path / "exact.onnx", Transform(Resize("exact", 16, 24)))
     assert extract(joined, exact).arrays["flow"].shape == (13, 2, 16, 24)
 
@@ -274,7 +274,7 @@ def test_flow_in_half_precision(tmp_path: Path, videos: list[Path], format: str)
         suffix = "npy" if format == "npy" else "pkl"
         flow = np.load(tmp_path / "out" / f"v0_flow.{suffix}", allow_pickle=True)
     assert flow.dtype == np.float16
-    # Differences of whole grey levels: half precision holds them exactly.
+    # The values are differences of integer grey levels, which half precision holds exactly.
     np.testing.assert_array_equal(flow, tiny_flow(decoded(videos[0])))
     assert "1 were done before" in vfx_run(*options, "--float16").stderr
     assert "0 were done before" in vfx_run(*options).stderr

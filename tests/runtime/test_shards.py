@@ -1,4 +1,4 @@
-"""Shards of any layout: what counts as finished, what is done again, and what a crash leaves."""
+"""Shards of either layout: what counts as finished, what is redone, and what a crash leaves behind."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def shards(output: Path) -> list[Path]:
 
 
 def names(shard: Path) -> list[str]:
-    """Of the videos in a shard, read without vfx."""
+    """Sorted names of the videos in a shard, read without vfx."""
     if shard.suffix == ".tar":
         with tarfile.open(shard, "r:") as archive:
             said = [archive.extractfile(member) for member in archive if member.name.endswith(".json")]
@@ -163,7 +163,7 @@ def test_a_damaged_shard_is_set_aside_and_its_videos_are_done_again(
 def test_a_shard_that_cannot_be_read_is_set_aside_too(
     writer: Callable[..., ShardWriter], output: Path, jobs: list[Job], length: float
 ) -> None:
-    """Nobody knows which videos it held, and readers of the folder would stop at it."""
+    """Which videos it held cannot be known, and readers of the folder would stop at it."""
     one = writer()
     save(one, jobs[0])
     (shard,) = one.finish()
@@ -230,7 +230,7 @@ def test_a_part_that_was_damaged_is_not_packed(
 def test_a_part_that_comes_while_its_video_is_packed_stays(
     writer: Callable[..., ShardWriter], layout: Layout, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of another run into the folder, with other settings, which has said that the video is done."""
+    """The part is from another run into the folder, with other settings, that reported the video done."""
     first, second = writer(), writer("g")
     save(first, jobs[0])
     save(first, jobs[1])
@@ -300,7 +300,7 @@ def test_a_linked_staging_folder_is_refused(
 def test_videos_of_other_columns(
     writer: Callable[..., ShardWriter], layout: Layout, output: Path, jobs: list[Job]
 ) -> None:
-    """As of another engine in the same folder: all rows of a table have one length, a tar has no rows."""
+    """As when another engine writes to the same folder: a table needs rows of one length, a tar does not."""
     first = writer()
     for job in jobs:
         save(first, job)
@@ -321,7 +321,7 @@ def test_videos_of_other_columns(
 def test_a_shard_of_a_stranger_is_left_alone(
     writer: Callable[..., ShardWriter], layout: Layout, output: Path, jobs: list[Job]
 ) -> None:
-    """It bears the hash of its bytes, so it is not damaged; vfx only cannot read it."""
+    """Its name has the hash of its bytes, so it is not damaged: this version of vfx just cannot read it."""
     text = b"of another version"
     name = f"features-{hashlib.blake2b(text, digest_size=8).hexdigest()}{layout.suffix}"
     (output / name).write_bytes(text)
@@ -336,7 +336,7 @@ def test_a_shard_of_a_stranger_is_left_alone(
 def test_a_file_of_the_user_is_left_alone(
     writer: Callable[..., ShardWriter], layout: Layout, output: Path, jobs: list[Job]
 ) -> None:
-    """It has no name that vfx gives, so it is no damaged shard, though nobody can read it."""
+    """Its name is not one that vfx gives, so it does not count as a damaged shard, readable or not."""
     own = output / f"features-all{layout.suffix}"
     own.write_bytes(b"mine")
     one = writer()

@@ -1,4 +1,4 @@
-"""Shares of a list: every video in exactly one, whatever the list looks like to each run."""
+"""Shares of a list: every video is in exactly one, however each run is given the list."""
 
 from __future__ import annotations
 

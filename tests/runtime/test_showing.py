@@ -1,4 +1,4 @@
-"""The numbers behind a page of features, against NumPy, and the page as text."""
+"""The numbers behind the page that shows features, checked against NumPy, and the page's text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def page_of(arrays: dict[str, np.ndarray], meta: dict[str, object] | None = None
 
 
 def matrix_in(page: str) -> np.ndarray:
-    """The first similarity matrix that the page's script would show."""
+    """The first similarity matrix that the page's script would draw."""
     islands = [
         json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page)
     ]
@@ -325,7 +325,7 @@ def test_videos_of_one_name_in_two_folders_have_two_pages(
 def test_a_page_does_not_leave_the_folder_of_its_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Names stand in the shard, which may be a stranger's, and folders may be links."""
+    """Video names come from the shard, which may be untrusted, and folders may be symbolic links."""
     monkeypatch.chdir(tmp_path)
     shard = Path("features/features-0123456789abcdef.tar")
     for name in ("/etc/a", "../a", "x/../../a", "x//a", "./a", "..", "", "x/"):

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: rules with their reasons, on a vocabulary of the test's own."""
+"""CLIP's tokenizer: its rules, on a small vocabulary made for these tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def merged(line: str) -> int:
 
 
 def byte(character: str, *, ends: bool = False) -> int:
-    """Of an ASCII character: printable bytes come first."""
+    """Id of a printable ASCII character: printable bytes come first in the vocabulary, from ``!`` on."""
     return ord(character) - ord("!") + 256 * ends
 
 
@@ -39,12 +39,12 @@ DOG, CAT = merged("do g</w>"), merged("ca t</w>")
         ("dog's", [DOG, merged("' s</w>")]),
         ("dog’s", [DOG, merged("' s</w>")]),
         ("ｄｏｇ", [DOG]),
-        ("12", [byte("1", ends=True), byte("2", ends=True)]),  # digits stand alone, whatever would merge
+        ("12", [byte("1", ends=True), byte("2", ends=True)]),  # each digit is a word, so "1 2" does not merge
         ("dog!!cat", [DOG, merged("! !</w>"), CAT]),
         ("dog_cat", [DOG, byte("_", ends=True), CAT]),
         ("aaa", [merged("aa a</w>")]),
         ("aaaa", [merged("a a"), byte("a"), byte("a", ends=True)]),
-        ("e\u0301", [merged("Ã ©</w>")]),  # composed, then UTF-8's two bytes
+        ("e\u0301", [merged("Ã ©</w>")]),  # composed to one character, then its two UTF-8 bytes
         ("é", [merged("Ã ©</w>")]),
         ("<|endoftext|>dog", [END, DOG]),
         ("", []),
@@ -55,7 +55,7 @@ def test_ids_of_a_text(tokenizer: Tokenizer, text: str, ids: list[int]) -> None:
 
 
 def test_bytes_that_do_not_print_come_after_those_that_do(tokenizer: Tokenizer) -> None:
-    # 188 bytes print; U+0000 is the first of the others, U+007F the 34th.
+    # 188 bytes are printable; of the others, U+0000 is the first and U+007F the 34th.
     assert tokenizer.encode("\x00") == [188 + 256]
     assert tokenizer.encode("\x7f") == [188 + 33 + 256]
 

@@ -1,4 +1,4 @@
-"""``--total``: so many frames of each video, evenly spread over it."""
+"""``--total``: a fixed number of frames per video, evenly spread over it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def engine(tmp_path: Path) -> Path:
 def test_frames_are_those_of_the_rate_that_gives_the_total(
     tmp_path: Path, engine: Path, total: int, fps: int | Fraction
 ) -> None:
-    """The rate is video_features': total * fps / frames; which frames, the rule of ffmpeg's fps filter."""
+    """The rate is video_features', total * fps / frames; FFmpeg's fps filter says which frames those are."""
     video = make_video(tmp_path / "a.mp4", frames=48, fps=fps)
     found = extract(video, engine, total=total, step=1)
     shown = [max(i for i in range(48) if int(i * total / 48 + 0.5) <= k) for k in range(total)]

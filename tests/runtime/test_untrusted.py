@@ -1,4 +1,4 @@
-"""Lists, engines, features and links that were made to do harm: one line, and nothing leaves the folder."""
+"""Malicious lists, engines, features and links: a one-line error, and no write outside the output folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def video(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def treasure(tmp_path: Path) -> Path:
-    """A file outside of the output folder."""
+    """A file outside the output folder, which no run may change."""
     path = tmp_path / "treasure"
     path.write_text("gold")
     return path
@@ -163,7 +163,7 @@ def test_a_pipe_in_place_of_an_output(engine: Path, video: Path, tmp_path: Path,
     assert "Traceback" not in result.stderr
 
 
-# Features that are there already
+# Existing features
 
 
 def archive(path: Path, head: str, content: bytes, kind: int = zipfile.ZIP_STORED) -> Path:
@@ -199,7 +199,7 @@ def test_bombs_in_features(tmp_path: Path, bomb: str) -> None:
 
 
 def test_a_meta_of_terabytes_that_takes_no_disk(tmp_path: Path) -> None:
-    """Stored, and as long as the file: of which all but the directory is a hole."""
+    """An uncompressed member as long as its sparse file, which is a hole but for the headers."""
     path = tmp_path / "a.npz"
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as out:

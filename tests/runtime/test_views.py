@@ -1,4 +1,4 @@
-"""Test-time views, target fps and looped last windows: PySlowFast's, and its Decord-based extractor's."""
+"""Test-time views, target fps and looped last windows, as in PySlowFast and its Decord-based extractor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vfx_runtime.sampling import Window, Windows, truncated_linspace
 from vfx_runtime.views import ViewWindows, check_views, cropped
 
 LENGTH = 61
-"""Frames of the video, at 25 a second; windows of 4 frames, 2 apart."""
+"""Number of frames of the test video, which has 25 fps."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resized(video: Path, short: int) -> NDArray[np.uint8]:
-    """All frames by Pillow with a short side of this length, uint8 [frames, height, width, 3]."""
+    """All frames resized by Pillow to this short side, uint8 [frames, height, width, 3]."""
     made = []
     with open_video(video) as decoder:
         for frame in decoder:
@@ -54,19 +54,19 @@ def resized(video: Path, short: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize(
     ("frames", "stride", "fps", "total", "views", "starts_and_frames"),
     [
-        # 64 frames at 30 fps; 236 are left; views begin at 0, 47.2, 94.4, 141.6, 188.8.
+        # A clip lasts 64 frames; 236 are left, so the 5 views begin at 0, 47.2, 94.4, 141.6 and 188.8.
         pytest.param(8, 8, 30, 300, 5, {0: [0, 9, 18, 27, 36, 45, 54, 63]}, id="8x8, first"),
         pytest.param(8, 8, 30, 300, 5, {4: [188, 197, 206, 215, 224, 233, 242, 251]}, id="8x8, last"),
-        # 64 / 30 * 25 = 53.33 frames: from 0 to 52.33, 7.476 apart.
+        # A clip lasts 64 / 30 * 25 = 53.33 frames: samples from 0 to 52.33, 7.476 apart.
         pytest.param(8, 8, 25, 300, 10, {0: [0, 7, 14, 22, 29, 37, 44, 52]}, id="25 fps"),
-        # 246.67 are left: the view in the middle begins at 123.33.
+        # 246.67 frames are left: the view in the middle begins at 123.33.
         pytest.param(8, 8, 25, 300, 10, {5: [123, 130, 138, 145, 153, 160, 168, 175]}, id="25 fps, sixth"),
-        # 48 / 30 * 60 = 96 frames: from 0 to 95, 31.67 apart.
+        # A clip lasts 48 / 30 * 60 = 96 frames, the whole video: samples from 0 to 95, 31.67 apart.
         pytest.param(4, 12, 60, 96, 3, {0: [0, 31, 63, 95], 2: [0, 31, 63, 95]}, id="just as long"),
-        # 64 frames of a video of 40: those after the last are the last.
+        # A clip of 64 frames in a video of 40: the last frame stands in for those after it.
         pytest.param(8, 8, 30, 40, 2, {0: [0, 9, 18, 27, 36, 39, 39, 39]}, id="short"),
         pytest.param(8, 8, 30, 1, 2, {0: [0] * 8, 1: [0] * 8}, id="one frame"),
-        # 4 * 1 / 30 * 1 is less than one frame.
+        # A clip lasts 4 * 1 / 30 * 1 frames, less than one.
         pytest.param(4, 1, 1, 9, 2, {0: [0] * 4, 1: [4] * 4}, id="a clip shorter than a frame"),
         pytest.param(1, 1, 30, 10, 2, {0: [0], 1: [4]}, id="single frames"),
     ],
@@ -84,7 +84,7 @@ def test_views_are_those_of_pyslowfasts_rule(
 
 
 def test_offset_sampling_begins_on_whole_frames_and_ends_with_the_video() -> None:
-    """64 frames of 300: 236 are left, 59 from one of five to the next, and 118 before a single one."""
+    """A clip of 64 of 300 frames leaves 236: five views start 59 apart, a single one starts at 118."""
     sampling = Sampling(8, 8, 1, target_fps=30)
 
     def firsts(count: int) -> list[int]:
@@ -112,7 +112,7 @@ def test_positions_are_torchs() -> None:
     [(30.0, [0, 5, 10, 15]), (15.0, [0, 2, 4, 7]), (25.0, [0, 4, 8, 12]), (1.0, [0, 0, 0, 0])],
 )
 def test_windows_at_a_target_fps_last_as_long_at_any_rate(fps: float, grid: list[int]) -> None:
-    """4 frames every 4 at 30 fps: 16, 8, 13.33 and 0.53 (so one) of the video's."""
+    """4 samples, 4 apart at 30 fps, last 16, 8, 13.33 and 0.53 (taken as one) of the video's frames."""
     planner = Windows(Sampling(4, 4, 10, target_fps=30), fps)
     found = [window for n in range(60) if (window := planner.add(n)) is not None]
     assert [list(window.samples) for window in found] == [
@@ -139,7 +139,7 @@ def test_windows_at_a_target_fps_last_as_long_at_any_rate(fps: float, grid: list
 def test_a_last_window_takes_its_own_frames_again(
     total: int, rows: int, drawn_rows: int, last: list[int]
 ) -> None:
-    """In order; or drawn, and then without the windows that the Decord-based extractor leaves out."""
+    """In order or, with a seed, drawn; drawing skips the windows that the Decord-based extractor skips."""
 
     def laid(seed: int | None) -> list[Window]:
         planner = Windows(Sampling(4, 1, 4, edges="loop", seed=seed))
@@ -229,14 +229,14 @@ def test_three_crops_need_a_square_and_a_short_side(tmp_path: Path, video: Path)
 
 
 def expected(frames: NDArray[np.uint8], views: Views, total: int = LENGTH) -> NDArray[np.float32]:
-    """Each row of its own window: of frames that are resized, and cropped here."""
+    """Features float32 [views * crops, 4], window by window, of resized frames that are cropped here."""
     planner = ViewWindows(Sampling(FRAMES, 2, 1, target_fps=30), views, total, 25)
     rows = []
     for window in planner.add(total):
         clip = frames[list(window.samples)]
         height, width = clip.shape[1:3]
         for part in range(views.crops):
-            # Pillow's own crop of one, or the place that the rule gives one of three.
+            # The centre for a single crop; of three, the place that PySlowFast's rule gives.
             left, top = (width - SIZE) // 2, (height - SIZE) // 2
             if views.crops == 3:
                 left = (0, (width - SIZE + 1) // 2, width - SIZE)[part]
@@ -255,7 +255,8 @@ def test_rows_are_those_of_windows_made_alone(
 
     rows = expected(resized(video, 20 if crops == 1 else SIZE), views)
     np.testing.assert_allclose(kept.arrays["features"], rows, rtol=1e-5)
-    # 8 / 30 * 25 = 6.67 frames at 0, 10.87, 21.73, 32.6 and 43.47: 4 of each, of which crops are views.
+    # Clips of 8 / 30 * 25 = 6.67 frames begin at 0, 10.87, 21.73, 32.6 and 43.47. Each takes 4 frames,
+    # prepared once (20 in all) and shared by its crops.
     firsts, lasts = [0, 10, 21, 32, 43], [5, 16, 27, 38, 49]
     assert len(prepared) == 20
     assert kept.frame_range.tolist() == [
@@ -275,7 +276,7 @@ def test_rows_are_those_of_windows_made_alone(
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_logits_of_views_are_those_of_their_mean_probabilities(dtype: Any) -> None:
-    """As PySlowFast adds up views; also where a view is sure (its other classes have no chance at all)."""
+    """As PySlowFast averages views; also where a view is certain (its other classes get probability 0)."""
     softmax = Output("logits", (3,), dtype, "logits", activation="softmax")
     sigmoid = Output("several", (3,), dtype, "logits", activation="sigmoid")
     rows = np.array([[1, 2, 4], [0, 5000, 1], [3, -2, -3]], dtype)
@@ -348,7 +349,7 @@ def test_several_engines_see_the_same_clips(tmp_path: Path, video: Path) -> None
 
 
 def test_on_the_command_line(tmp_path: Path, video: Path) -> None:
-    """Other views are another run; rows of a folder of images are those of its video."""
+    """With other options the video is redone; with the same options it counts as done."""
     engine, out = tiny_engine(tmp_path / "tiny.onnx", stride=2), tmp_path / "out"
     options = ("--engine", engine, video, "--output", out)
     for changed in (

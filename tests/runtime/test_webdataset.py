@@ -1,4 +1,4 @@
-"""Tar shards: what WebDataset reads from them."""
+"""Tar shards, as WebDataset reads them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save(writer: ShardWriter | NpzWriter, job: Job) -> list[Path]:
 
 
 def samples(shard: Path) -> dict[str, dict[str, bytes]]:
-    """As WebDataset groups members: the key ends at the first dot of the last part of a name."""
+    """Members by key and extension, as WebDataset groups them: a key ends at the file name's first dot."""
     found: dict[str, dict[str, bytes]] = {}
     with tarfile.open(shard, "r:", encoding="utf-8", errors="surrogateescape") as archive:
         for member in archive:

@@ -1,4 +1,4 @@
-"""Feature files: their contents, what counts as finished, and what damage, kills and full disks do."""
+"""Feature files: contents, what counts as finished, and what damage, kills and full disks lead to."""
 
 import json
 import os
@@ -62,12 +62,15 @@ def writer(tmp_path, claims):
 
 
 def everything(folder):
-    """Every file below a folder, the claims apart."""
+    """Relative paths of all files below a folder, except the claims."""
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {".vfx-claims"}
 
 
 def shard_contents(folder):
-    """What all shards of a folder hold, by video; there is nothing else in it, and nothing twice."""
+    """Contents of all shards of a folder, by video (Parquet) or member (tar); asserts that none is twice.
+
+    The folder must hold nothing but shards of one layout.
+    """
     found = {}
     for name in everything(folder):
         if name.endswith(".parquet"):
@@ -139,12 +142,12 @@ def test_features_show_shapes_only():
 
 @pytest.mark.parametrize(
     ("formats", "megabytes"),
-    # Arrow holds 9 MB at a time, and its allocator keeps 20 more, however much is written.
+    # Arrow holds 9 MB at a time and its allocator keeps another 20 MB, however much is written.
     [(["npz", "npy", "hdf5", "webdataset"], 48), (["parquet"], 64)],
     ids=["own", "arrow"],
 )
 def test_memory_does_not_grow_with_rows(tmp_path, formats, megabytes):
-    """150 MB of rows through a spool and each writer; the process grows by a few blocks."""
+    """150 MB of rows go through a spool and each writer; the process grows by a few blocks only."""
     code = """
 import resource, sys
 from pathlib import Path
@@ -291,7 +294,7 @@ def test_rate_and_times_stand_beside_what_video_features_saves_them_with(
 
 @pytest.mark.parametrize("format", ["npy", "pickle"])
 def test_logits_alone_have_rate_and_times(writer, job, format):
-    """Of a module of one's own: video_features has no such network to take after."""
+    """Such engines are the user's own; video_features has no network like it, so no layout to follow."""
     keys = {path.stem.removeprefix("a_") for path in writer(format, outputs=OUTPUTS[1:]).paths(job)}
     assert keys == {"logits", "fps", "timestamps_ms"}
 
@@ -299,7 +302,7 @@ def test_logits_alone_have_rate_and_times(writer, job, format):
 @pytest.mark.parametrize(("fps", "last"), [(50.0, 4020.0), (0.0, 4499.75)])
 @pytest.mark.parametrize("format", ["npy", "pickle"])
 def test_pairs_have_a_time_for_each_frame(tmp_path, writer, job, format, fps, last):
-    """As video_features has it for optical flow; the last frame's is one frame after the last pair's."""
+    """As in video_features' optical flow; the last frame's time is one frame after the last pair's."""
     outputs = (Output("raft", (1, 2, 3, 4), per="pair"),)
     one = writer(format, outputs=outputs)
     with RowSpool(outputs) as rows:
@@ -312,7 +315,7 @@ def test_pairs_have_a_time_for_each_frame(tmp_path, writer, job, format, fps, la
     )
     assert saved(tmp_path / "out", format, job, "raft").shape == (5, 2, 3, 4)
     assert one.is_done(job)
-    # Files of earlier versions have a time for each pair.
+    # Files of earlier versions have one time per pair; they are redone.
     times = Column("<f8", ())
     times.append(np.arange(5.0))
     path = next(path for path in one.paths(job) if "timestamps_ms" in path.name)
@@ -402,7 +405,7 @@ def test_impossible_requests(writer):
 
 
 def test_slowfast_names_and_contents(tmp_path, claims):
-    """As slowfast_feature_extractor: float32, the folder of the list's line, the name to its first dot."""
+    """As slowfast_feature_extractor: float32, the folder of the listed name, the name up to its first dot."""
     writer = open_writer("slowfast", tmp_path / "out", OUTPUTS[:1], fingerprint="", claims=claims, frames=32)
     for name, file in {"a": "a", "x.y/b": "x.y/b", "x/c.d.e": "x/c", "..f": "..f"}.items():
         job = Job(tmp_path / "v.mp4", name)
@@ -437,7 +440,7 @@ def test_slowfast_holds_rows_of_numbers(tmp_path, claims):
 
 @pytest.mark.parametrize("format", ["npz", "npy", "pickle", "hdf5", "parquet"])
 def test_maps_and_tokens_are_rows_too(tmp_path, claims, job, format):
-    """As of --pool none: several outputs, of several axes each."""
+    """As with --pool none: several outputs, each with several axes per row."""
     outputs = (Output("slow_map", (6, 2, 3, 3), pool="none"), Output("tokens", (5, 4), pool="none"))
     writer = open_writer(format, tmp_path / "out", outputs, fingerprint="f", claims=claims)
     with spool(3, outputs=outputs) as rows:
@@ -450,7 +453,7 @@ def test_maps_and_tokens_are_rows_too(tmp_path, claims, job, format):
 
 
 def saved(folder, format, job, name):
-    """An output of a job as others read it."""
+    """One output of a job, read without vfx."""
     if format == "npz":
         with np.load(folder / f"{job.name}.npz") as file:
             return file[name]
@@ -562,13 +565,13 @@ def test_arrays_of_different_lengths_are_not_done(writer, job):
 
 
 def contents(features):
-    """All that a reader gets."""
+    """Everything that a reader gets, in a form that compares with ``==``."""
     arrays = {**features.arrays, "r": features.frame_range, "t": features.timestamps_ms}
     return {k: (v.dtype, v.shape, v.tobytes()) for k, v in arrays.items()}, features.fps, features.meta
 
 
 def contents_of(path):
-    """Of a feature file, or None."""
+    """``contents`` of a feature file, or None if it cannot be read."""
     try:
         return contents(read_features(path))
     except OutputError:
@@ -586,7 +589,7 @@ def test_every_damaged_byte_of_an_npz_is_noticed(writer, job):
         damaged[at] ^= 1 << generator.randrange(8)
         path.write_bytes(damaged)
         if one.is_done(job):
-            # Dates and the like: nobody reads them.
+            # The damage is in dates and the like, which nothing reads.
             assert contents_of(path) == good, at
         else:
             redone += 1
@@ -597,7 +600,7 @@ def test_every_damaged_byte_of_an_npz_is_noticed(writer, job):
 
 
 def test_a_damaged_hdf5_file_is_set_aside_and_its_videos_redone(tmp_path, writer, job):
-    """The library itself crashes on a third of such files: it must not get to see one."""
+    """The HDF5 library itself crashes on a third of such files, so it must never be given one."""
     b = Job(job.path, "b")
     one = writer("hdf5")
     save(one, job)
@@ -660,7 +663,7 @@ def test_a_set_of_files_is_never_old_and_new(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, job):
-    """A limit on file sizes fails a write in the middle, as a full disk does."""
+    """A limit on file size makes a write fail midway, as a full disk does."""
     code = """
 import resource, signal, sys
 from pathlib import Path
@@ -736,7 +739,7 @@ def test_output_folders(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(OutputError, match="is a file, expected a folder"):
             prepare_output(path)
-    # No one, root included, makes files there.
+    # Nobody, not even root, can create files there.
     with pytest.raises(OutputError, match=r"cannot write /proc/self/fd"):
         prepare_output(Path("/proc/self/fd"))
 
@@ -817,7 +820,7 @@ def test_kills_lose_nothing_and_leave_nothing(tmp_path, format):
     assert [run.wait() for run in runs] == [0, 0]
     assert not (out / ".vfx-claims").exists()
     if format in ("webdataset", "parquet"):
-        # Each of the two packs what it finds when it ends.
+        # Each of the two runs packs what it finds when it ends, so the shards differ, not their contents.
         assert shard_contents(out) == shard_contents(calm)
         return
     assert everything(out) == everything(calm)

@@ -1,4 +1,4 @@
-"""Pictures against texts: `vfx-run --pred-texts` and `ZeroShot`, on a small CLIP that is exported here."""
+"""Frames scored against texts: `vfx-run --pred-texts` and `ZeroShot`, on a small CLIP exported here."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def export_text(folder: Path, file: str, name: str, checkpoint: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with engines, a list of texts and a video."""
+    """A folder with image and text engines, a list of texts (with a BOM and empty lines) and a video."""
     folder = tmp_path_factory.mktemp("zero_shot")
     vocabulary_file(folder / "merges.txt.gz")
     archive, another = small_archive(folder / "a.pt"), small_archive(folder / "b.pt", seed=3)
