@@ -89,8 +89,8 @@ def operators(model: Model, precision: Precision) -> dict[str, float]:
 
 
 def exported(model: Model, precision: Precision) -> Path:
-    """The file: a separate one for bf16 if the network is rewritten for it, otherwise the fp32 file."""
-    rewritten = precision == "bf16" and model.low_precision is not None
+    """The file: for bf16 a separate one if the network is rewritten or marked, otherwise the fp32 file."""
+    rewritten = precision == "bf16" and (model.low_precision is not None or bool(model.float32))
     path = FOLDER / f"{model.name}{'_bf16' if rewritten else ''}.onnx"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
