@@ -28,7 +28,7 @@ from vfx_runtime.sampling import Window, Windows, truncated_linspace
 from vfx_runtime.views import ViewWindows, check_views, cropped
 
 LENGTH = 61
-"""Number of frames of the test video, which has 25 fps."""
+"""Number of frames of the test video, which has 25 fps; windows take 4 frames, 2 apart."""
 
 
 @pytest.fixture(scope="module")
