@@ -14,7 +14,7 @@ from vfx_engines.errors import UsageError, VfxError
 def ends(command: str, debug: bool, interrupted: str = "interrupted") -> Iterator[None]:
     """Turn what the body raises into one line on stderr and the command's exit code.
 
-    Exit codes: 2 for a `UsageError`, 1 for any other `VfxError`, 130 for Ctrl-C. Anything else passes through.
+    Exit codes: 2 for a `UsageError`, 1 for any other `VfxError`, 130 for Ctrl-C. Other exceptions pass.
 
     Args:
         command: name of the command, with which the line begins.

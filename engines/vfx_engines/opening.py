@@ -22,8 +22,8 @@ from vfx_engines.triton.address import is_address, server_address
 BackendName = Literal["openvino", "onnxruntime"]
 
 _FRAMES_PER_CALL = {"cpu": 8, "cuda": 256}
-"""Frames of 224x224 per call. On a CPU, the activations of more no longer fit its caches: with 32 frames per
-call, each frame of ResNet-50 and of CLIP took a tenth longer, in fp32 and bf16. The GPU's number is a guess."""
+"""Frames of 224x224 per call. On a CPU, the activations of more no longer fit the caches: with 32 frames per
+call, each frame of ResNet-50 and CLIP took a tenth longer, in fp32 and bf16. The GPU's number is a guess."""
 
 _OTHERS_PER_CALL = {"cpu": 16, "cuda": 128}
 """Windows of audio, or texts, per call. They are small beside the computation, and the time of a call mostly
@@ -56,7 +56,7 @@ def read_spec(path: Path) -> EngineSpec:
 
 @lru_cache(maxsize=16)
 def _read_onnx_spec(path: Path, stamp: tuple[int, ...] | None) -> EngineSpec:
-    """Cached until the file changes: a run asks for the spec three times, and reading hashes the whole file."""
+    """Cached until the file changes: a run asks three times, and reading hashes the whole file."""
     return read_onnx_spec(path)
 
 
@@ -77,7 +77,7 @@ def open_engine(
             wrote into a Triton repository, ``grpc://host:8001/model`` or ``http://host:8000/model``
             (extra ``vfx[triton]``); see `vfx_engines.triton.address`.
         device: ``cpu``, ``cuda`` or ``cuda:1``; None takes a GPU for a plan and the CPU for ONNX. A server
-            decides itself where an engine runs, so an address takes no ``device``, ``backend`` or ``threads``.
+            decides where its engine runs, so an address takes no ``device``, ``backend`` or ``threads``.
         precision: precision to compute in; None takes the file's own. A file with fp16 tensors stays fp16.
         backend: for an ``.onnx`` file on a CPU: ``openvino``, or ``onnxruntime`` (extra
             ``vfx[onnxruntime]``); None takes OpenVINO if it is installed, else ONNX Runtime. On a GPU it is

@@ -1,4 +1,4 @@
-"""A TensorRT plan and its spec, a file beside it so that other tools can load the plan: ``<name>.plan.json``."""
+"""A TensorRT plan and its spec ``<name>.plan.json``, beside it so that other tools can load the plan."""
 
 from __future__ import annotations
 
