@@ -1,4 +1,4 @@
-"""Addresses such as ``grpc://host:8001/model``: where a served engine is, and how often to try to reach it."""
+"""Addresses such as ``grpc://host:8001/model``: where a served engine is, and how patiently to ask it."""
 
 from __future__ import annotations
 

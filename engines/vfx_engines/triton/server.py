@@ -21,8 +21,8 @@ tensors; the model's configuration. Answers are JSON of the KServe v2 protocol, 
 extension to it."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
-"""Pauses between tries, in seconds: each is twice the one before, up to the longest. Each is then shortened at
-random, at most to half, so that many clients do not come back at the same moment."""
+"""Pauses between tries, in seconds: each is twice the one before, up to the longest. Each is then shortened
+at random, at most to half, so that many clients do not come back at the same moment."""
 
 
 class TransientError(Exception):
