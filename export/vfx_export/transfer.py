@@ -163,7 +163,7 @@ def _open(url: str, headers: dict[str, str], restart: Callable[[], None]) -> htt
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int | None, int]:
-    """Size of the whole file, None if not told, and the position at which this response starts (-1: unknown)."""
+    """Size of the whole file (None: not told), and the position where this response starts (-1: not told)."""
     if response.status == 206:
         told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         if told is None:
