@@ -58,7 +58,7 @@ class RelativePositions(nn.Module):
         return torch.cat([q, *(part.reshape(-1, heads, t * h * w, part.shape[-1]) for part in parts)], -1)
 
     def of_keys(self, k: Tensor) -> Tensor:
-        """Keys, ``[batch, heads, 1 + keys, channels]``, likewise. The first, the class token, has no place."""
+        """Keys, ``[batch, heads, 1 + keys, channels]``, likewise; the class token's, the first, has none."""
         return F.pad(k, (0, self.channels)) + self.ones
 
     def of_class(self, q: Tensor) -> Tensor:
