@@ -49,7 +49,7 @@ _VIT_TOLERANCES: dict[Precision, float] = {"bf16": 3e-2}
 # precision), but rounds random weights. In bf16, the error is 8e-3 for RN50, 3.4e-2 for RN101 and 4.6e-2 for
 # RN50x4, and which heads change is chance.
 #
-# Errors with everything from a block on in float32, and time relative to none:
+# Errors in bf16 with everything from some block on in float32, and the time relative to no such block:
 #   RN101, the kit's pictures: from layer3.17 5e-3 (1.2e-1 on other pictures), 2 times; from layer3.2 3e-3,
 #   3.3 times; from layer3.0 4e-2 again.
 #   RN50x4: from layer4.0 2.2e-2, 1.9 times; from layer3.0 1.9e-2, 3.3 times.

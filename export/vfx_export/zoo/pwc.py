@@ -7,7 +7,7 @@ from vfx_export.backbones.pwc import PWCNet
 from vfx_export.model import Download, Model
 
 PAIRS = 4
-"""Pairs in a window. The pyramid of a frame is computed once for both of its pairs, except between windows."""
+"""Pairs in a window. A frame's pyramid is computed once for both of its pairs, except between windows."""
 
 ROWS = (
     Model(

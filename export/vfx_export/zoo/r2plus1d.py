@@ -1,4 +1,4 @@
-"""R(2+1)D as video_features runs it: torchvision's with 18 layers, and those with 34, pretrained on IG-65M."""
+"""R(2+1)D as video_features runs it: torchvision's with 18 layers; those with 34, pretrained on IG-65M."""
 
 from __future__ import annotations
 

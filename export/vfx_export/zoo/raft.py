@@ -7,7 +7,7 @@ from vfx_export.backbones.raft import RAFT
 from vfx_export.model import Download, Model
 
 PAIRS = 4
-"""Pairs in a window. The feature map of a frame is computed once for both of its pairs, except between windows."""
+"""Pairs in a window. A frame's feature map is computed once for both of its pairs, except between windows."""
 
 
 def _row(name: str, trained_on: str, git_blob: str) -> Model:
