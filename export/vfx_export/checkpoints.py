@@ -1,9 +1,9 @@
 """Reading weights files.
 
 A checkpoint is not trusted: it is recognised by its content, checked against its own checksums, and unpickled
-by torch's restricted unpickler (``weights_only``). Where torch would run code, `vfx_export.torchscript` reads
-it, and where torch cannot read it, `vfx_export.caffe2`. Nothing in it is ever run. `vfx_export.fitting` then
-checks whether it fits a network.
+by torch's restricted unpickler (``weights_only``). TorchScript archives, whose code torch would run, are read
+by `vfx_export.torchscript`; Caffe2's pickles, which torch cannot read, by `vfx_export.caffe2`. Nothing in a
+checkpoint is ever run. `vfx_export.fitting` then checks whether it fits a network.
 """
 
 from __future__ import annotations

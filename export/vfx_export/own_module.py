@@ -12,7 +12,7 @@ from vfx_engines.errors import ExportError, UsageError, reason, shown
 
 
 def build(text: str) -> nn.Module:
-    """The module that the factory of ``FILE.py:FACTORY`` returns. Only here does vfx run the user's code.
+    """The module that the factory of ``FILE.py:FACTORY`` returns. Only here does vfx execute a user's file.
 
     Raises:
         UsageError: no such file, or no such function in it.

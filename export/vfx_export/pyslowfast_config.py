@@ -29,7 +29,7 @@ def trained_with(
         frames: frames in a window.
         stride: frames from one frame of a window to the next.
         mean: mean of each colour, in [0, 1].
-        std: standard deviation of each colour.
+        std: standard deviation of each colour, likewise.
     """
     return {
         "DATA.NUM_FRAMES": (frames,),

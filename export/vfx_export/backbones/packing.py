@@ -6,8 +6,8 @@ pairing moves no byte. Blocks of 2x2 pixels are not adjacent, and save less than
 
 Times in OpenVINO, in bf16 on AMX: the stem of S3D takes 149 ms as published, 112 ms in blocks of 2x2, and 79
 ms in pairs. Stems that span 5 frames gain as much (8 frames of 256x256 to 64 channels: from 199 to 72 ms; 32
-frames to 8 channels: from 82 to 36 ms). ResNet's stem would lose, from 2.0 to 3.1 ms, because OpenVINO has a
-special kernel for two-dimensional convolutions of 3 channels.
+frames to 8 channels: from 82 to 36 ms). ResNet's stem would become slower, 3.1 instead of 2.0 ms, because
+OpenVINO has a special kernel for two-dimensional convolutions of 3 channels.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class _Decoder(nn.Module):
     def forward(
         self, first: Tensor, second: Tensor, coarser: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """Flow ``[pairs, 2, h, w]`` and the dense block's features; ``coarser``: those of the last level."""
+        """Flow ``[pairs, 2, h, w]`` and dense features; ``coarser``: those of the coarser level, if any."""
         if coarser is None:
             x = _leaky(cost_volume(first, second))
         else:

@@ -124,6 +124,6 @@ class SlowFast(nn.Module):
         xs = self.s5(self.s4_fuse(xs))
         window = None if self.pool == "global" else self.window
         features = torch.cat([window_mean(x, window) for x in xs], dim=1)
-        # The maps differ in length, so they cannot be one output.
+        # The maps of the pathways differ in time and channels, so they cannot be one output.
         out = tuple(x.float() for x in xs) if self.pool == "none" else (features,)
         return (*out, self.head(features)) if self.with_logits else out

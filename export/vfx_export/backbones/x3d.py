@@ -118,7 +118,7 @@ class _FirstBlock(_Block):
 
 
 class _Head(nn.Module):
-    """The last two layers before the classifier, which PySlowFast counts among the head, and the classifier.
+    """The last two layers before the classifier, which in PySlowFast belong to the head, and the classifier.
 
     Args:
         window: side of the average pool: a 32nd of the crop that the network was trained on.
