@@ -133,8 +133,8 @@ class Sampling:
     """What happens to a window that reaches beyond the video: it is dropped, or filled with the frame at the
     edge, with ``Input.blank``, or with its own frames from the first on."""
     lead: int = 0
-    """Frames that must follow a window for it to count, although it does not use them. I3D has 1, because its
-    published code reads one frame more than it uses."""
+    """Frames that must follow a window for it to count, although it does not use them; only where ``edges``
+    is ``drop``. I3D has 1, because its published code reads one frame more than it uses."""
     target_fps: float | None = None
     """Frame rate that ``stride`` refers to: a window lasts ``frames * stride / target_fps`` seconds and takes
     evenly spaced frames, at positions rounded down. None: ``stride`` counts the video's own frames."""
@@ -160,7 +160,7 @@ class Sampling:
 
     @property
     def span(self) -> int:
-        """Frames from the first to the last of a window, both included, counted by ``stride``."""
+        """Frames from the first to the last of a window, both included; without ``target_fps``."""
         return (self.frames - 1) * self.stride + 1
 
 
@@ -354,7 +354,7 @@ class EngineSpec:
     """Name of the network. It becomes part of file names."""
     weights: Weights
     precision: Precision
-    """Precision of the graph's tensors."""
+    """Precision of the graph, see `Precision`."""
     input: Input
     sampling: Sampling
     transform: Transform

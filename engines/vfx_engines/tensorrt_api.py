@@ -1,8 +1,9 @@
 """The part of TensorRT that vfx uses, with types: 10.12 and later, and 11; the full runtime or the lean one.
 
-TensorRT's wheels carry no types, so only this module touches the library, with one method for each use. Names
-that one of the versions lacks are not used. Callers check for a driver before they use TensorRT, because
-without one its runtime object crashes the process at the next use.
+TensorRT's wheels carry no types. So this module has a method for each use of the library, and nothing else
+touches it, except for the settings and the progress monitor of `vfx_engines.plan_builder`. Names that one of
+the versions lacks are not used. Callers check for a driver before they use TensorRT, because without one its
+runtime object crashes the process at the next use.
 """
 
 from __future__ import annotations
