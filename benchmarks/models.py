@@ -89,8 +89,8 @@ def operators(model: Model, precision: Precision) -> dict[str, float]:
 
 
 def exported(model: Model, precision: Precision) -> Path:
-    """A file of its own for bf16 where the network is rewritten; else the fp32 graph is run in bf16."""
-    rewritten = precision == "bf16" and model.low_precision is not None
+    """A file of its own for bf16 if the network is rewritten or marked; if not, the fp32 file in bf16."""
+    rewritten = precision == "bf16" and (model.low_precision is not None or bool(model.float32))
     path = FOLDER / f"{model.name}{'_bf16' if rewritten else ''}.onnx"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)

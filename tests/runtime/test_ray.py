@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +27,14 @@ from vfx_runtime.running import Task
 
 VFX_RUN = Path(sys.executable).with_name("vfx-run")
 VIDEOS = 40
+MARK = f"vfx-tests-{uuid.uuid4().hex}"
+"""In the environment of all processes that these tests start."""
 
 
 @pytest.fixture(scope="session")
 def ray() -> None:
     """Skips where Ray is not installed; another process looks, so that this one does not import it."""
+    os.environ["VFX_TESTS"] = MARK
     found = subprocess.run([sys.executable, "-c", "import ray.data"], capture_output=True, check=False)
     if found.returncode:
         lacking("ray", "Ray Data is not installed")
@@ -85,15 +89,15 @@ def actors_below(pid: int) -> list[int]:
 
 
 def ray_processes() -> list[str]:
-    """Command lines of what Ray leaves behind, if it does."""
+    """Command lines of what Ray leaves behind, if it does; other runs of this machine may have a Ray too."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if "vfx-ray-" in line and MARK.encode() in (folder / "environ").read_bytes():
+                found.append(line)
         except OSError:
             continue
-        if "vfx-ray-" in line:
-            found.append(line)
     return found
 
 
