@@ -1,4 +1,4 @@
-"""Engines: the spec that travels with each, and what runs them.
+"""Engines: the spec that travels with each of them, and the backends that run them.
 
 from vfx_engines import open_engine
 

@@ -1,8 +1,8 @@
-"""CUDA as vfx uses it: one device, its memory, streams, events, kernels and graphs.
+"""The part of CUDA that vfx uses: one device, its memory, streams, events, kernels and graphs.
 
-Nothing else knows which binding serves it. NVIDIA's ``cuda-bindings`` is taken where it is installed
-(wheels, imports without a driver), else PyCUDA. Handles and device addresses are plain integers, which
-TensorRT, ONNX Runtime and NVDEC take as they are; all work in the device's primary context.
+Callers do not know which binding is behind it: NVIDIA's ``cuda-bindings`` if it is installed (it comes as
+wheels and can be imported without a driver), else PyCUDA. Handles and device addresses are plain integers,
+which TensorRT, ONNX Runtime and NVDEC accept as they are. All of them work in the device's primary context.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vfx_engines.errors import EngineError
 
 Bytes = NDArray[np.uint8]
 Argument: TypeAlias = "ctypes._SimpleCData[Any] | ctypes.Structure"
-"""What a kernel takes: numbers, pointers and structures, all by value."""
+"""An argument of a kernel: a number, a pointer or a structure, passed by value."""
 
 
 class CudaError(EngineError):
@@ -26,81 +26,88 @@ class CudaError(EngineError):
 
 
 class OutOfDeviceMemory(CudaError):
-    """The device has too little free memory for what was asked."""
+    """The device has too little free memory for the request."""
 
 
 class Cuda(Protocol):
-    """One CUDA device. Calls concern the context that is current on the calling thread: `activate` first."""
+    """One CUDA device.
+
+    Calls act on the context that is current on the calling thread, so each thread calls `activate` first.
+    Methods raise `CudaError` if the driver fails.
+    """
 
     @property
     def binding(self) -> str:
-        """What serves it: ``cuda-bindings 13.5.0``."""
+        """Name and version of the binding, such as ``cuda-bindings 13.5.0``."""
 
     @property
     def name(self) -> str:
-        """The device's: ``NVIDIA H200``."""
+        """Name of the device, such as ``NVIDIA H200``."""
 
     @property
     def compute_capability(self) -> tuple[int, int]:
-        """Such as (9, 0)."""
+        """Major and minor number, such as (9, 0)."""
 
     def activate(self) -> None:
         """Make the device's primary context current on this thread."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of device memory: free, and in all."""
+        """Device memory in bytes: free, and total."""
 
     def allocate(self, size: int) -> int:
-        """Device memory.
+        """Allocate ``size`` bytes of device memory.
+
+        Returns:
+            The device address.
 
         Raises:
-            OutOfDeviceMemory: there is not so much.
+            OutOfDeviceMemory: there is too little free memory.
         """
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
+        """Release device memory."""
 
     def pinned(self, size: int) -> Bytes:
-        """Page-locked host memory, zeroed, that copies need not stage: uint8 [size]."""
+        """Allocate page-locked host memory, which copies need not stage: uint8 ``[size]``, zeroed."""
 
     def unpin(self, memory: Bytes) -> None:
-        """Give page-locked memory back; the array must not be touched again."""
+        """Release page-locked memory. The array must not be used afterwards."""
 
     def stream(self) -> int:
-        """A stream that does not wait for the default one."""
+        """Create a stream that does not synchronise with the default stream."""
 
     def close_stream(self, stream: int) -> None:
         """Destroy a stream."""
 
     def synchronize(self, stream: int) -> None:
-        """Block until a stream has done all that was put on it."""
+        """Block until all work on a stream is done."""
 
     def event(self) -> int:
-        """An event that threads sleep for, without timing."""
+        """Create an event without timing, on which threads sleep instead of spinning."""
 
     def close_event(self, event: int) -> None:
         """Destroy an event."""
 
     def record(self, event: int, stream: int) -> None:
-        """The event happens when the stream gets here; 0 is the device's default stream."""
+        """Record an event on a stream, after the work that is on it now; stream 0 is the default stream."""
 
     def wait(self, stream: int, event: int) -> None:
-        """The stream goes on when the event, as recorded last, has happened."""
+        """Make later work on a stream wait for an event, as last recorded. Returns at once."""
 
     def block(self, event: int) -> None:
-        """This thread goes on when the event has happened."""
+        """Block the calling thread until an event has completed."""
 
     def copy_in(self, address: int, source: NDArray[Any], stream: int) -> None:
-        """Copy contiguous host memory to the device; asynchronous if it is page-locked."""
+        """Copy a contiguous host array to the device; asynchronous if it is page-locked."""
 
     def copy_out(self, target: NDArray[Any], address: int, stream: int) -> None:
-        """Copy to contiguous host memory; asynchronous if it is page-locked."""
+        """Copy from the device to a contiguous host array; asynchronous if it is page-locked."""
 
     def load(self, cubin: bytes) -> int:
-        """A module of kernels."""
+        """Load a module of compiled kernels."""
 
     def function(self, module: int, name: str) -> int:
-        """A kernel of a module."""
+        """Look up a kernel of a module."""
 
     def launch(
         self,
@@ -110,23 +117,34 @@ class Cuda(Protocol):
         arguments: Sequence[Argument],
         stream: int,
     ) -> None:
-        """Run a kernel; its arguments are copied before this returns."""
+        """Launch a kernel on a stream. Its arguments are copied before this returns.
+
+        Args:
+            function: from `function`.
+            grid: blocks in x, y, z.
+            block: threads of a block in x, y, z.
+            arguments: in the order of the kernel's parameters.
+            stream: to run on.
+        """
 
     def begin_capture(self, stream: int) -> None:
-        """What this thread puts on the stream from here is recorded, not run."""
+        """From here on, record what this thread enqueues on the stream, instead of running it."""
 
     def end_capture(self, stream: int) -> int:
-        """The recorded graph, ready to run.
+        """End recording.
+
+        Returns:
+            The recorded graph, ready to launch.
 
         Raises:
-            CudaError: something in it cannot be captured. The stream is usable again.
+            CudaError: something that was recorded cannot be captured. The stream is usable again.
         """
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        """Run a captured graph."""
+        """Launch a captured graph on a stream."""
 
     def close_graph(self, graph: int) -> None:
-        """Destroy a graph."""
+        """Destroy a captured graph."""
 
     def close(self) -> None:
-        """Release the device. What was made on it must be closed before."""
+        """Release the device. Everything made on it must be closed first."""

@@ -1,6 +1,6 @@
-"""`vfx_engines.cuda.Cuda` through PyCUDA, for machines that have it and not cuda-bindings.
+"""`vfx_engines.cuda.Cuda` through PyCUDA, for machines that have it but not cuda-bindings.
 
-PyCUDA has no graph capture, and cannot even be imported without a driver.
+PyCUDA has no graph capture, and its driver module cannot even be imported without a driver.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from vfx_engines.errors import UsageError, reason
 T = TypeVar("T")
 
 _NON_BLOCKING_STREAM = 1
-"""CU_STREAM_NON_BLOCKING: it does not wait for the default stream."""
+"""CU_STREAM_NON_BLOCKING: the stream does not synchronise with the default stream."""
 
 
 class PyCuda:
     """See `vfx_engines.cuda.Cuda`.
 
     Args:
-        index: of the device, as CUDA_VISIBLE_DEVICES leaves them.
+        index: number of the device, among those that CUDA_VISIBLE_DEVICES leaves.
 
     Raises:
         UsageError: no such device.
@@ -41,7 +41,7 @@ class PyCuda:
         if not 0 <= index < count:
             raise UsageError(f"device cuda:{index}: this machine has cuda:0 to cuda:{count - 1}")
         device = driver.Device(index)
-        # The primary one: TensorRT, ONNX Runtime and NVDEC work in it too.
+        # The primary context, because TensorRT, ONNX Runtime and NVDEC work in it too.
         self._context = device.retain_primary_context()
         self._thread = threading.local()
         self._things: dict[int, Any] = {}
@@ -51,26 +51,29 @@ class PyCuda:
         self.activate()
 
     def activate(self) -> None:
-        """See `Cuda`, as all below. PyCUDA keeps a stack of contexts per thread."""
+        """See `vfx_engines.cuda.Cuda`, for this and the methods below.
+
+        PyCUDA keeps a stack of contexts per thread, so the context is pushed only once on each.
+        """
         if not getattr(self._thread, "pushed", False):
             self._context.push()
             self._thread.pushed = True
 
     def memory(self) -> tuple[int, int]:
-        """Free, and in all."""
+        """Device memory in bytes: free, and total."""
         free, total = _checked(driver.mem_get_info)
         return free, total
 
     def allocate(self, size: int) -> int:
-        """Device memory."""
+        """Allocate device memory."""
         return self._keep(_checked(lambda: driver.mem_alloc(size)), int)
 
     def free(self, address: int) -> None:
-        """Give it back."""
+        """Release device memory."""
         self._things.pop(address).free()
 
     def pinned(self, size: int) -> Bytes:
-        """Page-locked, zeroed."""
+        """Allocate page-locked host memory, zeroed."""
         flags = driver.host_alloc_flags.PORTABLE
         memory: Bytes = _checked(lambda: driver.pagelocked_empty(size, np.uint8, mem_flags=flags))
         memory[:] = 0
@@ -78,58 +81,58 @@ class PyCuda:
         return memory
 
     def unpin(self, memory: Bytes) -> None:
-        """Give it back."""
+        """Release page-locked memory."""
         self._things.pop(memory.ctypes.data).free()
 
     def stream(self) -> int:
-        """A stream of its own."""
+        """Create a stream that does not synchronise with the default stream."""
         return self._keep(_checked(lambda: driver.Stream(_NON_BLOCKING_STREAM)), _handle)
 
     def close_stream(self, stream: int) -> None:
-        """PyCUDA destroys it when the last reference goes."""
+        """Drop the last reference to a stream, with which PyCUDA destroys it."""
         del self._things[stream]
 
     def synchronize(self, stream: int) -> None:
-        """Wait for all of a stream."""
+        """Block until all work on a stream is done."""
         _checked(self._things[stream].synchronize)
 
     def event(self) -> int:
-        """An event without timing."""
+        """Create an event without timing, on which threads sleep."""
         flags = driver.event_flags.BLOCKING_SYNC | driver.event_flags.DISABLE_TIMING
         return self._keep(_checked(lambda: driver.Event(flags)), _handle)
 
     def close_event(self, event: int) -> None:
-        """As for a stream."""
+        """Drop the last reference to an event, with which PyCUDA destroys it."""
         del self._things[event]
 
     def record(self, event: int, stream: int) -> None:
-        """Mark the stream's end."""
+        """Record an event after the work that is on a stream now."""
         # 0 is the device's default stream, which PyCUDA calls None.
         on = self._things[stream] if stream else None
         _checked(lambda: self._things[event].record(on))
 
     def wait(self, stream: int, event: int) -> None:
-        """The stream waits."""
+        """Make later work on a stream wait for an event."""
         _checked(lambda: self._things[stream].wait_for_event(self._things[event]))
 
     def block(self, event: int) -> None:
-        """The thread waits."""
+        """Block the calling thread until an event has completed."""
         _checked(self._things[event].synchronize)
 
     def copy_in(self, address: int, source: NDArray[Any], stream: int) -> None:
-        """Host to device."""
+        """Copy from host to device."""
         _checked(lambda: driver.memcpy_htod_async(address, source, self._things[stream]))
 
     def copy_out(self, target: NDArray[Any], address: int, stream: int) -> None:
-        """Device to host."""
+        """Copy from device to host."""
         _checked(lambda: driver.memcpy_dtoh_async(target, address, self._things[stream]))
 
     def load(self, cubin: bytes) -> int:
-        """A module."""
+        """Load a module of compiled kernels."""
         return self._keep(_checked(lambda: driver.module_from_buffer(cubin)), id)
 
     def function(self, module: int, name: str) -> int:
-        """A kernel."""
+        """Look up a kernel of a module."""
         return self._keep(_checked(lambda: self._things[module].get_function(name)), id)
 
     def launch(
@@ -140,13 +143,13 @@ class PyCuda:
         arguments: Sequence[Argument],
         stream: int,
     ) -> None:
-        """Run a kernel; its arguments are packed here, since PyCUDA leaves out the padding of structures."""
+        """Launch a kernel. Arguments are packed here, since PyCUDA leaves out the padding of structures."""
         packed = np.frombuffer(_packed(arguments), np.uint8)
         kernel, on = self._things[function], self._things[stream]
         _checked(lambda: kernel(packed, grid=grid, block=block, stream=on))
 
     def begin_capture(self, stream: int) -> None:
-        """PyCUDA cannot.
+        """Not possible with PyCUDA.
 
         Raises:
             CudaError: always.
@@ -162,7 +165,7 @@ class PyCuda:
         raise CudaError("PyCUDA cannot capture graphs: install cuda-bindings")
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        """There is none.
+        """See `begin_capture`.
 
         Raises:
             CudaError: always.
@@ -170,16 +173,16 @@ class PyCuda:
         raise CudaError("PyCUDA cannot capture graphs: install cuda-bindings")
 
     def close_graph(self, graph: int) -> None:
-        """There is none."""
+        """Nothing to do, since there are no graphs."""
 
     def close(self) -> None:
-        """Leave the context on this thread; PyCUDA releases it with the last reference."""
+        """Pop the context on this thread. PyCUDA releases it with the last reference."""
         if getattr(self._thread, "pushed", False):
             self._context.pop()
             self._thread.pushed = False
 
     def _keep(self, thing: Any, number: Callable[[Any], int]) -> int:
-        """PyCUDA's objects live as long as somebody refers to them."""
+        """Keep a PyCUDA object alive under its handle: it is destroyed with the last reference to it."""
         handle = number(thing)
         self._things[handle] = thing
         return handle
@@ -190,7 +193,7 @@ def _handle(thing: Any) -> int:
 
 
 def _packed(arguments: Sequence[Argument]) -> bytes:
-    """As a C structure of these members would lie in memory."""
+    """The bytes of a C structure with these members, padding included."""
     packed = bytearray()
     for argument in arguments:
         packed += b"\0" * (-len(packed) % ctypes.alignment(argument))

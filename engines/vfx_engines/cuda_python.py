@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vfx_engines.cuda import Argument, Bytes, CudaError, OutOfDeviceMemory
 from vfx_engines.errors import UsageError
 
-# Values of the driver API's C enumerations (cuda.h).
+# Values of the driver API's enumerations in cuda.h.
 _OUT_OF_MEMORY = 2
 _NON_BLOCKING_STREAM = 1
 _BLOCKING_SYNC, _DISABLE_TIMING = 1, 2
@@ -25,7 +25,7 @@ class CudaPython:
     """See `vfx_engines.cuda.Cuda`.
 
     Args:
-        index: of the device, as CUDA_VISIBLE_DEVICES leaves them.
+        index: number of the device, among those that CUDA_VISIBLE_DEVICES leaves.
 
     Raises:
         UsageError: no such device.
@@ -54,79 +54,79 @@ class CudaPython:
         self.binding = f"cuda-bindings {version('cuda-bindings')}"
 
     def activate(self) -> None:
-        """See `Cuda`, as all below."""
+        """See `vfx_engines.cuda.Cuda`, for this and the methods below."""
         _checked(driver.cuCtxSetCurrent(self._context))
 
     def memory(self) -> tuple[int, int]:
-        """Free, and in all."""
+        """Device memory in bytes: free, and total."""
         free, total = _checked(driver.cuMemGetInfo())
         return int(free), int(total)
 
     def allocate(self, size: int) -> int:
-        """Device memory."""
+        """Allocate device memory."""
         return int(_checked(driver.cuMemAlloc(size))[0])
 
     def free(self, address: int) -> None:
-        """Give it back."""
+        """Release device memory."""
         _checked(driver.cuMemFree(address))
 
     def pinned(self, size: int) -> Bytes:
-        """Page-locked, zeroed."""
+        """Allocate page-locked host memory, zeroed."""
         (address,) = _checked(driver.cuMemHostAlloc(size, _PORTABLE))
         memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(address)))
         memory[:] = 0
         return memory
 
     def unpin(self, memory: Bytes) -> None:
-        """Give it back."""
+        """Release page-locked memory."""
         _checked(driver.cuMemFreeHost(memory.ctypes.data))
 
     def stream(self) -> int:
-        """A stream of its own."""
+        """Create a stream that does not synchronise with the default stream."""
         return int(_checked(driver.cuStreamCreate(_NON_BLOCKING_STREAM))[0])
 
     def close_stream(self, stream: int) -> None:
-        """Destroy it."""
+        """Destroy a stream."""
         _checked(driver.cuStreamDestroy(stream))
 
     def synchronize(self, stream: int) -> None:
-        """Wait for all of a stream."""
+        """Block until all work on a stream is done."""
         _checked(driver.cuStreamSynchronize(stream))
 
     def event(self) -> int:
-        """An event without timing."""
+        """Create an event without timing, on which threads sleep."""
         return int(_checked(driver.cuEventCreate(_BLOCKING_SYNC | _DISABLE_TIMING))[0])
 
     def close_event(self, event: int) -> None:
-        """Destroy it."""
+        """Destroy an event."""
         _checked(driver.cuEventDestroy(event))
 
     def record(self, event: int, stream: int) -> None:
-        """Mark the stream's end."""
+        """Record an event after the work that is on a stream now."""
         _checked(driver.cuEventRecord(event, stream))
 
     def wait(self, stream: int, event: int) -> None:
-        """The stream waits."""
+        """Make later work on a stream wait for an event."""
         _checked(driver.cuStreamWaitEvent(stream, event, 0))
 
     def block(self, event: int) -> None:
-        """The thread waits."""
+        """Block the calling thread until an event has completed."""
         _checked(driver.cuEventSynchronize(event))
 
     def copy_in(self, address: int, source: NDArray[Any], stream: int) -> None:
-        """Host to device."""
+        """Copy from host to device."""
         _checked(driver.cuMemcpyHtoDAsync(address, source.ctypes.data, source.nbytes, stream))
 
     def copy_out(self, target: NDArray[Any], address: int, stream: int) -> None:
-        """Device to host."""
+        """Copy from device to host."""
         _checked(driver.cuMemcpyDtoHAsync(target.ctypes.data, address, target.nbytes, stream))
 
     def load(self, cubin: bytes) -> int:
-        """A module."""
+        """Load a module of compiled kernels."""
         return int(_checked(driver.cuModuleLoadData(cubin))[0])
 
     def function(self, module: int, name: str) -> int:
-        """A kernel."""
+        """Look up a kernel of a module."""
         return int(_checked(driver.cuModuleGetFunction(module, name.encode()))[0])
 
     def launch(
@@ -137,17 +137,17 @@ class CudaPython:
         arguments: Sequence[Argument],
         stream: int,
     ) -> None:
-        """Run a kernel."""
+        """Launch a kernel; the driver copies its arguments before this returns."""
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(item) for item in arguments))
         _checked(driver.cuLaunchKernel(function, *grid, *block, 0, stream, ctypes.addressof(pointers), 0))
 
     def begin_capture(self, stream: int) -> None:
-        """Record this thread's calls."""
+        """Record what this thread enqueues on the stream, instead of running it."""
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         _checked(driver.cuStreamBeginCapture(stream, mode))
 
     def end_capture(self, stream: int) -> int:
-        """The graph, instantiated."""
+        """End recording; the graph, instantiated."""
         (graph,) = _checked(driver.cuStreamEndCapture(stream))
         try:
             return int(_checked(driver.cuGraphInstantiate(graph, 0))[0])
@@ -155,23 +155,24 @@ class CudaPython:
             _checked(driver.cuGraphDestroy(graph))
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        """Run it."""
+        """Launch a captured graph."""
         _checked(driver.cuGraphLaunch(graph, stream))
 
     def close_graph(self, graph: int) -> None:
-        """Destroy it."""
+        """Destroy a captured graph."""
         _checked(driver.cuGraphExecDestroy(graph))
 
     def close(self) -> None:
-        """Release the primary context."""
+        """Release the device's primary context."""
         _checked(driver.cuDevicePrimaryCtxRelease(self._device))
 
 
 def _checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values behind a call's code.
+    """The values that a driver call returned after its error code.
 
     Raises:
-        CudaError: the code is not success.
+        OutOfDeviceMemory: the code is CUDA_ERROR_OUT_OF_MEMORY.
+        CudaError: the code is another error.
     """
     code, *values = result
     if int(code):

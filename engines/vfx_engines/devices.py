@@ -1,4 +1,4 @@
-"""Whether this machine has CUDA devices, and opening one."""
+"""Which devices this machine has, and how to open a CUDA device."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vfx_engines.errors import UsageError
 
 
 def available_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of CPU cores that this process may run on (its affinity mask, where the system has one)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def missing_driver() -> str | None:
-    """Why this machine has no CUDA device, in words that complete "no CUDA: ..."; None where it has one.
+    """Why this machine has no CUDA device, as the end of a message "no CUDA: ..."; None if it has one.
 
-    Asks the driver library itself: TensorRT's runtime object, made where there is none, crashes the
-    process at its first use.
+    Asks the driver library directly, because without a driver TensorRT's runtime object crashes the process
+    at its first use.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -37,10 +37,16 @@ def missing_driver() -> str | None:
 
 
 def device_list(text: str) -> list[str]:
-    """The devices that a ``--device`` names: ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1``, or ``all`` GPUs.
+    """The devices named by the value of ``--device``.
+
+    Args:
+        text: ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1``, or ``all`` for all GPUs.
+
+    Returns:
+        ``cpu``, ``cuda`` or ``cuda:N`` for each, without duplicates.
 
     Raises:
-        UsageError: it is none of these, or there is no GPU for ``all``.
+        UsageError: the text is none of these, names a GPU twice, or is ``all`` on a machine without a GPU.
     """
     if text == "all":
         reason = missing_driver()
@@ -59,10 +65,14 @@ def device_list(text: str) -> list[str]:
 
 
 def open_cuda(index: int = 0) -> Cuda:
-    """A CUDA device through the best binding that is installed.
+    """Open a CUDA device through cuda-bindings if it is installed, else through PyCUDA.
+
+    Args:
+        index: number of the device.
 
     Raises:
-        UsageError: no driver, no such device, or no binding: how to get it is said.
+        UsageError: no driver, no such device, or no binding; the message says how to install one.
+        CudaError: the driver failed.
     """
     reason = missing_driver()
     if reason is not None:

@@ -12,13 +12,13 @@ from vfx_engines.errors import UsageError, VfxError
 
 @contextmanager
 def ends(command: str, debug: bool, interrupted: str = "interrupted") -> Iterator[None]:
-    """Turn what the body raises into a line on stderr and the command's exit code.
+    """Turn what the body raises into one line on stderr and the command's exit code.
 
-    Exit codes: 2 for a `UsageError`, 1 for any other `VfxError`, 130 when Ctrl-C came.
+    Exit codes: 2 for a `UsageError`, 1 for any other `VfxError`, 130 for Ctrl-C. Other exceptions pass.
 
     Args:
-        command: its name, with which the line begins.
-        debug: print the traceback of an error too.
+        command: name of the command, with which the line begins.
+        debug: also print the traceback of a `VfxError`.
         interrupted: what the line says after Ctrl-C.
     """
     try:

@@ -1,12 +1,12 @@
 """The one way to run an engine, whatever executes it: fill a slot, submit it, collect it.
 
-An engine has two or more slots. A slot owns a buffer of the engine's input, so windows are gathered
-straight into the memory that the device reads, and while one slot computes, the next is filled. A
-slot goes round: free, filled by the caller, in flight, collected, free.
+An engine has two or more slots. Each slot owns an input buffer, so windows are gathered directly into the
+memory that the device reads, and one slot is filled while another computes. A slot's life is a cycle: free,
+filled by the caller, in flight, collected, free again.
 
-`Engine` holds what is the same for all: the state of each slot and the checks of what goes in. A
-`Backend` is what differs. CUDA needs the slots for overlapped copies; OpenVINO's request queue gains
-from them.
+`Engine` holds what all backends share: the state of the slots and the checks of inputs. A `Backend` holds
+what differs. On CUDA, slots make it possible to overlap copies with computation; with OpenVINO, they keep
+its request queue full.
 """
 
 from __future__ import annotations
@@ -27,49 +27,56 @@ Outputs = dict[str, Array]
 
 
 class Backend(Protocol):
-    """What executes a graph. `Engine` calls it in order and with checked arguments only."""
+    """What executes a graph. `Engine` calls it only in order and with checked arguments."""
 
     name: str
-    """Library, version, device and precision: ``OpenVINO 2026.4, CPU, bf16``."""
+    """Library, version, device and precision, such as ``OpenVINO 2026.4, CPU, bf16``."""
 
     @property
     def precision(self) -> Precision:
-        """What it computes in, which a machine may make another than was asked for; ``name`` says why."""
+        """Precision of the computation. A machine may not have the one asked for; ``name`` then says why."""
 
     @property
     def buffers(self) -> Sequence[Array]:
-        """The input buffer of each slot, ``[batch, ...]`` of the spec's dtype, made once."""
+        """Input buffer of each slot, ``[batch, *input.shape[1:]]`` of the spec's dtype, allocated once."""
 
     def start(self, slot: int, count: int) -> None:
-        """Begin to run the first ``count`` rows of the slot's buffer, and return at once."""
+        """Start computing the first ``count`` rows of the slot's buffer, and return at once."""
 
     def wait(self, slot: int) -> Sequence[Array]:
-        """Block until the slot is done; its outputs in the spec's order, valid until the next start."""
+        """Block until the slot is done.
+
+        Returns:
+            Its outputs in the spec's order, with ``count`` rows or more each; valid until the next start.
+
+        Raises:
+            EngineError: the computation failed.
+        """
 
     def close(self) -> None:
-        """Give back all memory. Nothing is in flight."""
+        """Release all memory. Called when nothing is in flight."""
 
 
 @runtime_checkable
 class AbandoningBackend(Backend, Protocol):
-    """A backend whose slots may take long for reasons of others, and need not be waited for."""
+    """A backend whose slots may be held up by another machine, so that closing need not wait for them."""
 
     def abandon(self) -> None:
-        """End what is in flight: `wait` then raises soon. Only `close` follows."""
+        """Cancel what is in flight, so that `wait` raises soon. Only `wait` and `close` may follow."""
 
 
 class DeviceInput(NamedTuple):
     """The input of a slot in device memory."""
 
     address: int
-    """``[batch, *input.shape[1:]]`` of the spec's dtype, contiguous."""
+    """Device address of a contiguous ``[batch, *input.shape[1:]]`` of the spec's dtype."""
     stream: int
-    """Which the slot's work is put on: let it wait for what writes the input."""
+    """CUDA stream of the slot's work. Make it wait for whatever writes the input."""
 
 
 @runtime_checkable
 class DeviceBackend(Backend, Protocol):
-    """A backend whose input can be written where it is read, without a copy from the host."""
+    """A backend whose input can be written in device memory, without a copy from the host."""
 
     cuda: Cuda
 
@@ -77,22 +84,21 @@ class DeviceBackend(Backend, Protocol):
         """Where the slot reads its input."""
 
     def start_on_device(self, slot: int, count: int) -> None:
-        """`start` on what lies in `device_input`."""
+        """As `start`, on what is already in `device_input`."""
 
 
 class Engine:
     """A loaded engine.
 
-    Not thread-safe per slot: one thread at a time may handle a slot, different slots may be handled
-    by different threads.
+    Different slots may be used by different threads, but each slot by only one thread at a time.
 
     Args:
-        spec: of the engine file.
+        spec: spec of the engine file, every axis but the batch with a size.
         backend: loaded and ready.
-        device: that it runs on, ``cpu`` or ``cuda:N``.
+        device: where it runs, ``cpu`` or ``cuda:N``.
 
     Raises:
-        EngineError: the backend's buffers are not what the spec says.
+        EngineError: shape or dtype of the backend's buffers differ from the spec.
     """
 
     def __init__(self, spec: EngineSpec, backend: Backend, device: str = "cpu") -> None:
@@ -117,12 +123,12 @@ class Engine:
 
     @property
     def name(self) -> str:
-        """What runs: library, version, device, precision."""
+        """Library, version, device and precision, such as ``OpenVINO 2026.4, CPU, bf16``."""
         return self._backend.name
 
     @property
     def precision(self) -> Precision:
-        """What it computes in."""
+        """Precision of the computation; see `Backend.precision`."""
         return self._backend.precision
 
     @property
@@ -132,43 +138,44 @@ class Engine:
 
     @property
     def batch(self) -> int:
-        """Rows in a slot."""
+        """Rows (windows) that a slot holds."""
         return self._batch
 
     def buffer(self, slot: int) -> Array:
-        """The input of a slot, ``[batch, *input.shape[1:]]`` of the spec's dtype, to be written in place.
+        """The input buffer of a slot, to be filled in place: ``[batch, *input.shape[1:]]``, the spec's dtype.
 
         Raises:
-            InputError: the slot is in flight: the device may still be reading it.
+            InputError: no such slot; or it is in flight, and the device may still be reading it.
         """
         self._check_free(slot)
         return self._buffers[slot]
 
     @property
     def cuda(self) -> Cuda | None:
-        """The device, where `device_input` can be written."""
+        """The CUDA device if the engine has a `device_input`, else None."""
         return self._on_device.cuda if self._on_device else None
 
     def device_input(self, slot: int) -> DeviceInput:
-        """The input of a slot in device memory, to be written by other streams of the same device.
+        """The input of a slot in device memory, which other streams of the same device may write.
 
         Raises:
-            InputError: the slot is in flight, or the engine reads host memory.
+            InputError: no such slot, it is in flight, or the engine reads its input from host memory.
         """
         self._check_free(slot)
         return self._device_backend().device_input(slot)
 
     def submit(self, slot: int, count: int, *, on_device: bool = False) -> None:
-        """Start the first ``count`` rows of a slot and return at once.
+        """Start computing the first ``count`` rows of a slot, and return at once.
 
         Args:
-            slot: free.
-            count: rows.
-            on_device: run what lies in `device_input`, not what lies in `buffer`.
+            slot: a free slot.
+            count: rows to compute, 1 to ``batch``.
+            on_device: compute what is in `device_input` instead of `buffer`.
 
         Raises:
-            InputError: no such slot, in flight already, or ``count`` is not between 1 and ``batch``; or
-                ``on_device`` with an engine that has no `device_input`.
+            InputError: no such slot, it is in flight already, ``count`` is out of range, or ``on_device`` is
+                set for an engine without `device_input`.
+            EngineError: the device failed.
         """
         self._check_free(slot)
         if not 1 <= count <= self.batch:
@@ -182,14 +189,14 @@ class Engine:
             raise
 
     def collect(self, slot: int) -> Outputs:
-        """Wait for a slot and free it.
+        """Wait for a slot, and free it.
 
         Returns:
-            Every output by name, float32 ``[count, *shape]``, owned by the caller.
+            Each output by name, float32 ``[count, *shape]``: copies that belong to the caller.
 
         Raises:
             InputError: the slot was not submitted.
-            EngineError: the device failed, or an output is not of the spec's shape.
+            EngineError: the device failed, or an output does not have the spec's shape.
         """
         self._check(slot)
         count = self._in_flight[slot]
@@ -210,13 +217,17 @@ class Engine:
         return outputs
 
     def run(self, rows: Array) -> Outputs:
-        """Run any number of rows, one slot after the other: for checks and benchmarks.
+        """Run any number of rows, one batch at a time in slot 0: for checks and benchmarks.
 
         Args:
-            rows: ``[n, *input.shape[1:]]`` of the spec's dtype.
+            rows: ``[n, *input.shape[1:]]`` of the spec's dtype, n at least 1.
+
+        Returns:
+            Each output by name, float32 ``[n, *shape]``.
 
         Raises:
-            InputError: ``rows`` has another shape or dtype.
+            InputError: ``rows`` has another shape or dtype, or slot 0 is in flight.
+            EngineError: as for `collect`.
         """
         buffer = self.buffer(0)
         expected = buffer.shape[1:]
@@ -234,12 +245,15 @@ class Engine:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def close(self) -> None:
-        """End or wait for what is in flight, drop it, and give back the engine's memory; once is enough."""
+        """Cancel or wait for what is in flight, drop its results, and release the engine's memory.
+
+        Closing again does nothing.
+        """
         if not self._buffers:
             return
         in_flight = [slot for slot, count in enumerate(self._in_flight) if count]
         self._buffers, self._in_flight = [], [0] * len(self._in_flight)
-        # A stack, since whatever a slot raises the others are waited for and the memory is given back.
+        # A stack, so that all slots are waited for and the memory is released, whatever one of them raises.
         with ExitStack() as stack:
             stack.callback(self._backend.close)
             for slot in in_flight:
@@ -254,7 +268,7 @@ class Engine:
         self.close()
 
     def _drop(self, slot: int) -> None:
-        # Nobody wants the result, nor the reason why there is none.
+        # Nobody needs the result any more, nor the reason why there is none.
         with suppress(EngineError):
             self._backend.wait(slot)
 

@@ -1,18 +1,18 @@
-"""The errors vfx raises for what a user can mend.
+"""The errors that vfx raises for problems that a user can fix.
 
     VfxError
     ├── UsageError            the request itself is impossible: a wrong option, a missing package
     ├── CheckpointError       a weights file is missing, damaged, of another model or unsafe
     ├── DownloadError         a weights file could not be fetched or is not what was published
-    ├── ExportError           a graph could not be made, or is not the network it was traced from
+    ├── ExportError           a graph could not be made, or does not compute what its module computes
     ├── EngineError           an engine file is damaged, has no spec, or cannot run here
     │   └── SpecError         a spec is malformed, or newer than this vfx
     ├── InputError            an array does not fit an engine's input
     ├── VideoError            a video cannot be decoded, or is too short for one window
     └── OutputError           an output file cannot be written
 
-Every message is one line: what was found, what was expected, what to do. The commands print it and
-leave with exit code 1, for `UsageError` with 2.
+Every message is one line: what was found, what was expected, and what to do. Commands print it and exit with
+code 1, or 2 for a `UsageError`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class VfxError(Exception):
 
 
 class UsageError(VfxError):
-    """The request cannot be carried out as asked: a wrong option or a package that is missing."""
+    """The request cannot be carried out as given: a wrong option, or a missing package."""
 
 
 class CheckpointError(VfxError):
@@ -45,7 +45,7 @@ class EngineError(VfxError):
 
 
 class SpecError(EngineError):
-    """A spec is malformed or of a newer version than this vfx reads."""
+    """A spec is malformed, or of a newer version than this vfx can read."""
 
 
 class InputError(VfxError):
@@ -61,13 +61,18 @@ class OutputError(VfxError):
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """``path`` as one line of printable text: quoted and escaped where it must be."""
+    """``path`` as one line of printable text, quoted and escaped if necessary."""
     text = os.fspath(path)
     return text if text.isprintable() and text.strip() == text != "" else ascii(text)
 
 
 def reason(said: object, line: int = 0) -> str:
-    """One line of another library's error or text, the first unless told, short and printable."""
+    """One line of another library's error or text, at most 200 characters and printable.
+
+    Args:
+        said: the error or text.
+        line: which of its lines that are not empty; the first by default.
+    """
     lines = [text.strip() for text in str(said).splitlines() if text.strip()]
     text = lines[line] if lines else type(said).__name__
     return "".join(c if c.isprintable() else "?" for c in text[:200])

@@ -1,4 +1,4 @@
-"""What a TensorRT plan is made of, and what each of its layers takes."""
+"""The layers of a TensorRT plan, and the time that each of them takes."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class Layer:
 
     name: str
     kind: str
-    """Such as ``CaskConvolution``; empty where the plan was not built to tell."""
+    """Such as ``CaskConvolution``; empty if the plan was built without this information."""
     milliseconds: float
-    """Mean over some runs of the largest batch, on the device's own clock."""
+    """Mean over 20 runs of the largest batch, measured by TensorRT's profiler."""
 
 
 def inspect_plan(path: Path, index: int = 0) -> tuple[list[Layer], int]:
-    """Run a plan on noise, layer by layer.
+    """Run a plan on noise (zeros, if its input is not uint8), and time each layer.
 
     Args:
-        path: made by vfx-export on a GPU like this one.
-        index: of the GPU.
+        path: a ``.plan`` made by vfx-export for this GPU.
+        index: number of the GPU.
 
     Returns:
-        The layers in the order in which they run, and the batch that was run.
+        The layers in the order in which they run, and the batch that was run: the plan's largest.
 
     Raises:
         UsageError: no driver, no such GPU, or no TensorRT.
-        EngineError: the file is no plan, or not one for this machine; or TensorRT fails.
+        EngineError: the file is not a plan or not one for this machine, or TensorRT fails.
     """
     if path.suffix != ".plan":
         raise EngineError(f"{shown(path)}: expected a .plan made by vfx-export")
@@ -72,7 +72,7 @@ def inspect_plan(path: Path, index: int = 0) -> tuple[list[Layer], int]:
             buffer[:] = np.random.default_rng(0).integers(0, 256, buffer.shape, np.uint8)
         times: dict[str, list[float]] = defaultdict(list)
         for run in range(_RUNS + 1):
-            if run == 1:  # the first one allocates
+            if run == 1:  # the first run allocates
                 context.report_layers(lambda name, milliseconds: times[name].append(milliseconds))
             slots.start(0, batch)
             slots.wait(0)
@@ -84,7 +84,7 @@ def inspect_plan(path: Path, index: int = 0) -> tuple[list[Layer], int]:
 
 
 def layer_table(layers: Sequence[Layer], batch: int) -> str:
-    """The layers as text, the slowest first, with each one's share."""
+    """The layers as a text table, the slowest first, with milliseconds and share of each, and a total."""
     total = sum(layer.milliseconds for layer in layers)
     lines = [f"{'ms':>9}  {'share':>6}  {'kind':<24}  layer"]
     for layer in sorted(layers, key=lambda layer: -layer.milliseconds):

@@ -1,4 +1,4 @@
-"""CUDA source to machine code through NVRTC, which needs no GPU, kept on disk once compiled."""
+"""Compiling CUDA source to machine code with NVRTC, which needs no GPU, and caching the result on disk."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ import platformdirs
 from vfx_engines.errors import EngineError, UsageError, reason
 
 ARCHITECTURES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0))
-"""Compute capabilities that the kernels are compiled for in tests: Turing to Blackwell."""
+"""Compute capabilities for which tests compile the kernels: Turing to Blackwell."""
 
 
 def compiled(source: str, name: str, capability: tuple[int, int], cache: Path | None = None) -> bytes:
-    """The cubin of some kernels, from the cache where it is there.
+    """Compile kernels, or take them from the cache.
 
     Args:
-        source: CUDA C++; it includes nothing.
-        name: for messages.
+        source: CUDA C++ that includes nothing.
+        name: name of the source in messages.
         capability: compute capability of the device.
-        cache: folder; None takes the user's cache folder.
+        cache: folder of the cache; None takes the user's cache folder.
+
+    Returns:
+        The cubin for that compute capability.
 
     Raises:
         UsageError: NVRTC is not installed.
@@ -31,7 +34,7 @@ def compiled(source: str, name: str, capability: tuple[int, int], cache: Path | 
     """
     folder = cache or platformdirs.user_cache_path("vfx") / "kernels"
     nvrtc = _nvrtc()
-    # Without fused multiply-adds: the same roundings as in the tests on a CPU.
+    # No fused multiply-adds, so that results are rounded as in the tests on a CPU.
     options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17", "--fmad=false"]
     version = ".".join(map(str, _checked(nvrtc, nvrtc.nvrtcVersion())))
     key = hashlib.sha256("\0".join([version, *options, source]).encode()).hexdigest()
@@ -39,7 +42,7 @@ def compiled(source: str, name: str, capability: tuple[int, int], cache: Path | 
     if path.is_file():
         return path.read_bytes()
     cubin = _compile(nvrtc, source, name, options)
-    # A cache that cannot be written to costs a tenth of a second at the next start, nothing else.
+    # If the cache cannot be written, the next start only takes a tenth of a second longer.
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:

@@ -1,4 +1,4 @@
-"""The spec inside an ONNX file: written, read, and held against the graph it travels with."""
+"""The spec inside an ONNX file: writing it, reading it, and checking it against its graph."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, ValueInfoProto
 
 FLOAT32_NODE = "float32/"
-"""What names of nodes begin with that are computed in float32 where the graph runs in bf16."""
+"""Prefix of the names of nodes that stay float32 where the graph runs in bf16."""
 
 _DIGEST_KEY = "vfx_sha256"
-"""ONNX has no checksum: a flipped bit in a weight would load, and compute wrong rows."""
+"""Metadata key of a SHA-256 of the file. ONNX has no checksum: with a flipped bit in a weight, a file would
+load and compute wrong rows."""
 
 
 def embed_spec(model: ModelProto, spec: EngineSpec) -> None:
-    """Put a spec into a model's metadata, in place of all that is there, and a hash over all of it."""
+    """Replace all of a model's metadata by a spec and a SHA-256 over the whole model."""
     del model.metadata_props[:]
     model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
     model.metadata_props.add(key=_DIGEST_KEY, value=_digest(model))
 
 
 def read_onnx_spec(path: Path) -> EngineSpec:
-    """The spec of an ONNX file, whose graph is whole and is the one that the spec describes.
+    """The spec of an ONNX file, after checking that the file is undamaged and its graph fits the spec.
 
     Raises:
-        EngineError: no such file, not ONNX, damaged, made without a spec, or with one of another graph.
+        EngineError: the file is missing, not ONNX, damaged, without a spec, has the spec of another graph, or
+            keeps tensors in other files.
         SpecError: the spec is malformed or newer than this vfx.
     """
     where = shown(path)
     try:
-        # Backends open the path again, so that a pipe could not serve them; and one may never deliver.
+        # Backends open the path again, which a pipe does not allow; and reading a pipe may never end.
         if not path.is_dir() and path.exists() and not path.is_file():
             raise EngineError(f"{where}: no regular file, expected an engine file made by vfx-export")
         data = path.read_bytes()
@@ -46,7 +48,7 @@ def read_onnx_spec(path: Path) -> EngineSpec:
         raise EngineError(f"{where}: {what}; expected an engine file made by vfx-export") from None
     if not data:
         raise EngineError(f"{where}: zero bytes, expected an engine file: export it again")
-    # Here, not above: a command that only prints its help need not wait for them.
+    # Imported late, so that a command that only prints its help does not wait for them.
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -78,13 +80,13 @@ def read_onnx_spec(path: Path) -> EngineSpec:
 
 
 def _ends_with(data: bytes, digest: str) -> bool:
-    """Whether a file ends with this digest, and it is that of all before.
+    """Whether a file ends with this digest, and the digest is that of everything before it.
 
-    So vfx writes it, and serialising the model again takes ten times as long.
+    This is how vfx writes files, and the check is ten times as fast as serialising the model again.
     """
     from onnx import ModelProto
 
-    if not isinstance(digest, str):  # damaged: protobuf gives bytes that are no text as they are
+    if not isinstance(digest, str):  # damaged: protobuf returns bytes that are not valid text unchanged
         return False
     end = ModelProto()
     end.metadata_props.add(key=_DIGEST_KEY, value=digest)
@@ -93,7 +95,7 @@ def _ends_with(data: bytes, digest: str) -> bool:
 
 
 def _digest(model: ModelProto) -> str:
-    """Of the file without this digest, which is taken out of ``model``."""
+    """SHA-256 of a model without its digest entry, which is removed from ``model`` first."""
     for place, entry in enumerate(model.metadata_props):
         if entry.key == _DIGEST_KEY:
             del model.metadata_props[place]
@@ -102,7 +104,7 @@ def _digest(model: ModelProto) -> str:
 
 
 def _check_graph(model: ModelProto, spec: EngineSpec, where: str) -> None:
-    """Refuse a graph that the spec is not of: a backend would reshape it, or fail at the first batch."""
+    """Refuse a graph that does not fit the spec: a backend would reshape it, or fail at the first batch."""
     constants = {item.name for item in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in constants}
     outputs = {value.name: value for value in model.graph.output}
@@ -116,7 +118,7 @@ def _check_graph(model: ModelProto, spec: EngineSpec, where: str) -> None:
 
 
 def _refuse_other_files(model: ModelProto, where: str) -> None:
-    """Backends follow a tensor's path to wherever it leads, and take what lies there for weights."""
+    """Refuse external tensors: backends follow their paths anywhere and take what they find for weights."""
     from onnx import TensorProto
 
     graphs: list[GraphProto] = [model.graph]

@@ -1,4 +1,4 @@
-"""From a file to a running engine: read its spec, choose what executes it, load it."""
+"""From a file to a running engine: read its spec, choose a backend, load it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,25 @@ from vfx_engines.triton.address import is_address, server_address
 BackendName = Literal["openvino", "onnxruntime"]
 
 _FRAMES_PER_CALL = {"cpu": 8, "cuda": 256}
-"""Frames of 224x224 in a call. On the CPU, activations of more leave its caches: 32 frames of ResNet-50 or of
-CLIP's took a tenth longer each, in fp32 and bf16. For the GPU it is a guess."""
+"""Frames of 224x224 per call. On a CPU, the activations of more no longer fit the caches: with 32 frames per
+call, each frame of ResNet-50 and CLIP took a tenth longer, in fp32 and bf16. The GPU's number is a guess."""
 
 _OTHERS_PER_CALL = {"cpu": 16, "cuda": 128}
-"""Windows of sound or texts: a few bytes beside what is computed of them, and most of a call is weights."""
+"""Windows of audio, or texts, per call. They are small beside the computation, and the time of a call mostly
+goes into reading weights."""
 
 
 def read_spec(path: Path) -> EngineSpec:
-    """The spec of an engine file, or of a served engine.
+    """The spec of an engine file, or of an engine on a Triton server.
+
+    Args:
+        path: an ``.onnx`` or ``.plan`` file, or a server's address as for `open_engine`.
 
     Raises:
-        EngineError: no such file, damaged, made without a spec, or with one of another graph; or a server
-            that is away, or has no such model.
+        EngineError: the file is missing, damaged, without a spec, or has the spec of another graph; or the
+            server does not answer, or has no such model.
         SpecError: the spec is malformed or newer than this vfx.
-        UsageError: an address of another form, or Triton's client is missing.
+        UsageError: the address is malformed, or Triton's client is not installed.
     """
     if is_address(path):
         return _read_served_spec(path)
@@ -45,14 +49,14 @@ def read_spec(path: Path) -> EngineSpec:
     try:
         stat = path.stat()
         stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    except (OSError, ValueError):  # to be said where it is read
+    except (OSError, ValueError):  # reported when the file is read
         stamp = None
     return _read_onnx_spec(path, stamp)
 
 
 @lru_cache(maxsize=16)
 def _read_onnx_spec(path: Path, stamp: tuple[int, ...] | None) -> EngineSpec:
-    """As the file was when it had this stamp: a run asks three times, and all of the file is hashed."""
+    """Cached until the file changes: a run asks three times, and reading hashes the whole file."""
     return read_onnx_spec(path)
 
 
@@ -70,25 +74,26 @@ def open_engine(
 
     Args:
         path: an ``.onnx`` or ``.plan`` file made by vfx-export; or the address of a model that vfx-export
-            put into a Triton repository, ``grpc://host:8001/model`` or ``http://host:8000/model``
-            (extra ``vfx[triton]``), see `vfx_engines.triton.address`.
-        device: ``cpu``, ``cuda`` or ``cuda:1``; None takes a GPU for a plan and the CPU for ONNX. Where a
-            served engine runs its server decides: it takes no ``device``, ``backend`` or ``threads``.
-        precision: to compute in; None takes the file's own. A file of fp16 tensors stays fp16.
-        backend: for an ``.onnx`` file on a CPU ``openvino``, or ``onnxruntime`` (extra
-            ``vfx[onnxruntime]``); None takes OpenVINO, or the other where that is not installed. On a GPU it
-            is ONNX Runtime.
-        batch: windows per call, 1 or more; None chooses by the size of a window, or takes the most that
-            a plan allows; a server takes so many and no more. Where a GPU has too little memory for it, it
-            is halved, and the name says so.
+            wrote into a Triton repository, ``grpc://host:8001/model`` or ``http://host:8000/model``
+            (extra ``vfx[triton]``); see `vfx_engines.triton.address`.
+        device: ``cpu``, ``cuda`` or ``cuda:1``; None takes a GPU for a plan and the CPU for ONNX. A server
+            decides where its engine runs, so an address takes no ``device``, ``backend`` or ``threads``.
+        precision: precision to compute in; None takes the file's own. A file with fp16 tensors stays fp16.
+        backend: for an ``.onnx`` file on a CPU: ``openvino``, or ``onnxruntime`` (extra
+            ``vfx[onnxruntime]``); None takes OpenVINO if it is installed, else ONNX Runtime. On a GPU it is
+            always ONNX Runtime.
+        batch: windows per call, 1 or more. None chooses by the size of a window, or takes the most that a
+            plan allows. A server has a limit of its own. If a GPU has too little memory, the batch is halved,
+            and the engine's name says so.
         threads: cores to use, 1 or more; None takes all that this process may run on.
-        sizes: of the axes that the spec names beside ``batch``, for example ``{"height": 240, "width":
-            320}``; an engine is open at one size.
+        sizes: sizes of the axes that the spec names beside ``batch``, for example ``{"height": 240,
+            "width": 320}``. An engine is opened at one size.
 
     Raises:
-        UsageError: an argument that is none of these, or does not go with this file, or a library that
-            is missing.
-        EngineError: the file is missing, damaged, without a spec, or cannot run here; or the server is away.
+        UsageError: an argument is none of these or does not go with this file, or a library is missing.
+        EngineError: the file is missing, damaged, without a spec, or cannot run here; or the server does not
+            answer.
+        SpecError: the spec is malformed or newer than this vfx.
     """
     if is_address(path):
         return _served(path, device, precision, backend, batch, threads, sizes or {})
@@ -119,7 +124,7 @@ def open_engine(
 
 
 def engine_label(path: str | os.PathLike[str]) -> str:
-    """An engine in a few words: the name of its file, or its address."""
+    """A short label of an engine: the name of its file, or its address."""
     return str(server_address(path)) if is_address(path) else shown(Path(path).name)
 
 
@@ -185,7 +190,7 @@ def _on_cpu(
     batch = batch or _default_batch(spec, "cpu")
     threads = threads or available_cores()
     try:
-        # Here, not above: a command that only prints its help need not wait for them.
+        # Imported late, so that a command that only prints its help does not wait for it.
         if backend == "onnxruntime" or (backend is None and find_spec("openvino") is None):
             from vfx_engines.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -226,7 +231,15 @@ def _onnx_on_cuda(file: Path, spec: EngineSpec, index: int, batch: int | None) -
 
 
 def halving(make: Callable[[int], Backend], batch: int) -> Backend:
-    """What ``make`` gives for a batch, or for half of it as often as the GPU has too little memory."""
+    """The backend that ``make`` returns for a batch, which is halved while the GPU has too little memory.
+
+    Args:
+        make: builds a backend for a batch.
+        batch: windows per call to begin with.
+
+    Raises:
+        OutOfDeviceMemory: a single window does not fit.
+    """
     from vfx_engines.cuda import OutOfDeviceMemory
 
     size = batch
@@ -255,7 +268,11 @@ def _precision(file: Path, spec: EngineSpec, precision: Precision | None, index:
 
 
 def cuda_index(device: str) -> int | None:
-    """Number of the GPU; None for the CPU."""
+    """Number of the GPU in ``cuda`` (0) or ``cuda:N``; None for ``cpu``.
+
+    Raises:
+        UsageError: the text is none of these.
+    """
     if device == "cpu":
         return None
     found = re.fullmatch(r"cuda(?::(\d{1,4}))?", device)
@@ -270,7 +287,7 @@ def _check_choice(what: str, given: str | None, choices: tuple[str, ...]) -> Non
 
 
 def _default_batch(spec: EngineSpec, kind: Literal["cpu", "cuda"]) -> int:
-    """Small inputs share a call; a window of a 3D network is work enough alone, and memory counts."""
+    """Small inputs share a call. A window of a 3D network is enough work by itself, and takes more memory."""
     if spec.input.modality != "frames":
         return _OTHERS_PER_CALL[kind]
     pixels = math.prod(axis for axis in spec.input.shape[1:] if isinstance(axis, int))

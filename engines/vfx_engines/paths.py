@@ -1,4 +1,4 @@
-"""Paths on the command line: what is no path of this machine is refused before anything is done."""
+"""Paths on the command line: anything that is not a local path is refused before any work begins."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import click
 
 
 class LocalPath(click.Path):
-    """A click type: a file or folder of this machine, as a ``Path``.
+    """A click type: a local file or folder, as a ``Path``.
 
     Args:
-        url: let addresses through too; what takes the option knows which.
+        url: let URLs through as well; the code that reads the option decides which ones it accepts.
     """
 
     def __init__(self, *, url: bool = False) -> None:
@@ -22,13 +22,18 @@ class LocalPath(click.Path):
         self._url = url
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path; ends the command with one line for the empty text, and for a URL that is none here."""
+        """The path.
+
+        Raises:
+            click.ClickException: ``value`` is the empty text, or a URL where none is allowed. The command
+                ends with one line and exit code 2.
+        """
         text = os.fspath(value)
         if not text:
-            # A Path of it is the current folder: of a shell's variable without a value that is a surprise.
+            # Path("") is the current folder, which nobody expects from an unset shell variable.
             raise _RefusedError(param, ctx, "the empty text", "a path")
         if not self._url and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-            # A Path of it is a folder called s3: in the current one.
+            # Path("s3://...") would be a folder named "s3:" in the current one.
             raise _RefusedError(
                 param, ctx, "a URL", "a path of this machine: mount the place, or copy files from or to it"
             )
@@ -36,7 +41,7 @@ class LocalPath(click.Path):
 
 
 class _RefusedError(click.ClickException):
-    """Ends the command as `vfx_engines.ending.ends` does, which has not begun when options are read."""
+    """Ends the command like `vfx_engines.ending.ends`, which is not active yet while options are parsed."""
 
     exit_code = 2
 

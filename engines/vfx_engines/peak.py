@@ -1,4 +1,4 @@
-"""What a CPU's matrix units can do at best: the yardstick for an engine."""
+"""The best rate that a CPU's matrix units reach, to measure engines against."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from vfx_engines.errors import UsageError
 from vfx_engines.spec import Precision
 
 _SIZE = 2048
-"""Side of the matrices: a multiple of every tile, and small enough for the second cache level to feed."""
+"""Side of the matrices: a multiple of every tile, and small enough to be fed from the second-level cache."""
 
 _LAYERS = 2
 
 
 def matrix_peak(precision: Precision, threads: int, seconds: float = 1.0) -> float:
-    """Multiply-adds per second of square matrix products, kept up for some time.
+    """Multiply-adds per second of square matrix products, sustained for some time.
 
-    One product of 2048 x 2048 matrices after another, on one stream per core as engines run here.
-    It is what the machine reaches, not what its data sheet says: clocks that fall under load are in it.
-    A mean, as the rates of engines are: the best moment of a shared machine says nothing of what it keeps up.
+    Computes products of 2048 x 2048 matrices, with one OpenVINO stream per core. The result is what the
+    machine reaches rather than what its data sheet says, so it includes clocks that fall under load. It is a
+    mean, like the rates of engines: the best moment of a shared machine does not tell what it can sustain.
 
     Args:
-        precision: one that this machine has (`Engine.precision`); fp16 is computed in float32 on a CPU.
-        threads: cores to use.
-        seconds: to measure for.
+        precision: one that this machine has (`Engine.precision`); on a CPU, fp16 is computed in float32.
+        threads: cores to use, 1 or more.
+        seconds: how long to measure.
 
     Raises:
         UsageError: ``threads`` or ``seconds`` is not positive.
@@ -38,7 +38,7 @@ def matrix_peak(precision: Precision, threads: int, seconds: float = 1.0) -> flo
     random = np.random.default_rng(0)
     node = source = ops.parameter([_SIZE, _SIZE], np.float32)
     for _ in range(_LAYERS):
-        # Scaled so that values keep their size from layer to layer.
+        # Scaled so that activations keep their magnitude from layer to layer.
         weights = random.standard_normal((_SIZE, _SIZE), np.float32) / np.float32(_SIZE**0.5)
         node = ops.matmul(node, ops.constant(weights), False, False)
     peak = ov.Model([node], [source], "peak")

@@ -1,7 +1,7 @@
-"""From an ONNX file to a TensorRT plan for the GPU at hand, through Polygraphy, checked against the file.
+"""From an ONNX file to a TensorRT plan for this machine's GPU, with Polygraphy, checked against the file.
 
-Networks are strongly typed: 11 has no others, 10.12 and later have them too. So the precision is what the
-ONNX file's tensors say, and no flag of the builder is about it.
+Networks are strongly typed: TensorRT 11 has no others, and 10.12 and later have them too. So the dtypes of
+the ONNX file's tensors alone decide the precision, and no builder flag is needed for it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from vfx_engines.spec import EngineSpec, Plan, Precision, Proof
 from vfx_engines.tensorrt_api import TensorRt
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 1e-2}
-"""Largest relative L2 error from the ONNX file on a CPU. Polygraphy leaves TF32 off."""
+"""Largest relative L2 error of an output, against the ONNX file on a CPU. Polygraphy leaves TF32 off."""
 
 Progress = Callable[[str, int, int], bool]
-"""Told a phase of the build, a step of it and their number; False gives the build up."""
+"""Called with a phase of the build, its steps done and their total; returning False cancels the build."""
 
 _HARDWARE = {"same_compute_capability": "SAME_COMPUTE_CAPABILITY", "ampere_plus": "AMPERE_PLUS"}
 
@@ -46,23 +46,25 @@ def build_plan(
     cache: Path | None = None,
     progress: Progress = lambda phase, step, steps: True,
 ) -> EngineSpec:
-    """Build a plan, and write it with its spec beside it.
+    """Build a plan, compare it with the ONNX file, and write it with its spec beside it.
 
     Args:
-        onnx: made by vfx-export.
+        onnx: an ONNX file made by vfx-export.
         output: the ``.plan`` to write; its spec goes to ``<output>.json``.
         settings: None takes the defaults.
-        index: of the GPU.
-        cache: folder for TensorRT's timings, which later builds reuse; None takes the user's cache folder.
+        index: number of the GPU.
+        cache: folder for TensorRT's timing cache, which speeds up later builds; None takes the user's cache
+            folder.
         progress: told how far the build is.
 
     Returns:
-        The plan's spec, with the comparison with ``onnx``.
+        The plan's spec; its proof is the comparison with ``onnx``.
 
     Raises:
-        UsageError: no TensorRT, Polygraphy, driver or GPU; or an axis but the batch may vary.
-        EngineError: TensorRT refuses the network, or the plan does not compute what the file does.
-        OSError: as it comes, from writing.
+        UsageError: no TensorRT, Polygraphy, driver or GPU; or an axis other than the batch may vary.
+        EngineError: TensorRT refuses the network, or the plan does not compute what the file does; then
+            nothing is left at ``output``.
+        OSError: a file cannot be written.
     """
     settings = settings or BuildSettings()
     spec = read_onnx_spec(onnx)
@@ -134,12 +136,12 @@ def _serialized(
         hardware_compatibility_level=getattr(trt.HardwareCompatibilityLevel, level) if level else None,
         load_timing_cache=str(timings) if timings.exists() else None,
         progress_monitor=_monitor(library, progress),
-        # Kinds of layers for --inspect; it costs a little of the plan's size and none of its speed.
+        # For the kinds of layers in --inspect; the plan becomes a little larger, but not slower.
         profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
     )
     network = NetworkFromOnnxPath(str(onnx), strongly_typed=True)
     try:
-        # Its messages are for its own users; what went wrong comes as an exception.
+        # Polygraphy's log is for its own users; errors come as exceptions.
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             data = EngineBytesFromNetwork(network, config, save_timing_cache=str(timings))()
     except PolygraphyException as error:
@@ -149,27 +151,27 @@ def _serialized(
 
 
 def _monitor(library: TensorRt, progress: Progress) -> Any:
-    """TensorRT's progress monitor, as a function."""
+    """TensorRT's progress monitor, around ``progress``."""
     base: Any = library.module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]  # the base is known at run time only
-        """Adds up nothing: tells each phase's steps as they come."""
+        """Reports the steps of each phase by itself; phases are not added up."""
 
         def __init__(self) -> None:
-            # pybind11 wants its own initialiser called by name.
+            # pybind11 requires the base's initialiser to be called by name.
             base.__init__(self)
             self._steps: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            """A phase begins, inside another or not."""
+            """A phase begins, possibly inside another."""
             self._steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            """Whether to go on."""
+            """A step is done; False cancels the build."""
             return progress(phase_name, step + 1, self._steps.get(phase_name, 0))
 
         def phase_finish(self, phase_name: str) -> None:
-            """All its steps are done, or it was given up."""
+            """A phase ended: all its steps are done, or it was cancelled."""
             steps = self._steps.pop(phase_name, 0)
             progress(phase_name, steps, steps)
 
@@ -177,7 +179,7 @@ def _monitor(library: TensorRt, progress: Progress) -> Any:
 
 
 def _timings(cache: Path | None, library: TensorRt, cuda: Cuda) -> Path:
-    """Timings are of one version of TensorRT on one kind of GPU, and of no other."""
+    """Path of the timing cache, which is valid for one version of TensorRT on one kind of GPU only."""
     folder = cache or platformdirs.user_cache_path("vfx") / "timings"
     folder.mkdir(parents=True, exist_ok=True)
     kind = "".join(letter if letter.isalnum() else "-" for letter in cuda.name)
@@ -187,10 +189,10 @@ def _timings(cache: Path | None, library: TensorRt, cuda: Cuda) -> Path:
 def _compared(
     onnx: Path, part: Path, spec: EngineSpec, library: TensorRt, cuda: Cuda, inputs: int = 2
 ) -> Proof:
-    """The plan against the ONNX file on a CPU, on noise.
+    """Compare the plan with the ONNX file on a CPU, on noise.
 
     Raises:
-        EngineError: they differ by more than the precision explains.
+        EngineError: they differ by more than `TOLERANCE` allows.
     """
     shape = (inputs, *(int(axis) for axis in spec.input.shape[1:]))
     given = _noise(spec, shape)

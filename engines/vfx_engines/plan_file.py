@@ -1,4 +1,4 @@
-"""A TensorRT plan and the spec beside it, ``<name>.plan.json``: a plan must stay loadable by other tools."""
+"""A TensorRT plan and its spec ``<name>.plan.json``, beside it so that other tools can load the plan."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from vfx_engines.spec import MAX_SPEC_BYTES, EngineSpec
 
 
 def spec_path(plan: Path) -> Path:
-    """Where the spec of a plan lies."""
+    """Path of the spec of a plan: ``<name>.plan.json`` in the same folder."""
     return plan.with_name(f"{plan.name}.json")
 
 
 def write_plan(path: Path, plan: bytes, spec: EngineSpec) -> None:
-    """Write a plan and its spec; a plan is never there without it.
+    """Write a plan and its spec, the spec first, so that a plan is never there without one.
+
+    Args:
+        path: the ``.plan`` file to write.
+        plan: the serialised engine.
+        spec: a spec whose ``plan`` is set.
 
     Raises:
-        OSError: as it comes.
+        OSError: a file cannot be written.
     """
     assert spec.plan is not None, "a plan's spec says what it was built with"
     parts = []
     for target, data in ((spec_path(path), spec.to_json().encode()), (path, plan)):
         part = target.with_name(f".{target.name}.part")
-        # A link of that name would have its target overwritten.
+        # If this were a link, writing would overwrite its target.
         part.unlink(missing_ok=True)
         part.write_bytes(data)
         parts.append((part, target))
@@ -33,7 +38,7 @@ def write_plan(path: Path, plan: bytes, spec: EngineSpec) -> None:
 
 
 def _at_once(path: str, flags: int) -> int:
-    """Opens a named pipe without waiting for who writes to it."""
+    """Opener that does not wait for a writer if the path is a named pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -41,8 +46,8 @@ def read_plan_spec(path: Path) -> EngineSpec:
     """The spec of a plan.
 
     Raises:
-        EngineError: there is no plan, or none of its spec.
-        SpecError: the spec is malformed, newer than this vfx, or not a plan's.
+        EngineError: the plan or the spec beside it is missing.
+        SpecError: the spec is malformed, too long, newer than this vfx, or that of an ONNX file.
     """
     if not path.is_file():
         raise EngineError(f"{shown(path)}: no such file; expected a plan made by vfx-export")

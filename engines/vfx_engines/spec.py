@@ -1,10 +1,11 @@
-"""The spec that travels with every engine: what it eats, what it gives, and what proved it.
+"""The spec that travels with every engine: what it takes, what it gives, and how it was checked.
 
-ONNX files carry it in ``metadata_props`` under the key ``vfx``; a ``.plan`` has it beside it as
-``<name>.plan.json``. With the spec alone the runtime runs the engine: it never looks a model up.
+An ONNX file carries it in ``metadata_props`` under the key ``vfx``. The spec of a TensorRT plan is a file
+beside the plan, ``<name>.plan.json``. The spec is all that the runtime needs to run an engine; it never looks
+up a model by name.
 
-The JSON layout is a contract (tests/engines/test_spec.py holds its exact bytes). A change that an
-older reader would misread raises ``SPEC_VERSION``.
+The JSON layout is a contract: tests/engines/test_spec.py holds its exact bytes. Raise ``SPEC_VERSION`` for a
+change that an older reader would misread.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ from vfx_engines.errors import SpecError
 SPEC_VERSION = 1
 
 MAX_SPEC_BYTES = 1 << 24
-"""More than any spec has; one of 20,000 class names has a twentieth of it."""
+"""Upper bound on a spec's size, in bytes. A spec with 20,000 class names takes a twentieth of it."""
 
 _MAX_NUMBER = 2**31 - 1
-"""Largest size or count: beyond it lie other libraries' errors, not videos."""
+"""Largest size or count. Larger ones would only cause errors in other libraries."""
 
 METADATA_KEY = "vfx"
 """The ``metadata_props`` key of an ONNX file that holds the spec's JSON."""
 
 Precision = Literal["fp32", "fp16", "bf16"]
+"""``fp16``: half-precision tensors between layers; ``bf16``: a float32 graph that is meant to run in bf16."""
 Filter = Literal["bilinear", "bicubic", "opencv_linear"]
-"""The last one is OpenCV's ``INTER_LINEAR`` of uint8, in its own fixed-point arithmetic."""
+"""``opencv_linear`` is OpenCV's ``INTER_LINEAR`` for uint8, in its own fixed-point arithmetic."""
 Pool = Literal["head", "global", "none"]
 Activation = Literal["softmax", "sigmoid"]
 
@@ -46,11 +48,11 @@ class Weights:
     file: str
     """File name of the checkpoint, or ``random``."""
     sha256: str | None
-    """Of the checkpoint file, in hexadecimal; None for random weights."""
+    """SHA-256 of the checkpoint file, in hexadecimal; None for random weights."""
     licence: str
     """SPDX identifier or a short phrase."""
     source: str
-    """The publication or repository that the weights come from."""
+    """Publication or repository that the weights come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,15 @@ class Input:
     shape: tuple[int | str, ...]
     """Axis sizes; a string names a dynamic axis. Axis 0 is ``batch``.
 
-    Frames are RGB: ``["batch", time, height, width, 3]``. Texts are ids: ``["batch", tokens]``."""
+    Frames are uint8 RGB, 0 to 255: ``["batch", time, height, width, 3]``. Audio is float32 mono, -1 to 1:
+    ``["batch", samples]``. Texts are int32 token ids: ``["batch", tokens]``."""
     blank: tuple[int, ...] = (0, 0, 0)
-    """The pixel, or sample, that normalisation brings nearest to zero: ``edges: zeros`` pads with it."""
+    """The pixel (for audio, the sample) that normalisation brings nearest to zero. Windows are filled with it
+    where ``Sampling.edges`` is ``zeros``."""
     smallest_side: int = 1
-    """Least height and width that the network takes, where those vary."""
+    """Smallest height and width, in pixels, that the network takes, where these may vary."""
     exact_zeros: bool = False
-    """Whether the graph takes a frame that is ``blank`` throughout for zeros after normalisation."""
+    """Whether the graph treats a frame that is ``blank`` throughout as zeros after normalisation."""
 
     def __post_init__(self) -> None:
         _check_name("input", self.name)
@@ -109,32 +113,34 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Which frames make a window. Counts are in frames after ``fps`` was applied.
+    """Which frames make a window. All counts are in frames, after ``fps`` was applied.
 
-    Of sound, a frame is one sample, and ``fps`` the sample rate in hertz.
+    For audio, a frame is one sample, and ``fps`` is the sample rate in hertz.
     """
 
     frames: int
     """Frames in a window."""
     stride: int
-    """From one frame of a window to the next."""
+    """Frames from one frame of a window to the next; 1 takes every frame."""
     step: int
-    """From one window to the next."""
+    """Frames from one window to the next."""
     fps: float | None = None
-    """Frame rate that the video is brought to first (rule of ffmpeg's fps filter); None keeps its own."""
+    """Frame rate, in frames per second, that a video is converted to first, by the rule of ffmpeg's ``fps``
+    filter: frames are dropped or repeated, never blended. None keeps the video's own."""
     anchor: Literal["start", "centre"] = "start"
-    """Window k starts at, or is centred on, frame ``k * step``."""
+    """Window k starts at frame ``k * step``, or is centred on it."""
     edges: Literal["drop", "repeat", "zeros", "loop"] = "drop"
-    """A window that reaches outside the video is dropped, or filled with the edge, with blank frames, or with
-    its own frames again."""
+    """What happens to a window that reaches beyond the video: it is dropped, or filled with the frame at the
+    edge, with ``Input.blank``, or with its own frames from the first on."""
     lead: int = 0
-    """Frames that must follow a window for it to count, though it does not use them (I3D: 1)."""
+    """Frames that must follow a window for it to count, although it does not use them; only where ``edges``
+    is ``drop``. I3D has 1, because its published code reads one frame more than it uses."""
     target_fps: float | None = None
-    """Rate that ``stride`` counts at: a window lasts ``frames * stride / target_fps`` seconds, and takes its
-    frames at positions that are rounded down. None: ``stride`` counts the video's own frames."""
+    """Frame rate that ``stride`` refers to: a window lasts ``frames * stride / target_fps`` seconds and takes
+    evenly spaced frames, at positions rounded down. None: ``stride`` counts the video's own frames."""
     seed: int | None = None
-    """With ``loop``, draws the frames that fill a window, and leaves out the windows that the Decord-based
-    extractor does; None fills in order."""
+    """With ``edges`` ``loop``: seed for drawing the frames that fill a window from its own. The windows that
+    the Decord-based extractor leaves out are then left out too. None fills in order."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "stride", "step"):
@@ -142,7 +148,7 @@ class Sampling:
                 raise SpecError(f"sampling: {name} must be at least 1, found {getattr(self, name)}")
         if self.lead < 0:
             raise SpecError(f"sampling: lead must not be negative, found {self.lead}")
-        # Rates are fractions of 31-bit integers, as FFmpeg has them: lower ones are none.
+        # Rates become fractions of 31-bit integers, as in FFmpeg, so anything lower cannot be represented.
         if self.fps is not None and not 2**-31 < self.fps < 1_000_000:
             raise SpecError(f"sampling: fps must lie between 0 and 1000000, found {self.fps}")
         if self.target_fps is not None and not 2**-31 < self.target_fps < 10_000:
@@ -154,26 +160,28 @@ class Sampling:
 
     @property
     def span(self) -> int:
-        """Frames from the first to the last of a window, both included."""
+        """Frames from the first to the last of a window, both included; without ``target_fps``."""
         return (self.frames - 1) * self.stride + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """How a frame is brought to size before the crop."""
+    """How a uint8 frame is resized, before the crop."""
 
     rule: Literal["short_side", "long_side", "exact"]
+    """Which side gets the given size; the other side keeps the aspect ratio. ``exact`` sets both."""
     height: int
-    """Target height; for the side rules, the target of that side (equal to ``width``)."""
+    """Target height in pixels; for the side rules, the size of that side, equal to ``width``."""
     width: int
+    """Target width in pixels."""
     filter: Filter = "bilinear"
     antialias: bool = True
-    """Widen the filter when shrinking, as PIL does."""
+    """Widen the filter when a frame is made smaller, as Pillow does."""
     other_side: Literal["truncate", "round"] = "truncate"
     """Rounding of the side that keeps the aspect ratio."""
     grid: Literal["sides", "scale"] = "sides"
-    """How far apart output pixels lie in the source: by the rounded sides, or by the scale from before a
-    side was rounded (PyTorch's ``scale_factor``)."""
+    """What sets the distance of output pixels in the source: the rounded sides, or the scale before a side
+    was rounded (PyTorch's ``scale_factor``)."""
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -188,12 +196,14 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """The window cut from the middle of a resized frame."""
+    """The rectangle cut from the middle of a resized frame."""
 
     height: int
+    """In pixels."""
     width: int
+    """In pixels."""
     rule: Literal["centre_floor", "centre_round", "centre_ceil"] = "centre_floor"
-    """Rounding of half a pixel: down, to even, or up."""
+    """Rounding of half a pixel in the offset: down, to even, or up."""
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -205,27 +215,32 @@ class Transform:
     """From a decoded frame to the pixels of the engine's input."""
 
     resize: Resize | None = None
+    """Done first; None keeps the size."""
     crop: Crop | None = None
+    """Done second; None keeps the whole frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output of an engine: float32 ``[batch, *shape]``."""
+    """One output of an engine, ``[batch, *shape]``."""
 
     name: str
+    """Name of the graph's output, and of the array in the features' files."""
     shape: tuple[int | str, ...]
-    """Axis sizes; a string is the name of one of the input's axes, and has its size. Where ``per`` is
-    ``pair`` the first axis is the pairs of a window."""
+    """Axis sizes without the batch; a string names one of the input's axes and stands for its size. Where
+    ``per`` is ``pair``, the first axis counts the pairs of a window, ``frames - 1``."""
     dtype: Literal["float32", "float16"] = "float32"
+    """In the graph; `vfx_engines.engine.Engine` always returns float32."""
     kind: Literal["feature", "logits"] = "feature"
     per: Literal["window", "frame", "pair"] = "window"
+    """What a row belongs to: a window, a frame, or a pair of neighbouring frames."""
     labels: tuple[str, ...] | None = None
     """Class names of a classifier's logits, in order."""
     activation: Activation | None = None
-    """What makes probabilities of logits: softmax of classes that exclude each other, sigmoid of others."""
+    """How logits become probabilities: softmax if a window has one class, sigmoid if it may have several."""
     pool: Pool = "head"
-    """What became of the positions of the last map: pooled as the published head does it, by the mean over
-    all of them, or not at all."""
+    """How the positions of the last map were pooled: as in the published head, by the mean over all of them
+    (``global``), or not at all."""
 
     def __post_init__(self) -> None:
         _check_name("output", self.name)
@@ -240,10 +255,10 @@ class Output:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """``shape`` of an engine that is open, where every axis has a size (`EngineSpec.sized`).
+        """``shape`` where every axis has a size, as in the spec of an open engine (`EngineSpec.sized`).
 
         Raises:
-            SpecError: an axis has a name only.
+            SpecError: an axis has only a name.
         """
         sizes = tuple(axis for axis in self.shape if isinstance(axis, int))
         if len(sizes) != len(self.shape):
@@ -252,24 +267,24 @@ class Output:
 
     @property
     def row(self) -> tuple[int, ...]:
-        """Shape of what is saved as one row: of a pair where a window has several.
+        """Shape of what is saved as one row: that of a single pair where ``per`` is ``pair``.
 
         Raises:
-            SpecError: as of `sizes`.
+            SpecError: as for `sizes`.
         """
         return self.sizes[1:] if self.per == "pair" else self.sizes
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The comparison of the exported file with the module it came from."""
+    """The comparison of an engine file with what it was made from: the torch module, or the ONNX file."""
 
     reference: str
-    """What it was compared with, and how it was run."""
+    """What was compared: the library that ran the reference, and the one that ran the file."""
     tolerance: float
-    """Largest relative L2 error that was allowed for any output."""
+    """Largest relative error that was allowed: the L2 norm of the difference over that of the reference."""
     error: float
-    """Largest relative L2 error that was measured."""
+    """Largest relative error that was measured, over all outputs."""
     inputs: int
     """Number of inputs compared."""
 
@@ -283,19 +298,19 @@ class Plan:
     """What a TensorRT plan was built with, and where it runs."""
 
     tensorrt: str
-    """Version that built it, and that must run it unless ``version_compatible``."""
+    """Version of TensorRT that built it, and that must run it unless ``version_compatible`` is true."""
     device: str
     """Name of the GPU that it was tuned on."""
     compute_capability: tuple[int, int]
-    """Of that GPU."""
+    """Compute capability of that GPU, such as ``(9, 0)``."""
     onnx_sha256: str
-    """Of the ONNX file that it was built from, in hexadecimal."""
+    """SHA-256 of the ONNX file that it was built from, in hexadecimal."""
     batch: tuple[int, ...]
-    """Windows per call: the fewest, what it was tuned for, the most."""
+    """Windows per call: the fewest, the number it was tuned for, the most."""
     version_compatible: bool = False
-    """Whether later versions, and the lean runtime, run it too."""
+    """Whether later versions of TensorRT and the lean runtime can run it too."""
     hardware: Literal["same", "same_compute_capability", "ampere_plus"] = "same"
-    """Which GPUs run it: of the same model, of the same compute capability, or Ampere and later."""
+    """Which GPUs can run it: the same model, the same compute capability, or Ampere and later."""
 
     def __post_init__(self) -> None:
         if len(self.compute_capability) != 2:
@@ -314,11 +329,11 @@ class Text:
     """How texts become the input of a text encoder, and what its output is compared with."""
 
     images: str
-    """Name of the model whose features its output is compared with; the weights are of one file."""
+    """Name of the model whose features the output is compared with. Both have their weights from one file."""
     scale: float
-    """What a cosine between both is multiplied by before the softmax over texts."""
+    """Factor of the cosine between text and image, before the softmax over texts."""
     merges: str
-    """Byte pairs that the tokenizer merges, the first ones first: a line each, two symbols and a space."""
+    """The tokenizer's merges in order of priority, one per line: two symbols separated by a space."""
     tokenizer: Literal["clip"] = "clip"
     """CLIP's byte-level BPE (Radford et al., 2021)."""
 
@@ -329,23 +344,31 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """Everything the runtime needs to know of an engine."""
+    """Everything that the runtime needs to know about an engine.
+
+    The constructor of each part checks its values, and this one checks that the parts go together; all raise
+    `SpecError`.
+    """
 
     model: str
+    """Name of the network. It becomes part of file names."""
     weights: Weights
     precision: Precision
+    """Precision of the graph, see `Precision`."""
     input: Input
     sampling: Sampling
     transform: Transform
     outputs: tuple[Output, ...]
+    """One or more, in the order of the graph, with different names."""
     macs: int | None = None
-    """Multiply-accumulates per window, for the share of the machine's peak; None where not counted."""
+    """Multiply-accumulates per window, to tell the share of the machine's peak; None if not counted."""
     proof: Proof | None = None
     plan: Plan | None = None
-    """Of a TensorRT plan; None in an ONNX file."""
+    """For a TensorRT plan; None in an ONNX file."""
     text: Text | None = None
-    """Of a text encoder; None where the input is not text."""
+    """For a text encoder; None where the input is not text."""
     vfx_version: str = ""
+    """Version of vfx that wrote the file."""
     spec_version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
@@ -398,10 +421,13 @@ class EngineSpec:
                     )
 
     def sized(self, sizes: Mapping[str, int]) -> EngineSpec:
-        """The spec of this engine at one size of its named axes, of which only ``batch`` may be left out.
+        """This spec with sizes in place of the names of the input's axes; ``batch`` keeps its name.
+
+        Args:
+            sizes: size of every named axis but ``batch``, 1 or more.
 
         Raises:
-            SpecError: a name that the input does not have, one that is not given, or a size below 1.
+            SpecError: a name that the input does not have, a name without a size, or a size below 1.
         """
         named = [axis for axis in self.input.shape[1:] if isinstance(axis, str)]
         if sorted(sizes) != sorted(named):
@@ -427,7 +453,8 @@ class EngineSpec:
         """Read a spec.
 
         Raises:
-            SpecError: not JSON, a field is missing, unknown or of another type, or the spec is newer.
+            SpecError: the text is not JSON or too long, a field is missing, unknown, of another type or out
+                of range, or the spec is newer than ``SPEC_VERSION``.
         """
         if len(text) > MAX_SPEC_BYTES:
             raise SpecError(f"spec is {len(text)} long, and none has more than {MAX_SPEC_BYTES}")
@@ -452,7 +479,7 @@ _T = TypeVar("_T")
 
 
 def _read(kind: type[_T], data: object, where: str) -> _T:
-    """``data``, parsed JSON, as the dataclass ``kind``; SpecError names the place that does not fit."""
+    """Parsed JSON as the dataclass ``kind``. A `SpecError` names the place that does not fit."""
     if not isinstance(data, dict):
         raise SpecError(f"{where}: expected an object, found {_shown(data)}")
     hints = typing.get_type_hints(kind)
@@ -489,7 +516,7 @@ def _value(hint: Any, data: object, where: str) -> Any:
     elif dataclasses.is_dataclass(hint):
         return _read(typing.cast(type[Any], hint), data, where)
     elif hint is float and isinstance(data, int | float) and not isinstance(data, bool):
-        # JSON's numbers have no bounds, and Python's reader takes NaN.
+        # JSON's numbers have no bounds, and Python's reader accepts NaN.
         if -sys.float_info.max <= data <= sys.float_info.max:
             return float(data)
     elif type(data) is hint:
@@ -513,7 +540,7 @@ def _check_numbers(spec: EngineSpec) -> None:
 
 
 def _check_name(what: str, name: str) -> None:
-    """Names of models and outputs become names of files and of arrays in them; all stand in messages."""
+    """Refuse names that cannot be part of a file name or of a one-line message."""
     if not name.isprintable() or name.strip() != name or name in ("", ".", "..") or set("/\\") & set(name):
         raise SpecError(
             f"{what} {_shown(name)}: expected a name of printable text without / and \\ and outer spaces"

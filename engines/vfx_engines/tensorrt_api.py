@@ -1,8 +1,9 @@
-"""TensorRT as vfx uses it, 10.12 and later and 11 alike, typed and small; the full runtime or the lean one.
+"""The part of TensorRT that vfx uses, with types: 10.12 and later, and 11; the full runtime or the lean one.
 
-Its wheels carry no types, so each thing that vfx asks of it is a method here and nothing else touches it.
-Names that one of the versions lacks are not used. The driver is probed before TensorRT is: without one,
-its runtime object crashes the process at the next use.
+TensorRT's wheels carry no types. So this module has a method for each use of the library, and nothing else
+touches it, except for the settings and the progress monitor of `vfx_engines.plan_builder`. Names that one of
+the versions lacks are not used. Callers check for a driver before they use TensorRT, because without one its
+runtime object crashes the process at the next use.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class TensorRt:
     """The library, full or lean.
 
     Args:
-        lean: the lean runtime (``tensorrt_lean``), which runs version-compatible plans only.
+        lean: take the lean runtime (``tensorrt_lean``), which only runs version-compatible plans.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: it is not installed, or does not load.
     """
 
     def __init__(self, *, lean: bool = False) -> None:
@@ -54,15 +55,15 @@ class TensorRt:
 
     @property
     def name(self) -> str:
-        """``TensorRT 11.4.0.106`` or ``TensorRT lean 11.4.0.106``."""
+        """Library and version: ``TensorRT 11.4.0.106`` or ``TensorRT lean 11.4.0.106``."""
         return f"TensorRT {'lean ' if self.lean else ''}{self.version}"
 
     def load(self, path: Path, *, with_host_code: bool) -> LoadedPlan:
-        """Load a plan. A driver and a device must be there.
+        """Load a plan. A driver and a device must be present.
 
         Args:
-            path: the file.
-            with_host_code: let the plan bring its own runtime, as version-compatible plans do.
+            path: the ``.plan`` file.
+            with_host_code: allow the plan to bring its own runtime, as version-compatible plans do.
 
         Raises:
             EngineError: the file cannot be read, or TensorRT refuses it.
@@ -81,22 +82,22 @@ class TensorRt:
 
     @property
     def last_error(self) -> str:
-        """What TensorRT complained of last, as one line."""
+        """TensorRT's last error message, as one line."""
         return reason(self.logger.messages[-1]) if self.logger.messages else "it does not say why"
 
     def _make_logger(self) -> Any:
         levels: Any = self.module.ILogger
 
         class Logger(levels):  # type: ignore[misc]  # the base is known at run time only
-            """Keeps errors, for messages; drops the rest."""
+            """Keeps the last ten errors, for messages, and drops everything else."""
 
             def __init__(self) -> None:
-                # pybind11 wants its own initialiser called by name.
+                # pybind11 requires the base's initialiser to be called by name.
                 levels.__init__(self)
                 self.messages: list[str] = []
 
             def log(self, severity: Any, msg: str) -> None:
-                """TensorRT calls this from any thread."""
+                """Called by TensorRT, from any thread."""
                 if severity in (levels.ERROR, levels.INTERNAL_ERROR):
                     self.messages = [*self.messages[-9:], msg]
 
@@ -104,13 +105,13 @@ class TensorRt:
 
 
 class LoadedPlan:
-    """A deserialised engine. Its runtime lives as long as it does."""
+    """A deserialised engine, which keeps its runtime alive."""
 
     def __init__(self, library: TensorRt, runtime: Any, engine: Any) -> None:
         self._library, self._runtime, self._engine = library, runtime, engine
 
     def tensors(self) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-        """Name to mode (``input`` or ``output``), dtype as NumPy names it, and shape, -1 where dynamic."""
+        """Each tensor by name: ``input`` or ``output``, NumPy's name of its dtype, shape (-1 if dynamic)."""
         module, engine = self._library.module, self._engine
         kinds = {
             module.DataType.FLOAT: "float32",
@@ -129,7 +130,7 @@ class LoadedPlan:
         return found
 
     def batches(self, name: str) -> tuple[int, int]:
-        """Smallest and largest batch that an input may have."""
+        """Smallest and largest batch that the optimisation profiles allow for an input."""
         shapes = [
             self._engine.get_tensor_profile_shape(name, index)
             for index in range(self._engine.num_optimization_profiles)
@@ -137,10 +138,14 @@ class LoadedPlan:
         return min(int(least[0]) for least, _, _ in shapes), max(int(most[0]) for _, _, most in shapes)
 
     def profile_for(self, name: str, batch: int) -> int:
-        """The optimisation profile made for a batch: of those that allow it, the one tuned nearest to it.
+        """Index of the optimisation profile for a batch: of those that allow it, the one tuned closest to it.
+
+        Args:
+            name: the input.
+            batch: rows per call.
 
         Raises:
-            EngineError: none allows it.
+            EngineError: no profile allows it.
         """
         best: tuple[int, int] | None = None
         for index in range(self._engine.num_optimization_profiles):
@@ -168,18 +173,18 @@ class LoadedPlan:
         return PlanContext(self._library, context)
 
     def layer_kinds(self) -> dict[str, str]:
-        """Layer name to kind, as far as the plan was built to tell; the lean runtime never does."""
+        """Layer name to kind, as far as the plan holds this; always empty with the lean runtime."""
         if self._library.lean:
             return {}
         inspector = self._engine.create_engine_inspector()
         text = inspector.get_engine_information(self._library.module.LayerInformationFormat.JSON)
-        # Of a plan that was not built to tell, layers are names alone.
+        # In a plan that was built without details, layers are only names.
         layers = [layer for layer in json.loads(text)["Layers"] if isinstance(layer, dict)]
         return {str(layer["Name"]): str(layer.get("LayerType", "")) for layer in layers}
 
 
 class PlanContext:
-    """One execution of a plan at a time, on one stream at a time."""
+    """An execution context: runs one execution of a plan at a time, on one stream at a time."""
 
     def __init__(self, library: TensorRt, context: Any) -> None:
         self._library, self._context = library, context
@@ -193,15 +198,15 @@ class PlanContext:
         self._check(self._context.set_optimization_profile_async(index, stream), f"profile {index}")
 
     def set_shape(self, name: str, shape: Sequence[int]) -> None:
-        """Of an input, before it runs.
+        """Set the shape of an input, before it runs.
 
         Raises:
-            EngineError: outside the profile.
+            EngineError: the shape is outside the profile.
         """
         self._check(self._context.set_input_shape(name, tuple(shape)), f"{name} of shape {list(shape)}")
 
     def set_address(self, name: str, address: int) -> None:
-        """Where a tensor lies on the device.
+        """Set the device address of a tensor.
 
         Raises:
             EngineError: no such tensor.
@@ -209,7 +214,7 @@ class PlanContext:
         self._check(self._context.set_tensor_address(name, address), f"an address for {name}")
 
     def enqueue(self, stream: int) -> None:
-        """Put one execution on a stream.
+        """Enqueue one execution on a stream.
 
         Raises:
             EngineError: TensorRT failed.
@@ -217,18 +222,18 @@ class PlanContext:
         self._check(self._context.execute_async_v3(stream), "an execution")
 
     def report_layers(self, report: Callable[[str, float], None]) -> None:
-        """Tell, from the next execution on, each layer's name and milliseconds; executions then block."""
+        """From the next execution on, report each layer's name and milliseconds; executions then block."""
         base: Any = self._library.module.IProfiler
 
         class Profiler(base):  # type: ignore[misc]  # the base is known at run time only
-            """TensorRT's profiler, as a function."""
+            """TensorRT's profiler interface, around ``report``."""
 
             def __init__(self) -> None:
-                # pybind11 wants its own initialiser called by name.
+                # pybind11 requires the base's initialiser to be called by name.
                 base.__init__(self)
 
             def report_layer_time(self, layer_name: str, ms: float) -> None:
-                """Called once for each layer of an execution."""
+                """Called by TensorRT once for each layer of an execution."""
                 report(layer_name, float(ms))
 
         self._context.profiler = Profiler()
@@ -239,10 +244,16 @@ class PlanContext:
 
 
 def check_device(file: Path, plan: Plan, library: TensorRt, cuda: Cuda) -> None:
-    """Refuse a plan of another TensorRT or another GPU, which TensorRT itself may only crash on.
+    """Refuse a plan built by another TensorRT or for another GPU, on which TensorRT itself may crash.
+
+    Args:
+        file: the plan's file, for messages.
+        plan: what the plan was built with.
+        library: the TensorRT that is to run it.
+        cuda: the device that is to run it.
 
     Raises:
-        EngineError: it is one; both are named.
+        EngineError: the version or the GPU does not fit; the message names both.
     """
     where, built, here = shown(file), _numbers(plan.tensorrt), _numbers(library.version)
     if built != here and not (plan.version_compatible and built < here):
@@ -272,12 +283,12 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 
 def is_installed(*, lean: bool = False) -> bool:
-    """Whether the library can be found; not whether it loads."""
+    """Whether the library can be found, which does not mean that it loads."""
     return _module_name(lean) is not None
 
 
 def _module_name(lean: bool) -> str | None:
-    # The second is what the wheels with the library itself bring; the first only hands it on.
+    # The wheels with the library itself bring the second name; the first is a wrapper around it.
     name = "tensorrt_lean" if lean else "tensorrt"
     found = (item for item in (name, f"{name}_bindings") if importlib.util.find_spec(item) is not None)
     return next(found, None)

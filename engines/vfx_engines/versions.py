@@ -1,4 +1,4 @@
-"""The version of vfx, also from a bare checkout that is not installed."""
+"""The version of vfx, even in a checkout that is not installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 @cache
 def vfx_version() -> str:
-    """As installed; ``0+checkout`` where only the sources are on the path."""
+    """Version of the installed distribution; ``0+checkout`` if only the sources are on the path."""
     try:
         return version("vfx")
     except PackageNotFoundError:

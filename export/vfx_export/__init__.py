@@ -3,7 +3,7 @@
 from vfx_export import export_model, export_module, find
 
 export_model(find("i3d"), Path("i3d.onnx"), checkpoint=Path("i3d_rgb.pt"), precision="bf16")
-export_module(my_module, my_spec, Path("mine.onnx"))      # any torch module, proved the same way
+export_module(my_module, my_spec, Path("mine.onnx"))      # any torch module, compared in the same way
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ __all__ = ["CATALOGUE", "Model", "export_model", "export_module", "find"]
 
 
 def __getattr__(name: str) -> object:
-    # On first use: torch takes seconds to import, and `vfx-export --help` passes through here.
+    # Imported on first use: torch takes seconds to import, and `vfx-export --help` imports this package.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vfx_export import catalogue, exporting, model

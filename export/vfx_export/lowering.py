@@ -1,4 +1,4 @@
-"""A network as it is traced: batch norm and constants folded, tensors in the precision of the graph."""
+"""Preparing a network for tracing: folded batch norms and constants, tensors in the graph's precision."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vfx_engines.spec import Precision
 
 LowPrecision = Callable[[nn.Module, int], None]
-"""A backbone's own rewriting for matrix units, given the frames of a window; fp32 goes without it."""
+"""A backbone's own rewriting for matrix units, in place, given the frames of a window. Not used in fp32."""
 
 
 class _Affine(nn.Module):
-    """Batch norm as a factor and a shift of each channel, in float32 whatever comes."""
+    """Batch norm as a factor and a shift for each channel, computed in float32 for any input."""
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
         super().__init__()
@@ -24,7 +24,8 @@ class _Affine(nn.Module):
         assert norm.running_var is not None
         factor = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
         shift = norm.bias.detach() - norm.running_mean * factor
-        # Not buffers: half() must leave them in float32. A factor in half precision is as wrong as weights.
+        # Not buffers, because half() must leave them in float32: a rounded factor is as bad as rounded
+        # weights.
         shape = (-1, *(1 for _ in range(_SPATIAL[type(norm)])))
         self._factor, self._shift = factor.reshape(shape), shift.reshape(shape)
 
@@ -42,19 +43,19 @@ def lowered(
     rewrite: LowPrecision | None,
     published_half: bool = False,
 ) -> nn.Module:
-    """A copy of ``module``, batch norm and constants folded, its tensors in the precision of the graph.
+    """A copy of ``module`` with batch norms and constants folded, and tensors in the graph's precision.
 
-    A part with a method ``fold_constants`` rewrites its weights itself: what is computed from weights alone
-    would otherwise be computed in the graph, at every call.
+    Submodules with a method ``fold_constants`` rewrite their weights themselves. Otherwise, what depends only
+    on weights would be computed in the graph, at every call.
 
     Args:
         module: in evaluation mode, float32.
-        precision: fp16 makes the parameters half; what must stay float32 is the backbone's own code.
-            bf16 keeps a float32 graph, which the engine runs in bf16.
+        precision: fp16 makes the parameters half-precision; the backbone's code sees to what must stay
+            float32. bf16 keeps a float32 graph, which the engine runs in bf16.
         frames: frames of a window.
         rewrite: applied unless the precision is fp32.
-        published_half: the weights were published in half precision. fp16 then leaves them as they are and
-            batch norm beside them, where folding would round each of them anew.
+        published_half: whether the weights were published in half precision. In fp16 they are then kept as
+            they are, with batch norm as a separate step, because folding would round each of them again.
     """
     module = copy.deepcopy(module)
     _fold_batch_norms(module, beside=published_half and precision == "fp16")
@@ -65,9 +66,10 @@ def lowered(
 
 
 def _fold_batch_norms(module: nn.Module, beside: bool) -> None:
-    """Fold in float32 what the module lists in ``BATCH_NORMS``: convolution's path to norm's path.
+    """Fold, in float32, the batch norms that modules list in ``BATCH_NORMS`` (convolution's to norm's path).
 
-    ``beside`` the convolution, whose weights stay what they are, or into it.
+    With ``beside``, a norm becomes a separate step and the convolution keeps its weights; otherwise it is
+    folded into them.
     """
     for part in module.modules():
         for conv_name, norm_name in getattr(part, "BATCH_NORMS", {}).items():
@@ -82,7 +84,7 @@ def _fold_batch_norms(module: nn.Module, beside: bool) -> None:
 
 
 def _fold_constants(module: nn.Module) -> None:
-    """Let each part that can compute once, in float32, what depends on its weights alone."""
+    """Let each submodule that can compute once, in float32, what depends only on its weights."""
     for part in list(module.modules()):
         fold = getattr(part, "fold_constants", None)
         if callable(fold):

@@ -1,4 +1,4 @@
-"""What a row of the catalogue holds."""
+"""What a row of the catalogue says about a model."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A published checkpoint."""
+    """A published checkpoint. At most one of the hashes is given; none if none was published."""
 
     url: str
     sha256: str | None = None
+    """SHA-256 of the file, in hexadecimal."""
     git_blob: str | None = None
-    """SHA-1 that git gives the file: all that is known where a repository holds it."""
+    """Git's SHA-1 of the file, for files in a repository."""
     sha256_prefix: str | None = None
-    """First digits of the sha256, which torchvision puts into file names: all that is known of those."""
+    """First digits of the SHA-256, for files that have them in their name, as torchvision's do."""
     dead: str | None = None
-    """Why the address gives no file any more."""
+    """Why the file is no longer at this address; None if it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A network inside a network, with a published checkpoint of its own."""
+    """A part of a network that has a published checkpoint of its own."""
 
     prefix: str
-    """Name of the submodule that it is."""
+    """Name of the submodule."""
     download: Download
     layouts: Callable[[State], State]
     """As `Model.layouts`, for this part's keys without the prefix."""
@@ -45,17 +46,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
-    """The network that makes features of texts to compare a model's own with, in the same checkpoint."""
+    """A network from texts to features that can be compared with a model's own; from the same checkpoint."""
 
     network: Callable[[], nn.Module]
-    """Builds the module, float32: from token ids to features of the model's length. Its ``logit_scale`` is
-    the natural logarithm of what cosines are multiplied by."""
+    """Builds the module, float32, from token ids to features of the model's length. Its ``logit_scale`` is
+    the natural logarithm of the factor of cosines."""
     layouts: Callable[[State], State]
-    """Takes what the network needs from the checkpoint."""
+    """Selects from the checkpoint what the network needs."""
     tokens: int
-    """In a row of its input."""
+    """Tokens in a row of the input."""
     vocabulary: Download
-    """The file of its tokenizer's merges."""
+    """The file with the tokenizer's merges."""
     tolerances: Mapping[Precision, float] = dataclasses.field(default_factory=dict)
     """As `Model.tolerances`."""
 
@@ -68,66 +69,72 @@ class Model:
     source: str
     """Publication or repository of the weights."""
     licence: str
-    """Of the weights."""
+    """Licence of the weights."""
     download: Download
     network: Callable[[bool], nn.Module]
-    """Builds the module, float32, with the classifier's logits as a second output or without."""
+    """Builds the module, float32. The argument tells whether the classifier's logits are a second output."""
     layouts: Callable[[State], State]
-    """Brings other layouts of the checkpoint's keys to the network's own."""
+    """Renames the keys of other layouts of the checkpoint to the network's own."""
     sampling: Sampling
     least_frames: int
-    """Shortest window that the network takes; in pairs of frames where windows overlap."""
+    """Length of the shortest window that the network takes, in frames (in pairs, if ``overlap`` is set)."""
     transform: Transform
     blank: tuple[int, int, int]
     """See `vfx_engines.spec.Input.blank`."""
     feature: Output
+    """The network's main output."""
     labels: Callable[[], tuple[str, ...]] | None = None
-    """Class names of the head; None where there is no head, or where ``classes`` counts them alone."""
+    """Class names of the head; None without a head, or if only their number is known (``classes``)."""
     low_precision: LowPrecision | None = None
+    """A rewriting of the network for matrix units, used unless the precision is fp32."""
     fixed_frames: bool = False
-    """Whether it takes windows of its own length only, as networks of single frames do."""
+    """Whether the network only takes windows of its own length, as networks for single frames do."""
     modality: Literal["frames", "audio"] = "frames"
     postprocess: Callable[[nn.Module, Path], Output] | None = None
-    """Adds the published post-processing to a module, with a file's parameters; the output it then gives."""
+    """Adds the published post-processing to a module, with parameters from a file, and returns the output
+    that the module then has in addition."""
     tolerances: Mapping[Precision, float] = dataclasses.field(default_factory=dict)
-    """Largest error that an export may have where it is not `vfx_export.proof.TOLERANCES`."""
+    """Largest relative L2 errors of an export, where they are not those of `vfx_export.proof.TOLERANCES`."""
     overlap: int = 0
-    """Frames of a window that are the next one's too: 1 where a window is pairs of frames."""
+    """Frames that a window shares with the next one: 1 if a window consists of pairs of frames."""
     parts: tuple[Part, ...] = ()
-    """What the network is made of, where no one file holds all of it; then ``download`` and ``layouts``
-    are those of the first part and are not read."""
+    """The parts of a network that needs several checkpoints. ``download`` and ``layouts`` are then those of
+    the first part, and are not used."""
     frames_multiple: int = 1
-    """What the frames of a window must be a multiple of."""
+    """The number of frames in a window must be a multiple of this."""
     classes: int | None = None
-    """Length of the head where its class names are not at hand, so that ``labels`` is None."""
+    """Length of the head, for heads whose class names we do not have, so that ``labels`` is None."""
     config: Config = dataclasses.field(default_factory=dict)
-    """What a config inside the checkpoint must say; its other options are not looked at."""
+    """What a config inside the checkpoint must say. Its other options are ignored."""
     network_of: Callable[[Mapping[str, tuple[int, ...]], bool], nn.Module] | None = None
-    """As ``network``, for a checkpoint of these keys and shapes: where published files differ in structure.
-    Of a network of one part."""
+    """As ``network``, but for a checkpoint with the given keys and shapes, for models whose published files
+    differ in structure. Only for networks without ``parts``."""
     text: TextEncoder | None = None
-    """Of models that compare pictures with texts."""
+    """For models that compare pictures with texts."""
     smallest_side: int = 1
     """See `vfx_engines.spec.Input.smallest_side`."""
     zero_blanks: Callable[[nn.Module], None] | None = None
-    """Makes a network take frames that are ``blank`` throughout for zeros after normalisation."""
+    """Makes a network treat frames that are ``blank`` throughout as zeros after normalisation."""
     pools: bool = False
     """Whether the network is a `vfx_export.backbones.window_pool.Pooling`."""
     inflates: bool = False
-    """Whether its weights can be made of a 2D ResNet's, see `vfx_export.inflating`."""
+    """Whether the weights can be made from those of a 2D ResNet, see `vfx_export.inflating`."""
     activation: Activation = "softmax"
-    """What makes probabilities of the head's logits."""
+    """How the head's logits become probabilities."""
     published_half: bool = False
     """Whether the weights were published in half precision, see `vfx_export.lowering.lowered`."""
     float32: tuple[str, ...] = ()
-    """Ends of paths of submodules that stay float32 where an engine runs in bf16. OpenVINO (2026.4) heeds it
-    for convolutions and reductions; linear layers become nodes of its own, which lose it."""
+    """Ends of the paths of submodules that stay float32 where an engine runs in bf16. In OpenVINO (2026.4)
+    this works for convolutions and reductions; linear layers become nodes of its own, which lose the mark."""
 
     def windows(self, frames: int | None) -> Sampling:
-        """The model's own windows, or ones of ``frames`` frames, or pairs, side by side.
+        """The model's own windows, or windows of another length that follow each other without a gap.
+
+        Args:
+            frames: frames in a window (pairs of frames, if ``overlap`` is set); None keeps the model's own.
 
         Raises:
-            UsageError: the network cannot take so few, or takes its own length only.
+            UsageError: the network needs more frames, another multiple, or its own length.
         """
         if frames is None:
             return self.sampling
@@ -144,15 +151,17 @@ class Model:
         return dataclasses.replace(self.sampling, frames=frames + self.overlap, step=step)
 
     def resized(self, text: str) -> Model:
-        """This row with its frames brought to size in another way: ``short:256``, ``long:512`` or ``squash``.
+        """This row with another resize rule.
 
-        Of a network that takes any size, the side that is named gets so many pixels and the other one what
-        keeps the shape, rounded down; bilinear with antialiasing, as video_features' ``side_size``. Of one
-        that takes one size, whole frames are brought to that, whatever their shape, by OpenCV's
-        ``INTER_LINEAR``, as slowfast_feature_extractor does.
+        Args:
+            text: ``short:256`` or ``long:512``, for networks that take any size: the named side gets that
+                many pixels, and the other side keeps the aspect ratio, rounded down (bilinear with
+                antialiasing, as video_features' ``side_size``). Or ``squash``, for networks that take one
+                size: whole frames are resized to that size, whatever their shape, by OpenCV's
+                ``INTER_LINEAR``, as in slowfast_feature_extractor.
 
         Raises:
-            UsageError: the network takes one size only, or the text is none of these.
+            UsageError: the text is none of these, or does not go with this network.
         """
         crop = self.transform.crop
         if text == "squash":
@@ -173,10 +182,10 @@ class Model:
         return dataclasses.replace(self, transform=Transform(resize))
 
     def logits(self) -> Output:
-        """The output of the head.
+        """The output of the classifier.
 
         Raises:
-            UsageError: there is none.
+            UsageError: the model has no classifier.
         """
         if self.labels is None and self.classes is not None:
             return Output("logits", (self.classes,), kind="logits", activation=self.activation)
@@ -193,10 +202,10 @@ class Model:
         )
 
     def check_pool(self, pool: Pool) -> None:
-        """Refuse a pool that the network does not have.
+        """Check that the network can be pooled in this way.
 
         Raises:
-            UsageError: it has its published one alone.
+            UsageError: the network only has its published pool.
         """
         if pool != "head" and not self.pools:
             raise UsageError(
@@ -205,10 +214,10 @@ class Model:
             )
 
     def check_inflation(self) -> None:
-        """Refuse a network that no 2D weights are made for.
+        """Check that the network's weights can be made from those of a 2D ResNet.
 
         Raises:
-            UsageError: it is none of PySlowFast's ResNets of one pathway.
+            UsageError: it is not one of PySlowFast's C2D, I3D and Slow.
         """
         if not self.inflates:
             raise UsageError(
@@ -217,37 +226,44 @@ class Model:
             )
 
     def postprocessed(self, module: nn.Module, parameters: Path) -> Output:
-        """Add the published post-processing to ``module``; the output that it now gives too.
+        """Add the published post-processing to a module.
+
+        Args:
+            module: built by ``network``; changed.
+            parameters: file with the parameters of the post-processing.
+
+        Returns:
+            The output that the module now has in addition.
 
         Raises:
-            UsageError: there is none.
-            CheckpointError: the file holds other parameters.
+            UsageError: the model has no published post-processing.
+            CheckpointError: the file does not hold its parameters.
         """
         if self.postprocess is None:
             raise UsageError(f"--pca: {self.name} has no published post-processing")
         return self.postprocess(module, parameters)
 
     def with_exact_zeros(self, module: nn.Module) -> None:
-        """Let ``module`` take frames that are ``blank`` throughout for zeros after normalisation.
+        """Make ``module`` treat frames that are ``blank`` throughout as zeros after normalisation.
 
         Raises:
-            UsageError: it cannot.
+            UsageError: this model does not support it.
         """
         self.check_exact_zeros()
         assert self.zero_blanks is not None
         self.zero_blanks(module)
 
     def check_exact_zeros(self) -> None:
-        """Whether there is a `with_exact_zeros`.
+        """Check that the model supports `with_exact_zeros`.
 
         Raises:
-            UsageError: there is none.
+            UsageError: it does not.
         """
         if self.zero_blanks is None:
             raise UsageError(f"--exact-zeros: {self.name} does not have it, PySlowFast's networks do")
 
     def input(self, frames: int) -> Input:
-        """The engine's input for windows of ``frames`` frames, or samples."""
+        """The engine's input for windows of ``frames`` frames (for audio, samples)."""
         if self.modality == "audio":
             return Input("samples", "audio", "float32", ("batch", frames), blank=self.blank[:1])
         crop = self.transform.crop
@@ -256,7 +272,7 @@ class Model:
         return Input("frames", "frames", "uint8", shape, self.blank, self.smallest_side)
 
     def output(self, frames: int) -> Output:
-        """The engine's feature for windows of ``frames`` frames."""
+        """The engine's feature output for windows of ``frames`` frames."""
         if self.feature.per != "pair":
             return self.feature
         return dataclasses.replace(self.feature, shape=(frames - 1, *self.feature.shape[1:]))

@@ -1,6 +1,6 @@
-"""What the command line of ``vfx-export`` asks for: checked, and done.
+"""Checking and carrying out what the command line of ``vfx-export`` asks for.
 
-torch is imported by the functions that need it: ``--help`` must not wait three seconds for it.
+Functions that need torch import it themselves, because ``--help`` must not wait three seconds for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says."""
+    """The values of the command line's options; `vfx_export.cli` describes them."""
 
     model: str | None
     checkpoints: tuple[str, ...]
@@ -61,7 +61,7 @@ class Options:
 
     @property
     def of_frames(self) -> bool:
-        """Whether an option is given that only models of the catalogue have."""
+        """Whether an option is given that only applies to frame and audio models of the catalogue."""
         pooled = self.pool != "head"
         return bool(
             self.frames is not None
@@ -75,11 +75,14 @@ class Options:
 
 
 def run(given: Options) -> Path | None:
-    """Do what the command line asks for; the file that was written, if any.
+    """Carry out what the command line asks for.
+
+    Returns:
+        The file that was written; None if only something was printed.
 
     Raises:
-        VfxError: the options do not go together; or see `vfx_export.exporting.export_model` and
-            `export_module`.
+        UsageError: the options do not go together, or a package is missing.
+        VfxError: see `vfx_export.exporting.export_model` and `export_module`.
     """
     if given.inspect is not None:
         from vfx_engines.inspection import inspect_plan, layer_table
@@ -112,7 +115,7 @@ def run(given: Options) -> Path | None:
 
 
 def _check_what(given: Options) -> None:
-    """Whether it is clear what is to be exported."""
+    """Refuse options that do not say clearly what to export."""
     if (given.model is None) == (given.module is None):
         raise UsageError("give --model NAME (--list shows them) or --module FILE.py:FACTORY")
     if "" in given.checkpoints:
@@ -130,7 +133,7 @@ def _check_what(given: Options) -> None:
 
 
 def _settings(given: Options) -> BuildSettings:
-    """Of a plan, also where none is built: Triton batches for ONNX too."""
+    """The settings for a plan; also needed without a plan, because Triton makes batches for ONNX too."""
     if given.workspace is not None and not 0 < given.workspace < 2**20:
         raise UsageError(f"--workspace {given.workspace:g}: expected GiB, more than 0")
     return BuildSettings(
@@ -143,7 +146,7 @@ def _settings(given: Options) -> BuildSettings:
 
 
 def _check_repository(given: Options) -> None:
-    """What goes with a Triton repository, and what does not."""
+    """Refuse options that do not go with a Triton repository, or only go with one."""
     if given.repository is None:
         if given.instances is not None:
             raise UsageError(f"--instances {given.instances}: goes with --triton REPO")
@@ -159,7 +162,7 @@ def _check_repository(given: Options) -> None:
 
 
 def _target(given: Options, settings: BuildSettings) -> Target:
-    """A plan where one is asked for or can be built, else an ONNX file."""
+    """A plan if one was asked for, or if no format was and one can be built; else an ONNX file."""
     missing = "" if given.text else missing_for_plan(given.format_, given.output)
     if missing == "":
         _refuse_plan_options(served=given.repository is not None)
@@ -180,8 +183,8 @@ _OF_PLANS = {"level", "workspace", "version_compatible", "hardware", "device"}
 
 
 def _refuse_plan_options(*, served: bool) -> None:
-    """An .onnx file was asked for: what says something of a plan would be ignored."""
-    # Triton batches for ONNX too.
+    """Refuse options about plans where an .onnx file was asked for, which would ignore them."""
+    # Triton makes batches for ONNX too.
     names = _OF_PLANS if served else _OF_PLANS | {"batches"}
     context = click.get_current_context()
     for option in context.command.params:
@@ -246,7 +249,7 @@ def _export_catalogue(given: Options, target: Target) -> Path:
 
 
 def _check_model(given: Options, model: Model) -> None:
-    """What the model cannot do is refused before anything is downloaded."""
+    """Refuse what the model cannot do, before anything is downloaded."""
     if given.checkpoints and given.random_weights:
         raise UsageError("--checkpoint and --random-weights cannot be used together")
     model.windows(given.frames)
@@ -324,7 +327,7 @@ def _export_own(given: Options, target: Target) -> Path:
 
 
 def _weights(checkpoint: str | None, download: Any, progress: Progress) -> Path:
-    """A local file as it is; a URL, or the published file of a row, through the cache."""
+    """A local file as it is; a URL, or a row's published file, through the download cache."""
     from vfx_export.download import cache_folder, fetch, is_url
 
     if checkpoint is not None and not is_url(checkpoint):

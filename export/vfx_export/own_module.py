@@ -1,4 +1,4 @@
-"""The user's own torch module, out of ``FILE.py:FACTORY``."""
+"""The user's own torch module, from ``FILE.py:FACTORY``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from vfx_engines.errors import ExportError, UsageError, reason, shown
 
 
 def build(text: str) -> nn.Module:
-    """What the factory of ``FILE.py:NAME`` returns. The user's own code runs here, and only here."""
+    """The module that the factory of ``FILE.py:FACTORY`` returns. Only here does vfx execute a user's file.
+
+    Raises:
+        UsageError: no such file, or no such function in it.
+        ExportError: the user's code fails, or does not return a torch module.
+    """
     file, _, name = text.rpartition(":")
     if not file.endswith(".py") or not Path(file).is_file():
         raise UsageError(f"--module {shown(text)}: expected FILE.py:FACTORY with a file that exists")
@@ -20,14 +25,14 @@ def build(text: str) -> nn.Module:
     assert loaded is not None
     assert loaded.loader is not None
     code = importlib.util.module_from_spec(loaded)
-    # Dataclasses and pickling look a class's module up there.
+    # Dataclasses and pickle look up the module of a class there.
     sys.modules[code.__name__] = code
     sys.path.insert(0, str(Path(file).resolve().parent))
     try:
         loaded.loader.exec_module(code)
         factory = getattr(code, name, None)
         built = factory() if callable(factory) else None
-    except (Exception, SystemExit) as error:  # anyone's code: it may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ExportError(
             f"--module {shown(text)}: {type(error).__name__}: {reason(error)} (--debug shows where)"
         ) from error

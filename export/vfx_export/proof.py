@@ -1,6 +1,6 @@
-"""An exported file is compared with the module it came from, or it does not exist.
+"""Every exported file is compared with the module it came from; one that differs too much is not written.
 
-Two inputs that differ are run through torch in float32 and through the engine that a user would open.
+Two different inputs are run through torch in float32, and through the engine as a user would open it.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from vfx_engines.opening import open_engine
 from vfx_engines.spec import EngineSpec, Precision, Proof
 
 TOLERANCES: dict[Precision, float] = {
-    "fp32": 1e-4,  # sums in another order: I3D measures 2e-7, deeper networks up to 1e-5
-    "fp16": 5e-3,  # 11 bits of mantissa in every tensor between layers: I3D measures 4e-4
-    "bf16": 1e-2,  # 8 bits of mantissa, sums in float32: I3D measures 4e-3
+    "fp32": 1e-4,  # sums in another order: I3D has 2e-7, deeper networks have up to 1e-5
+    "fp16": 5e-3,  # 11 bits of mantissa in every tensor between layers: I3D has 4e-4
+    "bf16": 1e-2,  # 8 bits of mantissa, sums in float32: I3D has 4e-3
 }
-"""Largest relative L2 error of an output that an export may have."""
+"""Largest relative L2 error that a row of an output may have, by precision."""
 
 INPUTS = 2
+"""Number of inputs that are compared."""
 
 
 def example_sizes(spec: EngineSpec) -> dict[str, int]:
-    """The sizes at which an engine is proved whose axes may vary."""
+    """The sizes at which an engine is compared: 256 for each axis, other than the batch, that may vary."""
     return {axis: 256 for axis in spec.input.shape[1:] if isinstance(axis, str)}
 
 
 def example_inputs(spec: EngineSpec) -> NDArray[Any]:
-    """Two inputs of the spec's shape and dtype, alike pictures or sound: waves and noise, others in each row.
+    """Two different inputs of the spec's shape and dtype, somewhat like pictures or audio: waves with noise.
 
-    uint8 uses its whole range, float32 that of sound, [-1, 1]. Named axes take `example_sizes`. Of texts the
-    rows are ids, and where they end.
+    uint8 uses its whole range, float32 that of audio, -1 to 1. Named axes have `example_sizes`. For a text
+    encoder, the inputs are a short text and one of the full length: random ids between the markers of start
+    and end.
     """
     if spec.text is not None:
         return _example_texts(spec)
@@ -67,7 +69,16 @@ def _example_texts(spec: EngineSpec) -> NDArray[np.int32]:
 def reference(
     module: nn.Module, spec: EngineSpec, inputs: NDArray[Any]
 ) -> tuple[list[NDArray[np.float32]], int]:
-    """What torch gives in float32, and the multiply-accumulates of one row (Conv and MatMul).
+    """Run the module in torch, in float32.
+
+    Args:
+        module: in evaluation mode.
+        spec: what the module should take and give.
+        inputs: from `example_inputs`.
+
+    Returns:
+        An array for each output, float32 ``[batch, *shape]``; and the multiply-accumulates of one row
+        (convolutions and matrix products).
 
     Raises:
         ExportError: the module fails, its outputs are not those of the spec, or one is not finite.
@@ -75,7 +86,7 @@ def reference(
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             outputs = module(torch.from_numpy(inputs))
-    except Exception as error:  # anyone's module: it may raise anything
+    except Exception as error:  # a user's module may raise anything
         raise ExportError(
             f"{spec.model}: the module does not run on {inputs.dtype} {list(inputs.shape)}: {reason(error)}"
         ) from error
@@ -110,22 +121,24 @@ def prove(
     quantised: Collection[str] = (),
     tolerances: Mapping[Precision, float] = TOLERANCES,
 ) -> Proof:
-    """Run the exported file and measure how far it is from the reference.
+    """Run the exported file, and measure how far it is from the reference.
 
-    A bf16 file, whose tensors are float32, is run in fp32 first, within the tolerance of that: what bf16 may
-    lose on some weights would hide a wrong graph.
+    A bf16 file has float32 tensors, so it is first run in fp32, with the tolerance of fp32. The errors that
+    bf16 causes with some weights could otherwise hide a wrong graph.
 
     Args:
-        path: the file.
-        spec: what it holds.
+        path: the ONNX file.
+        spec: its spec.
         inputs: what the reference was given.
-        expected: what it gave, an array for each output.
-        quantised: names of outputs that are rounded to whole numbers: one level apart is no error.
-        tolerances: largest errors allowed, where they are not those of `TOLERANCES`.
+        expected: what the reference returned, an array for each output.
+        quantised: names of outputs that are rounded to whole numbers, where a difference of 1 is no error.
+        tolerances: largest relative L2 errors, where they are not those of `TOLERANCES`.
+
+    Returns:
+        The proof, with the largest relative L2 error of any row of any output.
 
     Raises:
-        ExportError: the file does not run, an output is not finite, or further away than its precision
-            allows.
+        ExportError: the file does not run, an output is not finite, or its error is larger than allowed.
     """
     allowed = {**TOLERANCES, **tolerances}
     if spec.precision == "bf16":

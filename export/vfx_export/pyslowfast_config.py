@@ -1,7 +1,7 @@
-"""The config inside a ``.pyth`` file of PySlowFast, compared with the row that was chosen.
+"""The config inside a ``.pyth`` file of PySlowFast, compared with the chosen row of the catalogue.
 
-Much of a network leaves no trace in its keys and shapes: how many frames it looks at, which of them are the
-slow pathway's, how pixels are normalised, what is pooled over time. The file says it, as YAML.
+Much of a network cannot be seen in keys and shapes: how many frames it takes, which of them the slow pathway
+sees, how pixels are normalised, what is pooled over time. The config inside the file says it, as YAML.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping
 from vfx_engines.errors import CheckpointError
 
 Value = float | str | tuple[float | str, ...]
-"""Of an option: a number, a text, ``true`` or ``false``, or a list of these."""
+"""Value of an option: a number, a text (also ``true`` and ``false``), or a list of these."""
 Config = Mapping[str, Collection[Value]]
-"""Option -> the values with which a checkpoint fits."""
+"""Dotted name of an option -> the values that a fitting checkpoint may have."""
 
 _LINE = re.compile(r"( *)([A-Za-z_][\w.]*):(?: (.*))?")
 _ITEM = re.compile(r" *- ([^-\[].*)")
@@ -23,7 +23,14 @@ _ITEM = re.compile(r" *- ([^-\[].*)")
 def trained_with(
     frames: int, stride: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> dict[str, Collection[Value]]:
-    """What the config of every network of the zoo says: its windows, and how pixels are normalised."""
+    """The options that every network of the zoo has: its windows, and how pixels are normalised.
+
+    Args:
+        frames: frames in a window.
+        stride: frames from one frame of a window to the next.
+        mean: mean of each colour, in [0, 1].
+        std: standard deviation of each colour, likewise.
+    """
     return {
         "DATA.NUM_FRAMES": (frames,),
         "DATA.SAMPLING_RATE": (stride,),
@@ -33,15 +40,21 @@ def trained_with(
 
 
 def check_config(text: str, wanted: Config, *, model: str, file: str) -> None:
-    """Refuse a checkpoint that was trained as something else.
+    """Refuse a checkpoint that was trained as another network.
 
-    Options that the config does not have, as older ones, are not compared.
+    Options that the config lacks are not compared, since older configs have fewer.
+
+    Args:
+        text: the config, as YAML.
+        wanted: the values that fit.
+        model: name of the model, for messages.
+        file: name of the file, for messages.
 
     Raises:
-        CheckpointError: an option has another value; the first few are named.
+        CheckpointError: an option has another value; the first three are named.
     """
     found = options(text)
-    # C2D without its pool is published as the arch of the one with it, under a class that is no longer there.
+    # C2D without its pool is published under the arch name of C2D with it, and a class that no longer exists.
     if found.get("MODEL.MODEL_NAME") == "ResNet_nopool":
         found["MODEL.ARCH"] = "c2d_nopool"
     apart = [
@@ -57,9 +70,9 @@ def check_config(text: str, wanted: Config, *, model: str, file: str) -> None:
 
 
 def options(text: str) -> dict[str, Value]:
-    """The options of a config by dotted name, as yacs writes them: maps by indentation, and flat lists.
+    """The options of a config by dotted name.
 
-    What is written in any other way is left out.
+    Reads YAML as yacs writes it: maps by indentation, and flat lists. Anything else is left out.
     """
     out: dict[str, Value] = {}
     path: list[tuple[int, str]] = []

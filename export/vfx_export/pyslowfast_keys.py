@@ -1,4 +1,4 @@
-"""The layouts in which PySlowFast's weights circulate, brought to the keys of its networks."""
+"""From the layouts in which PySlowFast's weights are published to the keys of its networks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _LEAVES = {
     "bn_s": "bn.weight",
     "bn_b": "bn.bias",
     "bn_rm": "bn.running_mean",
-    # Named after the inverse of a deviation, and a variance all the same.
+    # The name says "inverse of the deviation", but it holds the variance.
     "bn_riv": "bn.running_var",
 }
 _LEAF = r"_(?P<leaf>bn_(?:s|b|rm|riv)|w|b)"
 _BLOCK = r"(?P<fast>t_)?res(?P<stage>[2-5])_(?P<block>\d+)_"
 
-# Names of Caffe2 blobs, without the leaf -> the key, without it.
+# Pattern of the names of Caffe2 blobs -> the key; both without the leaf.
 _BLOBS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern + _LEAF), key)
     for pattern, key in (
@@ -39,16 +39,15 @@ _BLOBS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?P<part>conv_5|lin_5)", "head.{part}"),
     )
 )
-# What training leaves in a file beside the weights.
+# Blobs that training leaves in a file beside the weights.
 _TRAINING = ("lr", "model_iter")
 _PLAIN_BN = re.compile(r"(stem\.conv|_fuse\.conv_f2s|_nonlocal\d+)$")
 
 
 def rename_pyslowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The keys of PySlowFast's networks, from those or from the blobs of a Caffe2 file.
+    """A state with the keys of PySlowFast's networks, from a ``.pyth`` file or the blobs of a Caffe2 file.
 
-    Batch norm that was split over parts of a batch becomes one again. Keys of no such layout are left as they
-    are.
+    Batch norms that were split over parts of a batch (``split_bn``) are merged. Other keys stay as they are.
     """
     if any(name.endswith("_bn_riv") for name in state):
         return _from_blobs(state)
@@ -65,9 +64,9 @@ def _from_blobs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def blob_key(name: str) -> str:
-    """The key of a Caffe2 blob: ``s2.pathway0_res0.branch2.a_bn.running_var`` of ``res2_0_branch2a_bn_riv``.
+    """The key of a Caffe2 blob; a name that is in no network of the zoo is returned unchanged.
 
-    A name that no network of the zoo has is given back as it is.
+    ``res2_0_branch2a_bn_riv`` becomes ``s2.pathway0_res0.branch2.a_bn.running_var``.
     """
     for pattern, key in _BLOBS:
         match = pattern.fullmatch(name)
@@ -78,7 +77,7 @@ def blob_key(name: str) -> str:
         leaf = _LEAVES[found["leaf"]]
         if not leaf.startswith("bn."):
             return f"{where}.{leaf}"
-        # The norm is a neighbour of its convolution, named after it where a block has several.
+        # A norm is a sibling of its convolution, and named after it where a block has several.
         if _PLAIN_BN.search(where):
             return f"{where.removesuffix('.conv').removesuffix('.conv_f2s')}.{leaf}"
         return f"{where}_{leaf}"
@@ -86,13 +85,16 @@ def blob_key(name: str) -> str:
 
 
 def _with_axes(key: str, value: Tensor) -> Tensor:
-    """Caffe2 leaves the last axes of a kernel out where they are 1; all but the classifier's are five."""
+    """Restore the last axes of a kernel, which Caffe2 omits where they are 1.
+
+    All weights except norms' and the classifier's have five axes.
+    """
     axes = 5 if key.endswith(".weight") and value.ndim > 1 and key != "head.projection.weight" else value.ndim
     return value.reshape(*value.shape, *(1 for _ in range(axes - value.ndim)))
 
 
 def _merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One batch norm for each that was split: the statistics of all parts taken together."""
+    """Merge each split batch norm into one, with the statistics of all its parts together."""
     norms = {key.partition(".split_bn.")[0] for key in state if ".split_bn." in key}
     out = {}
     for key, value in state.items():
@@ -108,6 +110,6 @@ def _merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         means, variances = (part.reshape(-1, scale.numel()).float() for part in (means, variances))
         out[f"{norm}.running_mean"] = means.mean(0)
-        # Of all parts: the mean variance within them and the variance between them.
+        # The variance over all parts is the mean variance within them plus the variance between their means.
         out[f"{norm}.running_var"] = variances.mean(0) + means.var(0, correction=0)
     return out

@@ -1,4 +1,4 @@
-"""What an export writes: an ONNX file, or a TensorRT plan made of one, with a report."""
+"""What an export writes, an ONNX file or a TensorRT plan built from one, and the report about it."""
 
 from __future__ import annotations
 
@@ -31,34 +31,52 @@ class Target:
     """What is to be written, and where."""
 
     output: Path
+    """File or folder to write."""
     settings: BuildSettings | None
-    """Of a plan; None for ONNX."""
+    """How to build a plan; None to write ONNX."""
     index: int
-    """Of the GPU that a plan is built on."""
+    """Number of the GPU to build a plan on."""
     missing: str
-    """Why ONNX is written where nothing was asked for; empty where it was."""
+    """Why ONNX is written although no format was asked for; otherwise empty."""
     serving: Serving | None = None
-    """By Triton, from a repository that is written to instead of ``output``."""
+    """Set to write into a Triton repository instead of ``output``."""
 
     def for_network(self, model: Model) -> Target:
-        """This target, or ONNX where the network takes frames of any size, which no plan can."""
+        """This target, changed to ONNX if the network takes frames of any size, which a plan cannot do."""
         if self.settings is None or model.transform.crop is not None or model.modality == "audio":
             return self
         missing = f"{model.name} takes frames of any size, and a plan has one"
         return dataclasses.replace(self, settings=None, missing=missing)
 
     def path(self, name: str) -> Path:
-        """The file.
+        """The file to write for a model of this name.
 
         Raises:
-            UsageError: the output is a file of another kind.
+            UsageError: the output is a file name of the other kind.
         """
         return _output_file(self.output, name, "onnx" if self.settings is None else "plan")
 
     def write(
         self, name: str, export: Callable[[Path], EngineSpec], progress: Progress, task: TaskID
     ) -> Path:
-        """Export to ONNX, and build a plan of it if one is wanted; into the repository if there is one."""
+        """Export to ONNX, build a plan from it if one is wanted, and print a report to stderr.
+
+        Args:
+            name: name of the model.
+            export: writes the ONNX file to a path, and returns its spec.
+            progress: where the build of a plan is shown.
+            task: the row of ``progress`` to update.
+
+        Returns:
+            The file that was written, in ``output`` or in the Triton repository.
+
+        Raises:
+            VfxError: whatever ``export`` raises.
+            UsageError: the output is a file name of the other kind, or building plans needs something that
+                is missing.
+            EngineError: the plan cannot be built.
+            OutputError: the file cannot be written.
+        """
         if self.serving is None:
             path = self.path(name)
             spec = self._build(path, export, progress, task)
@@ -98,10 +116,18 @@ class Target:
 
 
 def missing_for_plan(format_: str | None, output: Path) -> str | None:
-    """None where a plan is to be built; else what is missing for one, or nothing where ONNX is wanted.
+    """What is missing to build a plan.
+
+    Args:
+        format_: value of ``--format``; None if it was not given.
+        output: value of ``--output``, whose suffix also tells the format.
+
+    Returns:
+        None if a plan should be built; the empty text if ONNX was asked for; else why no plan can be built
+        here, so that ONNX is written.
 
     Raises:
-        UsageError: a plan is asked for, and cannot be built here.
+        UsageError: a plan was asked for, but cannot be built here.
     """
     named = "" if output.is_dir() else output.suffix
     if (format_ or named.removeprefix(".")) == "onnx":
@@ -113,7 +139,11 @@ def missing_for_plan(format_: str | None, output: Path) -> str | None:
 
 
 def batch(text: str) -> tuple[int, int, int]:
-    """``8`` or ``1,4,8``."""
+    """Fewest, tuned and most windows per call, from a value of ``--batch``: ``8`` (1, 8, 8) or ``1,4,8``.
+
+    Raises:
+        UsageError: the text is neither one nor three numbers.
+    """
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:

@@ -1,4 +1,4 @@
-"""The text encoder of a model that compares pictures with texts: its weights, its vocabulary, its file."""
+"""Exporting the text encoder of a model that compares pictures with texts, with its vocabulary."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from vfx_export.fitting import fitting, load_into
 from vfx_export.model import Model, TextEncoder
 
 SUFFIX = "_text"
-"""Behind the model's name: the name of its text encoder."""
+"""Added to a model's name, gives the name of its text encoder."""
 
 MERGES = 49_152 - 256 - 2
-"""Of a vocabulary file, which has more lines than the tokenizer takes."""
+"""Number of merges that the tokenizer takes from a vocabulary file, which has more lines."""
 
 
 def text_encoder_of(model: Model) -> TextEncoder:
-    """What the row says of it.
+    """The text encoder of a model.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the model has none.
     """
     if model.text is None:
         raise UsageError(f"--text: {model.name} has no text encoder")
@@ -49,18 +49,23 @@ def export_text_encoder(
     """Export the text encoder of a catalogue model.
 
     Args:
-        model: its row.
+        model: row of the catalogue.
         path: the ``.onnx`` file to write.
-        checkpoint: that of the model, which holds both encoders; None draws random weights.
-        vocabulary: the tokenizer's file, see `read_merges`; it becomes a part of the spec.
-        precision: of the graph.
-        seed: of random weights.
-        stage: progress.
+        checkpoint: the model's checkpoint, which holds both encoders; None draws random weights.
+        vocabulary: the tokenizer's file, see `read_merges`; it becomes part of the spec.
+        precision: precision of the graph.
+        seed: seed of random weights.
+        stage: told the name of each stage as it begins.
+
+    Returns:
+        The spec in the file, with the proof. The engine takes int32 token ids ``[batch, tokens]`` and gives
+        float32 ``text``, ``[batch, length]``.
 
     Raises:
         UsageError: the model has no text encoder.
-        CheckpointError: the weights are not this model's, or the vocabulary is none.
+        CheckpointError: the weights are not this model's, or ``vocabulary`` is not a vocabulary.
         ExportError: see `vfx_export.exporting.export_module`.
+        OutputError: the file cannot be written.
     """
     encoder = text_encoder_of(model)
     merges = read_merges(vocabulary)
@@ -88,13 +93,13 @@ def export_text_encoder(
 
 
 def read_merges(path: Path) -> str:
-    """The tokenizer's merges, a line each, from a file as OpenAI publishes it, compressed with gzip or not.
+    """The tokenizer's merges, one per line, from OpenAI's file, compressed with gzip or not.
 
-    Its first line says the version. Of those that follow the first 48894 are taken, as OpenAI's own tokenizer
-    takes them.
+    The first line of the file is its version. Of the other lines, the first 48894 are taken, as in OpenAI's
+    own tokenizer.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, or holds no such lines.
+        CheckpointError: the file cannot be read, is damaged, or does not hold such lines.
     """
     where = shown(path)
     expected = f"expected CLIP's bpe_simple_vocab_16e6.txt.gz, {MERGES} lines of two symbols after the first"
@@ -119,7 +124,7 @@ def read_merges(path: Path) -> str:
 
 def _load(module: nn.Module, model: Model, encoder: TextEncoder, checkpoint: Path) -> None:
     state, file = read_checkpoint(checkpoint), shown(checkpoint)
-    # Text encoders of several CLIPs are alike in shape: the other half tells them apart.
+    # The text encoders of several CLIPs have the same shapes; only the image encoders tell them apart.
     with torch.device("meta"):
         images = model.network(False)
     fitting(images, state, model=model.name, rename=model.layouts, others=catalogue_shapes, file=file)

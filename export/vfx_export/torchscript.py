@@ -1,8 +1,9 @@
 """The tensors of a TorchScript archive, without TorchScript.
 
 Such an archive (``torch.jit.save``; OpenAI's CLIP) holds the module as a pickle of objects, and its code as
-text. The code is not read. The pickle is, by an unpickler that knows eight names and makes of them nothing
-but tensors, lists and plain records: whatever else it asks for ends the reading before it is called.
+text. The code is never read. Our unpickler only knows eight functions, the archive's own classes and torch's
+storages, and only makes tensors, lists and plain records of them. If a pickle asks for anything else, reading
+ends before it is called.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ _MOST_MODULES = 100_000
 
 
 def read_torchscript(path: Path, where: str) -> dict[str, Tensor]:
-    """Parameters and buffers of a TorchScript archive by key, as its module's ``state_dict`` has them.
+    """Parameters and buffers of a TorchScript archive by key, as in the module's ``state_dict``.
 
-    A module that stands under two names is given under the first alone.
+    A module that has two names is returned only under the first one.
 
     Args:
-        path: the archive, whose checksums were looked at.
-        where: how messages name it.
+        path: the archive, whose checksums have been verified.
+        where: name of the file in messages.
 
     Raises:
-        CheckpointError: its pickle asks for anything but tensors, is damaged, or names records that are
-            not there or are of another size. Nothing of it is run.
+        CheckpointError: the pickle asks for anything but tensors, is damaged, or names records that are
+            missing or have another size. Nothing in it is run.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -59,7 +60,7 @@ def read_torchscript(path: Path, where: str) -> dict[str, Tensor]:
             f"{where}: unpickling it would call {error}: refused, and nothing in it was run; "
             "expected a TorchScript archive of tensors, a state dict or .safetensors"
         ) from None
-    except Exception as error:  # damaged pickles raise whatever their opcodes stumble over
+    except Exception as error:  # a damaged pickle may raise anything
         raise CheckpointError(
             f"{where}: damaged TorchScript archive: {type(error).__name__}: {reason(error)}; "
             "fetch or copy the file again"
@@ -68,11 +69,11 @@ def read_torchscript(path: Path, where: str) -> dict[str, Tensor]:
 
 
 class _RefusedError(Exception):
-    """The name of what a pickle asked for and did not get."""
+    """Carries the name that a pickle asked for and did not get."""
 
 
 class _Unpickler(PlainUnpickler):
-    """Gives classes and functions that are made for this one pickle: what it does to them ends with it."""
+    """Hands out classes and functions made for this one pickle; whatever it does to them ends with it."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str, record: str) -> None:
         super().__init__(io.BytesIO(archive.read(record)))
@@ -80,7 +81,7 @@ class _Unpickler(PlainUnpickler):
         self._storages: dict[str, Tensor] = {}
 
         class Module:
-            """Any class of the archive: its attributes, and nothing that could be called."""
+            """Stands for any class of the archive: attributes, and nothing that could be called."""
 
         def tensor(storage: Tensor, offset: int, size: Any, stride: Any, *rest: object) -> Tensor:
             return storage.as_strided(size, stride, offset)
@@ -127,7 +128,7 @@ def _tensors(loaded: object) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     modules = [("", loaded)]
-    # Each module once: a pickle can hold one that holds itself.
+    # Each module only once, because in a pickle a module can contain itself.
     while modules and len(seen) < _MOST_MODULES:
         prefix, module = modules.pop()
         attributes = getattr(module, "__dict__", None)

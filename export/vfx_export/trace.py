@@ -1,7 +1,7 @@
-"""From a torch module to an ONNX graph at opset 18, with its spec inside.
+"""From a torch module to an ONNX graph of opset 18, with its spec inside.
 
-Opset 18: bilinear GridSample is renamed in 20, and TensorRT then samples nearest without a word;
-LayerNormalization is native from 17.
+LayerNormalization is an operator from opset 17 on. In opset 20, GridSample's bilinear mode has another name,
+with which TensorRT silently samples nearest.
 """
 
 from __future__ import annotations
@@ -31,20 +31,24 @@ OPSET = 18
 def trace(
     module: nn.Module, example: Tensor, spec: EngineSpec, float32: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """The graph of ``module``, batch the only dynamic axis unless the spec's input names more.
+    """Trace a module. The batch is the only dynamic axis, unless the spec's input names more.
 
     Args:
-        module: as `lowered` gives it.
-        example: an input of the spec's shape and dtype; two rows, since a batch of one would be baked in.
-        spec: names the inputs, outputs and dynamic axes, and travels in the file.
-        float32: ends of paths of submodules whose nodes are marked to stay float32 where the file runs in
-            bf16; of a network that is computed in chunks, in what follows them.
+        module: as returned by `vfx_export.lowering.lowered`.
+        example: an input of the spec's shape and dtype, with two rows, because torch would make a batch of
+            one a constant.
+        spec: names the input, the outputs and the dynamic axes, and is embedded in the model.
+        float32: ends of the paths of submodules whose nodes are marked to stay float32 where the file runs in
+            bf16. In a network that is computed in chunks, only nodes after the chunks can be marked.
+
+    Returns:
+        The model, whose inputs, outputs, dtypes and axes are those of the spec.
 
     Raises:
-        ExportError: torch cannot trace the module, an axis came out dynamic that the spec does not name, or
-            what is to stay float32 has no nodes.
+        ExportError: torch cannot trace the module, an input or output does not fit the spec, or a submodule
+            in ``float32`` has no nodes.
     """
-    # A batch of one must do; how small other axes may be is the network's to say (`Dim.DYNAMIC`).
+    # The batch may be 1 or more. The smallest size of other axes depends on the network (`Dim.DYNAMIC`).
     dynamic: dict[int, Any] = {
         i: torch.export.Dim(axis, min=1) if i == 0 else torch.export.Dim.DYNAMIC
         for i, axis in enumerate(spec.input.shape)
@@ -56,7 +60,7 @@ def trace(
         few = example[:, : chunks.frames]
         part = _exported(chunks.part, few, dynamic, [spec.input.name], ["given"], spec.model)
         stacked = torch.zeros(*stacked_shape(part, chunks, len(example)))
-        # Not in the loop: OpenVINO does not look for marks there.
+        # No marks inside the loop, because OpenVINO does not look for them there.
         rest = _exported(chunks.rest, stacked, {1: dynamic[0]}, ["stacked"], outputs, spec.model, float32)
         model = joined(part, rest, chunks, spec.input)
     else:
@@ -77,7 +81,7 @@ def _exported(
     name: str,
     float32: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """What torch's exporter makes of a module, for a model of this name."""
+    """Run torch's exporter on a module; ``name`` is the model's, for messages."""
     try:
         with _quiet(), _uncollected():
             program = torch.onnx.export(
@@ -92,8 +96,8 @@ def _exported(
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # the exporter's errors share no base class
-        # What the exporter itself says is advice to its developers; its first cause is about the module.
+    except Exception as error:  # the exporter's errors share no narrower base class
+        # The exporter's own messages are advice to its developers; the first cause is about the module.
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -107,7 +111,7 @@ def _exported(
 
 
 def _mark_float32(model: onnx.ModelProto, ends: Collection[str], name: str) -> None:
-    """Put the mark into the names of the nodes that these submodules made, which torch notes on each."""
+    """Mark the names of the nodes that come from these submodules; torch notes the submodule on each node."""
     marked: set[str] = set()
     for node in model.graph.node:
         notes = {item.key: item.value for item in node.metadata_props}
@@ -122,7 +126,7 @@ def _mark_float32(model: onnx.ModelProto, ends: Collection[str], name: str) -> N
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Drop what torch notes for debugging: it holds paths of this machine and changes the file's hash."""
+    """Drop torch's debugging notes, which hold paths of this machine and change the file's hash."""
     graph = model.graph
     model.producer_name, model.producer_version, model.doc_string, graph.doc_string = "vfx", "", "", ""
     for items in (graph.node, graph.input, graph.output, graph.value_info, graph.initializer):
@@ -134,7 +138,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _name_axes(model: onnx.ModelProto, spec: EngineSpec) -> None:
-    """Call each axis of the input and the outputs what the spec calls it, where the tracer made up a name."""
+    """Replace the tracer's made-up names of axes by those of the spec, in the input and the outputs."""
     names = {
         dim.dim_param: axis
         for dim, axis in zip(model.graph.input[0].type.tensor_type.shape.dim, spec.input.shape, strict=False)
@@ -176,7 +180,7 @@ def _check_axes(model: onnx.ModelProto, spec: EngineSpec) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter talks on stdout, in warnings and in logs about things nobody can act on."""
+    """Silence the exporter, whose prints, warnings and logs are about things that no user can act on."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -194,7 +198,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without looking for garbage: tracing keeps nearly all it makes, and the search takes 7 to 29% of it."""
+    """Turn off the garbage collector, which takes 7 to 29% of tracing, although nearly all objects stay."""
     collecting = gc.isenabled()
     gc.disable()
     try:

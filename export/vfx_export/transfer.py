@@ -1,4 +1,4 @@
-"""One connection of a download: from where a part ends to the end of the published file."""
+"""One connection of a download, from the end of a partial file to the end of the published file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from vfx_engines.errors import DownloadError
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and the bytes of the whole file, None where the server hides it."""
+"""Called with the bytes present and the bytes of the whole file (None if the server does not tell)."""
 
 ELSEWHERE = "a copy from elsewhere can be given with --checkpoint FILE"
 
@@ -28,7 +28,7 @@ _TIMEOUT_S = 30.0
 
 
 class BrokenConnectionError(Exception):
-    """The connection failed in a way that a new attempt may mend."""
+    """The connection failed in a way in which a new attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,9 @@ class Hash:
     """What a file's hash must begin with."""
 
     kind: str
+    """``sha256`` or ``git blob``."""
     digits: str
+    """The first hexadecimal digits, or all of them."""
 
 
 def _hasher(kind: str, size: int) -> hashlib._Hash:
@@ -46,12 +48,21 @@ def _hasher(kind: str, size: int) -> hashlib._Hash:
 
 
 def file_size(file: BinaryIO) -> int:
-    """Bytes in an open file, those still in its buffer counted; the position is then its end."""
+    """Size of an open file in bytes, with what is still in its buffer. Moves the position to the end."""
     return file.seek(0, os.SEEK_END)
 
 
 def hash_file(file: BinaryIO, kind: str, size: int) -> hashlib._Hash:
-    """The hash of what ``file`` holds, for a whole of ``size`` bytes; the position is then its end."""
+    """Hash the content of an open file. Moves the position to the end.
+
+    Args:
+        file: opened for reading.
+        kind: see `Hash`.
+        size: bytes of the whole file, of which ``file`` may be the beginning; git hashes the size too.
+
+    Returns:
+        The hash object, to which the rest of the file can be added.
+    """
     digest = _hasher(kind, size)
     file.seek(0)
     while chunk := file.read(_CHUNK):
@@ -60,20 +71,27 @@ def hash_file(file: BinaryIO, kind: str, size: int) -> hashlib._Hash:
 
 
 def attempt(url: str, part: Path, file: BinaryIO, expected: Hash | None, progress: Progress) -> str:
-    """One connection, from where the part ends to the end of the file.
+    """Download over one connection, from the end of the partial file to the end of the published file.
+
+    Args:
+        url: where the published file is.
+        part: path of the partial file.
+        file: the partial file, open for reading and writing.
+        expected: hash of the whole file; None if it is not known.
+        progress: called as data arrives.
 
     Returns:
-        The hash of the whole file, or nothing where none is expected.
+        The hash of the whole file in hexadecimal; empty if none is expected.
 
     Raises:
-        BrokenConnectionError: the connection ended early; the part keeps what came.
-        DownloadError: another attempt would end the same way.
+        BrokenConnectionError: the connection ended early; ``file`` keeps what arrived.
+        DownloadError: another attempt would end in the same way.
     """
     have = file_size(file)
     headers = {"User-Agent": "vfx"}
     validator = validator_path(part)
     known = validator.read_text("ascii") if have and validator.is_file() else ""
-    # Without a hash only the server can say that a part is still of its file.
+    # Without a hash, only the server can tell whether the partial file belongs to its present file.
     if have and (known or expected is not None):
         headers["Range"] = f"bytes={have}-"
         if known:
@@ -87,7 +105,7 @@ def attempt(url: str, part: Path, file: BinaryIO, expected: Hash | None, progres
         if start == 0:
             _note_validator(response, validator)
         kind = expected.kind if expected else ""
-        # git hashes the length first: where it is not known, the file is hashed when it is whole.
+        # git hashes the length first. If it is not known, the file is hashed once it is complete.
         streaming = expected is not None and (kind == "sha256" or total is not None)
         digest = hash_file(file, kind, total or 0) if streaming else None
         done = file_size(file)
@@ -120,7 +138,7 @@ def _open(url: str, headers: dict[str, str], restart: Callable[[], None]) -> htt
         if error.code == 416 and "Range" in headers:
             restart()
             raise BrokenConnectionError("the server's file ends before the part does") from None
-        # Not error.reason, which may quote a redirect with its secrets.
+        # Not error.reason, which may quote a redirect's URL with its secrets.
         what = f"HTTP {error.code} {http.client.responses.get(error.code, '')}".rstrip()
         if error.code in (408, 425, 429, 500, 502, 503, 504):
             raise BrokenConnectionError(what) from None
@@ -145,7 +163,7 @@ def _open(url: str, headers: dict[str, str], restart: Callable[[], None]) -> htt
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int | None, int]:
-    """The size of the whole file, None where it is not told, and the position this response starts at."""
+    """Size of the whole file (None: not told), and the position where this response starts (-1: not told)."""
     if response.status == 206:
         told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         if told is None:
@@ -157,20 +175,20 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int | None, int]:
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
-        # read1 gives what is there; read would lose it when the connection breaks within a chunk.
+        # read1 returns what has arrived; read would lose it if the connection breaks within a chunk.
         return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
         raise BrokenConnectionError(f"the connection broke: {_reason(error)}") from None
 
 
 def validator_path(part: Path) -> Path:
-    """Beside a part: what the server calls the version of the file that the part is of."""
+    """Path of a file beside a partial file, with the server's name (ETag or date) for the file's version."""
     return part.with_name(f"{part.name}.etag")
 
 
 def _note_validator(response: http.client.HTTPResponse, path: Path) -> None:
     etag = response.headers.get("ETag", "")
-    # A weak ETag says that two files mean the same, not that their bytes are.
+    # A weak ETag says that two files are equivalent, not that their bytes are the same.
     validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
     if validator and validator.isascii() and validator.isprintable():
         path.write_text(validator, "ascii")
@@ -179,7 +197,7 @@ def _note_validator(response: http.client.HTTPResponse, path: Path) -> None:
 
 
 def restart_part(part: Path, file: BinaryIO) -> None:
-    """Empty a part, and forget what it was of."""
+    """Empty a partial file, and forget which version of the published file it belonged to."""
     validator_path(part).unlink(missing_ok=True)
     if file_size(file):
         file.seek(0)
@@ -192,7 +210,7 @@ def _reason(error: object) -> str:
 
 
 def shown_url(url: str) -> str:
-    """The URL without the parts that may hold secrets, on one line."""
+    """The URL on one line, without user name, password, query and fragment, which may hold secrets."""
     split = urlsplit(url)
     text = split._replace(netloc=split.netloc.rpartition("@")[2], query="", fragment="").geturl()
     return text if text.isprintable() else repr(text)

@@ -1,4 +1,4 @@
-"""The configuration that Triton reads beside a model: ``config.pbtxt``, protobuf's text format."""
+"""The configuration that Triton reads beside a model, ``config.pbtxt``, in protobuf's text format."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ from vfx_engines.triton.served import dimensions, spec_parameter
 from vfx_engines.triton.tensors import DATATYPES
 
 QUEUE_DELAY = 5000
-"""Microseconds that a request may wait for others to share its call: little beside what a window takes."""
+"""Microseconds that a request may wait for others to share its call: little beside computing a window."""
 
 _WARM_UP_SIZE = 256
-"""Pixels of an axis that the video decides: the sample needs some size."""
+"""Size, in warm-up requests, of axes that otherwise depend on the video."""
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Where Triton finds a model, and how it is to run it."""
+    """Where Triton finds a model, and how it should run it."""
 
     repository: Path
     batches: tuple[tuple[int, int, int], ...] = ((1, 8, 8),)
-    """The fewest windows in a call, what it is tuned for, the most; once for each optimisation profile."""
+    """Windows per call, for each optimisation profile: the fewest, the number it is tuned for, the most."""
     kind: str = "cpu"
     """``cpu`` or ``gpu``."""
     instances: int = 1
-    """Copies of the model, on each GPU."""
+    """Copies of the model; with ``gpu``, on each GPU."""
 
 
 def parse_instances(text: str | None, plan: bool) -> tuple[str, int]:
-    """``gpu``, ``cpu:2``; None for where vfx-run would run such a file.
+    """Kind and number of instances, from a value of ``--instances``.
+
+    Args:
+        text: such as ``gpu`` or ``cpu:2``; None takes one on a GPU for a plan, and one on a CPU for ONNX.
+        plan: whether the model is a TensorRT plan.
 
     Raises:
-        UsageError: none of these, or a plan on a CPU.
+        UsageError: the text is none of these, or asks for a plan on a CPU.
     """
     found = re.fullmatch(r"(cpu|gpu)(?::([1-9]\d?))?", text or ("gpu" if plan else "cpu"))
     if found is None:
@@ -48,14 +52,14 @@ def parse_instances(text: str | None, plan: bool) -> tuple[str, int]:
 
 
 def config_text(name: str, version: int, spec: EngineSpec, serving: Serving, kept: Iterable[str] = ()) -> str:
-    """The configuration of a model.
+    """The configuration of a model, in protobuf's text format.
 
     Args:
-        name: of the model and its folder.
-        version: whose spec this is.
-        spec: of the file.
-        serving: how to run it.
-        kept: lines of an older configuration, see `spec_lines`.
+        name: name of the model and of its folder.
+        version: the version that ``spec`` belongs to.
+        spec: spec of the engine.
+        serving: how Triton should run it.
+        kept: specs of other versions, as lines of an older configuration; see `spec_lines`.
     """
     plan = spec.plan is not None
     most = max(batch[2] for batch in serving.batches)
@@ -90,13 +94,13 @@ def config_text(name: str, version: int, spec: EngineSpec, serving: Serving, kep
 
 
 def spec_lines(config: str) -> dict[int, str]:
-    """The specs of versions in a configuration that vfx wrote: a line for each version."""
+    """Version -> the line with its spec, from a configuration that vfx wrote."""
     pattern = r'^parameters \{ key: "vfx_(\d{1,18})" value \{ string_value: "(?:[^"\\\n]|\\.)*" \} \}$'
     return {int(found[1]): found[0] for found in re.finditer(pattern, config, re.MULTILINE)}
 
 
 def label_files(spec: EngineSpec) -> Mapping[str, str]:
-    """Names and contents of the label files: a class a line, in the order of the logits."""
+    """Name -> content of the label files, with one class per line, in the order of the logits."""
     return {
         _label_file(output): "".join(f"{' '.join(label.split())}\n" for label in output.labels)
         for output in spec.outputs
@@ -119,7 +123,7 @@ def _tensor(dtype: str, shape: tuple[int | str, ...]) -> list[str]:
 
 
 def _warm_up(spec: EngineSpec, batches: Iterable[int]) -> str:
-    """A call of each size that is common: the first ones allocate, choose kernels and record CUDA graphs."""
+    """Warm-up calls of each common size: first calls allocate, choose kernels and record CUDA graphs."""
     shape = tuple(axis if isinstance(axis, int) else _WARM_UP_SIZE for axis in spec.input.shape[1:])
     value = " ".join(_tensor(spec.input.dtype, shape))
     pixels = f"inputs {{ key: {_quoted(spec.input.name)} value {{ {value} random_data: true }} }}"
@@ -132,7 +136,7 @@ def _tuning(spec: EngineSpec, serving: Serving) -> list[str]:
     if spec.plan is not None:
         return ["optimization { cuda { graphs: true } }"]
     if serving.kind == "gpu":
-        # As vfx-run has it: all algorithms of a convolution are tried, once for each shape.
+        # As in vfx-run: all algorithms of a convolution are tried, once for each shape.
         return [_parameter("cudnn_conv_algo_search", "0")]
     return []
 
@@ -150,7 +154,7 @@ def _block(name: str, lines: Iterable[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string of the text format, on one line; octal escapes, since it knows those of C alone."""
+    """A quoted string of the text format, on one line; escapes are octal, as the format only has C's."""
     escaped = "".join(
         f"\\{char}" if char in '"\\' else char if char >= " " and char != "\x7f" else f"\\{ord(char):03o}"
         for char in text

@@ -1,8 +1,8 @@
 """A model repository as Triton reads it: ``<model>/config.pbtxt`` and ``<model>/<version>/model.onnx``.
 
-A server may look at any moment. So a version's folder is filled under a hidden name, which Triton passes
-over, and renamed at the end; before that the configuration is replaced, which holds the specs of the versions
-that are there and of the one that comes. Whatever a server sees, each version has its own spec.
+A server may read the repository at any moment. So a version's folder is filled under a hidden name, which
+Triton ignores, and renamed at the end. Just before, the configuration is replaced by one with the specs of
+the existing versions and of the new one. So whatever a server sees, each version has its own spec.
 """
 
 from __future__ import annotations
@@ -22,25 +22,32 @@ CONFIG = "config.pbtxt"
 
 
 class NewVersion:
-    """A version that is being made.
+    """A version of a model that is being written.
 
     Args:
         model: folder of the model.
-        staged: the hidden folder that becomes the version's.
+        staged: the hidden folder that becomes the version's folder.
     """
 
     def __init__(self, model: Path, staged: Path) -> None:
         self._model, self._staged = model, staged
 
     def file(self, kind: str) -> Path:
-        """Where the engine is to be written: ``model.onnx`` or ``model.plan``, as Triton looks for it."""
+        """Path to write the engine to: ``model.onnx`` or ``model.plan``, the names that Triton expects."""
         return self._staged / f"model.{kind}"
 
     def publish(self, spec: EngineSpec, serving: Serving) -> Path:
-        """Give the version its number and its spec; its folder.
+        """Give the version the next number, and put its spec into the configuration.
+
+        Args:
+            spec: spec of the engine in the staged folder.
+            serving: how Triton should run it.
+
+        Returns:
+            The version's folder.
 
         Raises:
-            OSError: as it comes.
+            OSError: the repository cannot be written.
         """
         there = _versions(self._model)
         number = max(there, default=0) + 1
@@ -65,11 +72,15 @@ class NewVersion:
 
 @contextmanager
 def new_version(repository: Path, name: str) -> Iterator[NewVersion]:
-    """A folder for the next version of a model; what was not published leaves nothing.
+    """A folder for the next version of a model. If it is not published, nothing is left of it.
+
+    Args:
+        repository: folder of the repository, created if necessary.
+        name: name of the model.
 
     Raises:
         UsageError: the repository is a file.
-        OutputError: it cannot be written to.
+        OutputError: the repository cannot be written.
     """
     if repository.exists() and not repository.is_dir():
         raise UsageError(f"--triton {shown(repository)}: this is a file, expected a folder")
@@ -87,7 +98,7 @@ def new_version(repository: Path, name: str) -> Iterator[NewVersion]:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         for folder in made:
-            with suppress(OSError):  # not empty: published
+            with suppress(OSError):  # not empty, because something was published
                 folder.rmdir()
 
 

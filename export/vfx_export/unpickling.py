@@ -1,7 +1,8 @@
-"""What pickles from strangers have in common: small ones that would take all memory, all time or the process.
+"""Protection against small malicious pickles that would exhaust memory or time, or crash the process.
 
-C code has no bounds on two things. A memo is made as long as an opcode says; and a key of tuples in tuples is
-hashed to its depth, past the end of the stack, and as often as its parts are named.
+Python's C code lacks two limits. A memo is allocated with any length that an opcode names. And a key of
+nested tuples is hashed to any depth, beyond the end of the stack, and each part as often as the pickle refers
+to it.
 """
 
 from __future__ import annotations
@@ -13,36 +14,36 @@ from typing import IO, Any, ClassVar
 
 _DEEPEST = 100
 _LARGEST = 100_000
-"""Of a tuple, in levels and in parts: those of real files have a handful."""
+"""Limits of a tuple, in levels and in parts; tuples in real files have a handful of each."""
 
-_PurePython: Any = pickle._Unpickler  # what Python runs where it has no C
+_PurePython: Any = pickle._Unpickler  # the unpickler written in Python, used where the C version is missing
 
 
-class PlainUnpickler(_PurePython):  # type: ignore[misc]  # of no type, see above
-    """Python's own unpickler in Python, with keys that are texts and numbers, and without sets.
+class PlainUnpickler(_PurePython):  # type: ignore[misc]  # typed as Any, see above
+    """Python's unpickler written in Python, which only accepts texts and numbers as keys, and no sets.
 
-    Slower for an opcode, of which checkpoints have some for each array, and as fast for what an array holds.
+    It is slower for each opcode, of which checkpoints have a few per array, but not for the arrays' bytes.
     """
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_PurePython.dispatch)
 
     def load_setitem(self) -> None:
-        """As Python's, for keys that are plain."""
+        """As in Python, for plain keys only."""
         _check_keys(self.stack[-2:-1])
         super().load_setitem()
 
     def load_setitems(self) -> None:
-        """As Python's, for keys that are plain."""
+        """As in Python, for plain keys only."""
         _check_keys(self.stack[::2])
         super().load_setitems()
 
     def load_dict(self) -> None:
-        """As Python's, for keys that are plain."""
+        """As in Python, for plain keys only."""
         _check_keys(self.stack[::2])
         super().load_dict()
 
     def load_additems(self) -> None:
-        """Nothing is in a set."""
+        """Refuse sets and frozensets with a ``ValueError``."""
         raise ValueError("a set")
 
     dispatch[pickle.SETITEM[0]] = load_setitem
@@ -62,15 +63,15 @@ _PLAIN = (0, 1)
 
 
 def refuse_deep_tuples(file: IO[bytes]) -> None:
-    """Look through a pickle for tuples that another unpickler could not hash; nothing is made of it.
+    """Scan a pickle for nested tuples that an unpickler in C could not hash. Nothing is unpickled.
 
-    Ends in silence where it is damaged: so does whoever unpickles it, with an error.
+    A damaged pickle ends the scan without an error: unpickling it raises one anyway.
 
     Args:
-        file: one that can be asked where it is, which pickletools does.
+        file: the pickle, from its current position; seekable, since pickletools asks for the position.
 
     Raises:
-        ValueError: tuples lie deeper in tuples, or are more, than in any real file.
+        ValueError: a tuple has more levels or parts than in any real file.
     """
     stack: list[tuple[int, int]] = []
     memo: dict[object, tuple[int, int]] = {}
@@ -108,7 +109,7 @@ class _DeepError(Exception):
 
 
 def _taken(stack: list[tuple[int, int]], code: pickletools.OpcodeInfo) -> list[tuple[int, int]]:
-    """What an opcode takes from the stack, the mark and what lies above it included."""
+    """Pop what an opcode takes from the stack; if it takes a mark, everything above that too."""
     before = code.stack_before
     if pickletools.markobject in before:
         at = len(stack) - 1 - stack[::-1].index(_MARK)

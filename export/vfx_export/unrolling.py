@@ -1,7 +1,8 @@
-"""Rounds that a network computes again and again: traced once, and unrolled in the graph.
+"""Rounds that a network repeats: traced once, and unrolled in the graph.
 
-Of 20 rounds of RAFT torch makes the same nodes as of one, in 20 times as long. So `repeated` lets only one be
-traced, between two marks, and `unrolled` copies what stands between them. All rounds read the same weights.
+Tracing 20 rounds of RAFT takes 20 times as long as one, for the same nodes 20 times. So `repeated` has one
+round traced, between two marks, and `unrolled` makes copies of what is between the marks. All copies share
+the weights.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ _DOMAIN = "vfx"
 _FIRST, _LAST = "FirstOfRound", "LastOfRound"
 
 Carried = tuple[Tensor, ...]
-"""What a round takes from the one before, of the same shapes and dtypes as it gives."""
+"""What one round hands to the next. Shapes and dtypes are the same in every round."""
 
 
 def repeated(times: int, round_: Callable[..., Carried], start: Carried) -> Carried:
-    """What ``times`` rounds make of ``start``; a graph must go through `unrolled` after it was traced.
+    """Apply a round several times. A graph traced from this must then go through `unrolled`.
 
     Args:
-        times: one or more.
-        round_: from what is carried to what is carried; rounds do not hold others.
-        start: for the first round.
+        times: number of rounds, 1 or more.
+        round_: from what the last round handed on to what this one hands on; it must not call `repeated`.
+        start: what the first round takes.
+
+    Returns:
+        What the last round hands on.
     """
     if torch.compiler.is_exporting():
         return _marked(_LAST, round_(*_marked(_FIRST, start, times)), times)
@@ -38,7 +42,7 @@ def repeated(times: int, round_: Callable[..., Carried], start: Carried) -> Carr
 
 
 def _marked(kind: str, tensors: Carried, times: int) -> Carried:
-    """The same tensors, behind a node of that kind in the graph."""
+    """The same tensors, passed through a marking node of that kind in the graph."""
     marked = symbolic_multi_out(
         f"{_DOMAIN}::{kind}",
         tensors,
@@ -51,10 +55,10 @@ def _marked(kind: str, tensors: Carried, times: int) -> Carried:
 
 
 def unrolled(model: onnx.ModelProto) -> None:
-    """Put copies of each marked round into the graph, where there are any.
+    """Replace each marked round in the model's graph by its copies, in place.
 
     Raises:
-        ExportError: rounds hold others.
+        ExportError: a marked round contains another one.
     """
     graph = model.graph
     results = [value.name for value in graph.output]
@@ -71,7 +75,10 @@ def _is_mark(node: onnx.NodeProto) -> bool:
 
 
 def _without_first_mark(nodes: list[onnx.NodeProto], results: list[str]) -> list[onnx.NodeProto]:
-    """The nodes of a graph with the first of its repeated rounds copied, each copy with names of its own."""
+    """The nodes of a graph after unrolling the first of its marked rounds.
+
+    Each copy has names of its own. Nodes of a round that do not depend on what it takes are not copied.
+    """
     begin, end = [i for i, node in enumerate(nodes) if _is_mark(node)][:2]
     first, last = nodes[begin], nodes[end]
     if (first.op_type, last.op_type) != (_FIRST, _LAST):

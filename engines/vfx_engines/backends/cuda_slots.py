@@ -1,9 +1,9 @@
-"""The slots of an engine on a CUDA device: what each owns, and the order of the work on it.
+"""The slots of an engine on a CUDA device: what each owns, and in which order its work is done.
 
-A slot has page-locked host memory for its input and outputs, device memory for both, and a stream. Its
-work is three steps in order: copy in, compute, copy out. Different slots are on different streams, so the
-copies of one overlap the computing of another. An executor that owns a single stream (ONNX Runtime) gives
-it, and events hand each slot over to it and back.
+A slot has page-locked host memory and device memory for its input and outputs, and a stream. Its work has
+three steps: copy in, compute, copy out. Slots are on different streams, so the copies of one overlap with the
+computation of another. If an executor can compute on a single stream only (ONNX Runtime), events pass each
+slot to that stream and back.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from vfx_engines.engine import Array, DeviceInput
 from vfx_engines.spec import EngineSpec
 
 Enqueue = Callable[[int, int, int], None]
-"""Puts the computing of (slot, count) on the stream given third."""
+"""Called with slot, count and stream: enqueues the computation of the slot's first ``count`` rows."""
 
 _Run = tuple[int, bool]
-"""Rows, and whether the input is on the device already."""
+"""Number of rows, and whether the input is on the device already."""
 
 
 @dataclass(slots=True)
@@ -35,10 +35,12 @@ class _Slot:
     input: int
     """Device address."""
     outputs: list[int]
+    """Device addresses, in the spec's order."""
     host_input: Array
     host_outputs: list[Array]
     last: _Run | None = None
-    """What ran last: what runs first in another way may allocate, and cannot be captured."""
+    """The last run. Only a repeated run is captured: the first one of its kind may allocate, which a graph
+    cannot contain."""
     graphs: dict[_Run, int] = field(default_factory=dict)
 
 
@@ -47,12 +49,13 @@ class CudaSlots:
 
     Args:
         cuda: the device.
-        spec: of the engine.
+        spec: spec of the engine, every axis but the batch with a size.
         batch: rows of a slot.
-        slots: how many, two or more.
-        enqueue: the executor.
-        compute_stream: the one stream on which the executor works; None gives each slot its own.
-        graphs: capture a slot's work once it has run, and launch it as one from then on.
+        slots: number of slots.
+        enqueue: starts the executor.
+        compute_stream: the single stream on which the executor works; None lets it work on each slot's own.
+        graphs: capture the work of a slot as a CUDA graph once it has run, and launch the graph from then on.
+            Ignored if there is a ``compute_stream``.
 
     Raises:
         OutOfDeviceMemory: the buffers do not fit.
@@ -88,7 +91,7 @@ class CudaSlots:
 
     @property
     def buffers(self) -> Sequence[Array]:
-        """The page-locked input of each slot."""
+        """Page-locked input buffer of each slot, ``[batch, *input.shape[1:]]`` of the spec's dtype."""
         return [slot.host_input for slot in self._slots]
 
     def addresses(self, slot: int) -> tuple[int, list[int]]:
@@ -96,7 +99,7 @@ class CudaSlots:
         return self._slots[slot].input, self._slots[slot].outputs
 
     def stream(self, slot: int) -> int:
-        """The stream of a slot."""
+        """Handle of a slot's stream."""
         return self._slots[slot].stream
 
     def device_input(self, slot: int) -> DeviceInput:
@@ -104,7 +107,7 @@ class CudaSlots:
         return DeviceInput(self._slots[slot].input, self._slots[slot].stream)
 
     def start(self, slot: int, count: int, on_device: bool = False) -> None:
-        """See `vfx_engines.engine.Backend.start`; ``on_device`` leaves the copy in out."""
+        """See `vfx_engines.engine.Backend.start`; ``on_device`` skips the copy of the input."""
         self._cuda.activate()
         item, run = self._slots[slot], (count, on_device)
         graph = item.graphs.get(run)
@@ -125,7 +128,7 @@ class CudaSlots:
         return item.host_outputs
 
     def close(self) -> None:
-        """Give everything back, once what is in flight is done."""
+        """Wait for what is in flight, then release everything."""
         self._cuda.activate()
         for slot in self._slots:
             self._cuda.synchronize(slot.stream)
@@ -133,7 +136,7 @@ class CudaSlots:
         self._slots = []
 
     def _put(self, slot: int, run: _Run) -> None:
-        """The three steps, on the slot's stream."""
+        """Enqueue the three steps of a slot."""
         cuda, item = self._cuda, self._slots[slot]
         count, on_device = run
         if not on_device:
@@ -150,7 +153,7 @@ class CudaSlots:
             cuda.copy_out(host[:count], address, item.stream)
 
     def _capture(self, slot: int, run: _Run) -> int | None:
-        """The slot's work as a graph; None, from now on for all slots, where it cannot be captured."""
+        """The slot's work as a graph. If it cannot be captured: None, and no slot tries again."""
         item = self._slots[slot]
         try:
             self._cuda.begin_capture(item.stream)

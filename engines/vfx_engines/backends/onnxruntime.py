@@ -1,4 +1,4 @@
-"""ONNX on a CPU through ONNX Runtime: for machines and graphs that OpenVINO does not take."""
+"""ONNX on a CPU through ONNX Runtime, for machines and graphs that OpenVINO does not support."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class OnnxRuntimeBackend:
 
     Args:
         path: an ONNX file.
-        spec: of that file.
-        precision: bf16 graphs run in float32 here, which is more exact and said in ``name``.
+        spec: spec of that file, every axis but the batch with a size.
+        precision: bf16 graphs run in float32 here, which is more exact; ``name`` says so.
         batch: rows of a slot.
         threads: cores to use.
 
@@ -40,16 +40,16 @@ class OnnxRuntimeBackend:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        # Spinning threads would take the cores from decoding between two batches.
+        # Between two batches, spinning threads would take the cores away from decoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 path,
                 options,
                 providers=["CPUExecutionProvider"],
-                enable_fallback=False,  # to the same provider, and said on stdout
+                enable_fallback=False,  # it would fall back to the same provider, and print to stdout
             )
-        except Exception as error:  # its exceptions share no base class but this one
+        except Exception as error:  # ONNX Runtime's exceptions share no narrower base class
             said = reason(str(error).replace(f"Load model from {path} failed:", ""))
             raise EngineError(f"{shown(path)}: ONNX Runtime cannot load it: {said}") from None
         self.precision: Precision = "fp32" if precision == "bf16" else precision
@@ -60,22 +60,22 @@ class OnnxRuntimeBackend:
         self.buffers = [np.zeros(shape, spec.input.dtype) for _ in range(_SLOTS)]
         self._input = spec.input.name
         self._outputs = [output.name for output in spec.outputs]
-        # One at a time: the session itself uses all cores.
+        # One run at a time, because the session itself uses all cores.
         self._worker = ThreadPoolExecutor(1, "onnxruntime")
         self._running: list[Future[Sequence[Array]] | None] = [None] * _SLOTS
 
     def start(self, slot: int, count: int) -> None:
-        """Queue the first ``count`` rows: the batch axis is dynamic, so none is wasted."""
+        """Queue the first ``count`` rows only, since the batch axis is dynamic."""
         feed = {self._input: self.buffers[slot][:count]}
         self._running[slot] = self._worker.submit(self._session.run, self._outputs, feed)
 
     def wait(self, slot: int) -> Sequence[Array]:
-        """The arrays that ONNX Runtime made."""
+        """The arrays that ONNX Runtime allocated for the outputs."""
         future, self._running[slot] = self._running[slot], None
         assert future is not None, "Engine waits only for what it started"
         try:
             return future.result()
-        except Exception as error:  # as above
+        except Exception as error:  # see above
             raise EngineError(f"ONNX Runtime failed: {reason(error)}") from None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""ONNX on a CUDA device through ONNX Runtime: on the slots' own buffers, and on a stream of ours."""
+"""ONNX on a CUDA device through ONNX Runtime, which works in the slots' own buffers and on our stream."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vfx_engines.errors import EngineError, UsageError, reason, shown
 from vfx_engines.spec import EngineSpec, Precision
 
 SLOTS = 3
+"""One is filled, one copied in, one computed."""
 
 _PROVIDER = "CUDAExecutionProvider"
 _GET = "pip install onnxruntime-gpu (in place of onnxruntime: both install the same package)"
@@ -25,14 +26,14 @@ class OnnxRuntimeCudaBackend:
 
     Args:
         path: an ONNX file.
-        spec: of that file.
-        cuda: the device; closed with this.
-        index: of the device.
+        spec: spec of that file, every axis but the batch with a size.
+        cuda: the device; closed with the backend.
+        index: number of the device.
         batch: rows of a slot.
 
     Raises:
         UsageError: ONNX Runtime is not installed, or not its build for CUDA.
-        EngineError: it cannot load the graph.
+        EngineError: ONNX Runtime cannot load the graph.
         OutOfDeviceMemory: the device has too little memory for this batch.
     """
 
@@ -52,20 +53,20 @@ class OnnxRuntimeCudaBackend:
             "device_id": str(index),
             "user_compute_stream": str(self._stream),
             "cudnn_conv_algo_search": "EXHAUSTIVE",
-            "use_tf32": "0",  # a file of float32 is computed in float32
+            "use_tf32": "0",  # float32 files are computed in float32
         }
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 path, options, providers=[(_PROVIDER, settings)], enable_fallback=False
             )
-        except Exception as error:  # its exceptions share no base class but this one
+        except Exception as error:  # ONNX Runtime's exceptions share no narrower base class
             cuda.close_stream(self._stream)
             raise _failed(f"{shown(path)}: ONNX Runtime cannot load it", error) from None
         if self._session.get_providers()[0] != _PROVIDER:
             cuda.close_stream(self._stream)
             raise EngineError(f"{shown(path)}: ONNX Runtime loaded it, but not for CUDA: see its log: {_GET}")
         self._options = onnxruntime.RunOptions()
-        # Whoever collects the slot waits for it, not whoever submits it.
+        # The thread that collects a slot waits for it, not the thread that submits it.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._bindings: dict[tuple[int, int], Any] = {}
         try:
@@ -74,7 +75,7 @@ class OnnxRuntimeCudaBackend:
             cuda.close_stream(self._stream)
             raise
         try:
-            # The first run allocates, and tries out convolutions.
+            # The first run allocates memory and tries out convolution algorithms.
             self.start(0, batch)
             self.wait(0)
         except BaseException:
@@ -105,7 +106,7 @@ class OnnxRuntimeCudaBackend:
         return self._slots.wait(slot)
 
     def close(self) -> None:
-        """The session before the stream that it works on, the device last."""
+        """Close the session before the stream that it works on, and the device last."""
         self._release()
         self.cuda.close()
 
@@ -121,11 +122,11 @@ class OnnxRuntimeCudaBackend:
             binding = self._bindings[slot, count] = self._bound(slot, count)
         try:
             self._session.run_with_iobinding(binding, self._options)
-        except Exception as error:  # as above
+        except Exception as error:  # see above
             raise _failed("ONNX Runtime failed", error) from None
 
     def _bound(self, slot: int, count: int) -> Any:
-        """The tensors of the first ``count`` rows of a slot, where they lie on the device."""
+        """An I/O binding of the first ``count`` rows of a slot, at their device addresses."""
         spec, binding = self._spec, self._session.io_binding()
         source, targets = self._slots.addresses(slot)
         shape = (count, *spec.input.shape[1:])

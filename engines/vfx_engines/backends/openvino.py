@@ -1,4 +1,4 @@
-"""ONNX on a CPU through OpenVINO: a stream of one thread per core, and none waits for another."""
+"""ONNX on a CPU through OpenVINO, on small machines with one stream per core, so that no core waits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vfx_engines.onnx_file import FLOAT32_NODE
 from vfx_engines.spec import EngineSpec, Precision
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
-"""FP16 is the storage of its tensors: on a CPU they are computed in float32."""
+"""OpenVINO's precision for each of ours. With fp16, tensors are half, but a CPU computes in float32."""
 
 _KEPT = "DisablePrecisionConversion"
-# Python cannot make the attribute that keeps a node's precision. It can read it from a model, and pass it on.
+# Python cannot create the attribute that keeps a node's precision, but can read it from a model and copy it.
 _KEEPING = f"""<?xml version="1.0"?><net name="keeping" version="11"><layers>
 <layer id="0" name="x" type="Parameter" version="opset1"><data shape="1" element_type="f32"/>
 <output><port id="0" precision="FP32"><dim>1</dim></port></output></layer>
@@ -37,8 +37,9 @@ class OpenVinoBackend:
 
     Args:
         path: an ONNX file.
-        spec: of that file.
-        precision: to compute in. OpenVINO's own default would lower it without a word.
+        spec: spec of that file, every axis but the batch with a size.
+        precision: precision to compute in, always set, because OpenVINO's default silently lowers it. bf16
+            becomes fp32, and ``name`` says why, if the CPU or this version of OpenVINO lacks what it needs.
         batch: rows of a slot.
         threads: cores to use.
 
@@ -60,8 +61,8 @@ class OpenVinoBackend:
             self.precision: Precision = "fp32" if lacking else precision
             self._model = core.compile_model(model, "CPU", settings(self.precision, streams, threads))
             self._requests = [self._model.create_infer_request() for _ in range(streams + 1)]
-        except Exception as error:  # RuntimeError, or UnicodeDecodeError where its message quotes damage
-            # The last line: those before it say where in OpenVINO's own source.
+        except Exception as error:  # RuntimeError, or UnicodeDecodeError if its message quotes damaged bytes
+            # The last line, because those before it name places in OpenVINO's own source.
             raise EngineError(f"{shown(path)}: OpenVINO cannot compile it: {reason(error, -1)}") from None
         version = ".".join(ov.__version__.split("-")[0].split(".")[:2])
         said = f"{self.precision}, {lacking}" if lacking else precision
@@ -72,7 +73,7 @@ class OpenVinoBackend:
         self._outputs = [output.name for output in spec.outputs]
 
     def start(self, slot: int, count: int) -> None:
-        """Run the whole batch: rows beyond ``count`` are what was there, and nobody reads them."""
+        """Compute the whole batch: rows beyond ``count`` hold old data, and their results are not read."""
         self._requests[slot].start_async()
 
     def wait(self, slot: int) -> Sequence[Array]:
@@ -92,7 +93,10 @@ class OpenVinoBackend:
 
 
 def _lacking_for_bf16(core: ov.Core, model: ov.Model) -> str:
-    """Why a model cannot run in bf16; nothing where it can, its nodes that are named for it kept float32."""
+    """Why a model cannot run in bf16; empty if it can.
+
+    Nodes whose names begin with `FLOAT32_NODE` are then marked to stay float32.
+    """
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return "this CPU has no bf16"
     kept = [node for node in model.get_ops() if node.get_friendly_name().startswith(FLOAT32_NODE)]
@@ -101,7 +105,7 @@ def _lacking_for_bf16(core: ov.Core, model: ov.Model) -> str:
     nodes = core.read_model(_KEEPING.encode(), b"").get_ops()
     (keeping,) = (node.get_rt_info() for node in nodes if node.get_friendly_name() == "y")
     key = f"{_KEPT}_0"
-    # Versions that do not know an attribute drop it and say nothing, and would compute all of it in bf16.
+    # Versions that do not know the attribute silently drop it, and would compute these nodes in bf16.
     if key not in keeping:
         return "parts of it stay float32, which takes OpenVINO 2026.3"
     for node in kept:
@@ -110,17 +114,24 @@ def _lacking_for_bf16(core: ov.Core, model: ov.Model) -> str:
 
 
 def settings(precision: Precision, streams: int, threads: int) -> dict[str, Any]:
-    """How a model is compiled: what `matrix_peak` runs is compiled as engines are."""
+    """OpenVINO's settings for compiling an engine, and for `vfx_engines.peak.matrix_peak`.
+
+    Args:
+        precision: precision to compute in.
+        streams: requests that are computed at the same time.
+        threads: cores to use, over all streams.
+    """
     return {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads,
-        # On all cores threads are tied to theirs: left free, two processes at once have spun for minutes in
-        # compile_model (2026.4). With fewer, each process would take the first ones.
+        # Threads are pinned if they take all cores: without that, two processes at once have spun for
+        # minutes in compile_model (2026.4). With fewer threads, pinning would put every process on the same
+        # first cores.
         "ENABLE_CPU_PINNING": threads >= available_cores(),
     }
 
 
 def _streams(threads: int) -> int:
-    """A stream per core on small machines; on large ones four cores share the memory of one stream."""
+    """A stream per core up to 4 cores; with more, about four cores share a stream and its memory."""
     return threads if threads <= 4 else max(4, threads // 4)

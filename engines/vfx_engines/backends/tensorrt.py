@@ -1,4 +1,4 @@
-"""A TensorRT plan on a CUDA device: a context and a stream per slot, CUDA graphs once a slot has run."""
+"""A TensorRT plan on a CUDA device: a context and a stream per slot, and CUDA graphs once a slot has run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vfx_engines.spec import EngineSpec, Precision
 from vfx_engines.tensorrt_api import LoadedPlan, PlanContext, TensorRt
 
 _Tensors = dict[str, tuple[str, str, tuple[int | str, ...]]]
-"""Name to mode, dtype and shape of a row."""
+"""Tensor's name to mode, dtype and shape without the batch."""
 
 SLOTS = 3
 """One is filled, one copied in, one computed."""
@@ -24,13 +24,14 @@ class TensorRtBackend:
 
     Args:
         path: the plan.
-        spec: from beside it.
-        library: full or lean.
-        cuda: the device; closed with this.
+        spec: spec of the plan, from the file beside it.
+        library: TensorRT, full or lean.
+        cuda: the device; closed with the backend.
         batch: rows of a slot; None takes the most that the plan allows.
 
     Raises:
-        EngineError: TensorRT refuses the plan, or it is not what the spec says.
+        EngineError: TensorRT refuses the plan, its tensors differ from the spec, or it does not allow
+            ``batch``.
         OutOfDeviceMemory: the buffers do not fit.
     """
 
@@ -65,7 +66,10 @@ class TensorRtBackend:
         self.name = f"{library.name}, {cuda.name}, {spec.precision}"
 
     def start(self, slot: int, count: int) -> None:
-        """A static plan runs whole: rows beyond ``count`` are what was there, and nobody reads them."""
+        """Compute ``count`` rows, or the fewest that the plan allows.
+
+        Rows beyond ``count`` hold old data, and their results are not read.
+        """
         self._slots.start(slot, max(count, self._least))
 
     def device_input(self, slot: int) -> DeviceInput:
@@ -73,7 +77,7 @@ class TensorRtBackend:
         return self._slots.device_input(slot)
 
     def start_on_device(self, slot: int, count: int) -> None:
-        """As `start`, without the copy in."""
+        """As `start`, without the copy of the input."""
         self._slots.start(slot, max(count, self._least), on_device=True)
 
     def wait(self, slot: int) -> Sequence[Array]:
@@ -81,7 +85,7 @@ class TensorRtBackend:
         return self._slots.wait(slot)
 
     def close(self) -> None:
-        """Contexts before the memory they point at, the device last."""
+        """Close the contexts before the memory that they point to, and the device last."""
         self._contexts = []
         self._slots.close()
         del self._plan
@@ -95,7 +99,7 @@ class TensorRtBackend:
         context.enqueue(stream)
 
     def _check(self, path: Path) -> None:
-        """The plan's tensors are those of the spec."""
+        """Refuse a plan whose tensors are not those of the spec."""
         spec, found = self._spec, self._plan.tensors()
         wanted: _Tensors = {spec.input.name: ("input", spec.input.dtype, spec.input.shape[1:])}
         for output in spec.outputs:

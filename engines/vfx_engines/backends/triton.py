@@ -1,4 +1,4 @@
-"""An engine of a server: each slot is a request in flight, tried again where the server is away or busy."""
+"""An engine on a server: each slot is a request in flight, retried if the server is away or busy."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class TritonBackend:
     """See `vfx_engines.engine.AbandoningBackend`.
 
     Args:
-        address: of the model.
-        spec: of the model, at one size.
-        model: what the server says of it.
-        server: connected; closed with this.
-        patient: of that server.
+        address: address of the model, which also says how many requests may be in flight.
+        spec: spec of the model, every axis but the batch with a size.
+        model: what the server says about the model.
+        server: the connection; closed with the backend.
+        patient: retries requests to that server.
         batch: rows of a slot.
 
     Raises:
-        UsageError: the server takes fewer rows in a request.
+        UsageError: the server takes fewer rows per request.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TritonBackend:
         self._address, self._spec, self._version = address, spec, model.version
         self._server, self._patient = server, patient
         self.precision: Precision = spec.precision
-        # Without the host: this stands in the features' files, which are the same wherever they are made.
+        # Without the host: the name is saved with the features, which do not depend on where they are made.
         self.name = f"{model.server}, {address.protocol}, version {model.version}, {spec.precision}"
         shape = [batch if i == 0 else int(axis) for i, axis in enumerate(spec.input.shape)]
         self.buffers = [np.zeros(shape, spec.input.dtype) for _ in range(address.requests)]
@@ -55,14 +55,14 @@ class TritonBackend:
         self._running: list[Future[Sequence[Array]] | None] = [None] * address.requests
 
     def start(self, slot: int, count: int) -> None:
-        """Send the first ``count`` rows; the server may run them with those of other requests."""
+        """Send the first ``count`` rows, which the server may batch with those of other requests."""
         rows = self.buffers[slot][:count]
         self._running[slot] = self._workers.submit(
             self._patient, lambda: self._server.infer(self._spec, self._version, rows)
         )
 
     def wait(self, slot: int) -> Sequence[Array]:
-        """The arrays of the answer."""
+        """The output arrays of the server's answer."""
         future, self._running[slot] = self._running[slot], None
         assert future is not None, "Engine waits only for what it started"
         try:
@@ -71,12 +71,12 @@ class TritonBackend:
             raise EngineError(f"{self._address}: given up, since the engine was closed") from None
 
     def abandon(self) -> None:
-        """End the requests in flight, and the pauses between tries."""
+        """Cancel the requests in flight, and the pauses between tries."""
         self._patient.end()
         self._server.cancel()
 
     def close(self) -> None:
-        """End the threads, then the connections."""
+        """Cancel everything, end the threads, then close the connections."""
         self.abandon()
         self._workers.shutdown(cancel_futures=True)
         self._server.close()

@@ -1,1 +1,1 @@
-"""An engine behind a port: Triton's protocol, which is KServe v2 with model configurations."""
+"""Engines on a Triton server, through its protocol: KServe v2, extended by model configurations."""

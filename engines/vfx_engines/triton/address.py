@@ -1,4 +1,4 @@
-"""``grpc://host:8001/model``: where a served engine is, and how patient a client of it is."""
+"""Addresses such as ``grpc://host:8001/model``: where a served engine is, and how patiently to ask it."""
 
 from __future__ import annotations
 
@@ -18,37 +18,40 @@ _FORM = "expected grpc://HOST[:8001]/MODEL or http://HOST[:8000]/MODEL"
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """A model of a server."""
+    """A model on a server, and how a client talks to it."""
 
     protocol: Protocol
     host: str
-    """With its port; an IPv6 address in brackets."""
+    """Host and port; an IPv6 address is in brackets."""
     model: str
     version: str | None = None
     """None takes the newest that the server has ready."""
     requests: int = 4
-    """In flight at once, each with a buffer of its own: 2 to 64."""
+    """Requests in flight at once, each with a buffer of its own: 2 to 64."""
     tries: int = 8
-    """Of a request, where the server is away or busy."""
+    """How often a request is tried if the server is away or busy: 1 to 999."""
     timeout: float = 120.0
-    """Seconds for one try."""
+    """Time limit of one try, in seconds."""
 
     def __str__(self) -> str:
         return f"{self.protocol}://{self.host}/{self.model}"
 
 
 def is_address(engine: str | os.PathLike[str]) -> bool:
-    """Whether this names a served engine, not a file. A ``Path`` of an address has one slash less."""
+    """Whether this is the address of a served engine rather than a file.
+
+    One slash after the scheme is enough, because a ``Path`` made from an address drops the other.
+    """
     return re.match(r"(grpc|http)s?:/", os.fspath(engine)) is not None
 
 
 def server_address(engine: str | os.PathLike[str]) -> ServerAddress:
-    """The address that ``engine`` is (`is_address`).
+    """Parse an address (see `is_address`).
 
-    After the model's name may stand settings: ``?version=2&requests=8&tries=3&timeout=30``.
+    Settings may follow the model's name: ``?version=2&requests=8&tries=3&timeout=30``.
 
     Raises:
-        UsageError: it has another form.
+        UsageError: the address is malformed, has an unknown setting, or asks for encryption (``https``).
     """
     scheme, _, rest = os.fspath(engine).partition(":")
     text = f"{scheme}://{rest.lstrip('/')}"

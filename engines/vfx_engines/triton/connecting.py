@@ -1,4 +1,4 @@
-"""From an address to a connection: which of the two ways, and what it needs."""
+"""From an address to a connection, over gRPC or HTTP."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from vfx_engines.triton.server import Server
 
 
 def connect(address: ServerAddress) -> Server:
-    """A server at an address; nothing is sent yet.
+    """The server at an address. Nothing is sent yet.
 
     Raises:
-        UsageError: the client library is missing.
+        UsageError: Triton's client library is not installed.
     """
     try:
         if address.protocol == "grpc":

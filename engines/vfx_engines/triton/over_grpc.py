@@ -1,4 +1,4 @@
-"""A server over gRPC, through `tritonclient`: one channel for all threads."""
+"""A server over gRPC, through `tritonclient`, with one channel for all threads."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from vfx_engines.triton.server import Question, TransientError
 from vfx_engines.triton.tensors import as_input, read_outputs, requested
 
 _TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED"}
-"""UNAVAILABLE is a server that is away, and one whose queue is full; CANCELLED one that shuts down."""
+"""Status codes worth another try. UNAVAILABLE means that the server is away or its queue is full, CANCELLED
+that it is shutting down."""
 
 _CHANNEL = [
-    # Windows are megabytes, and the default of 4 MiB is for small messages.
+    # No limits: windows take megabytes, and the default limit is 4 MiB.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # Left to itself the channel waits up to two minutes before it looks for a server that was away.
+    # By default, the channel waits up to two minutes before it tries to reach a server again.
     ("grpc.initial_reconnect_backoff_ms", 250),
     ("grpc.min_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # Not the channel that another engine of this process closes.
+    # Do not share a connection with other engines of this process, which would close it.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
@@ -72,7 +73,7 @@ class GrpcServer:
             answers.append((result, error))
             done.set()
 
-        # Not `infer`, which no other thread could end.
+        # Not the client's `infer`, which another thread could not cancel.
         call = self._client.async_infer(
             self._address.model,
             [as_input(client.InferInput, spec, rows)],

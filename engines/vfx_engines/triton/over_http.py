@@ -1,6 +1,6 @@
-"""A server over HTTP. `tritonclient` makes and reads the bodies; connections are the standard library's.
+"""A server over HTTP, with tritonclient's message bodies and the standard library's connections.
 
-Tritonclient's own go through gevent, whose connections belong to one thread and cannot be ended by another.
+Tritonclient's own connections use gevent: they belong to one thread and cannot be closed from another.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from vfx_engines.triton.server import Question, TransientError
 from vfx_engines.triton.tensors import as_input, read_outputs, requested
 
 _TRANSIENT = {408, 425, 429, 502, 503, 504}
+"""HTTP status codes worth another try."""
 _CONNECTING = 10.0
-"""Seconds, at most."""
+"""Time limit for opening a connection, in seconds."""
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 class HttpServer:
-    """See `vfx_engines.triton.server.Server`. Each thread that asks has a connection to itself."""
+    """See `vfx_engines.triton.server.Server`. Each request under way has a connection to itself."""
 
     def __init__(self, address: ServerAddress) -> None:
         self._address = address
@@ -67,7 +68,7 @@ class HttpServer:
         answer, length = self._request("POST", f"{self._model(version)}/infer", body, header)
         try:
             result = client.InferenceServerClient.parse_response_body(answer, header_length=length)
-        except Exception as error:  # of its JSON reader, or of anything that damage leads to
+        except Exception as error:  # from its JSON reader, or whatever else damaged bytes lead to
             raise EngineError(f"{self._address}: the answer is damaged: {reason(error)}") from None
         return read_outputs(result, spec, self._address)
 
@@ -92,7 +93,7 @@ class HttpServer:
     def _request(
         self, method: str, path: str, body: bytes | None = None, header: int | None = None
     ) -> tuple[bytes, int | None]:
-        """Body of the answer, and the length of the JSON that it begins with."""
+        """Body of the answer, and the length in bytes of the JSON that it begins with, if it is given."""
         headers = {} if header is None else {_HEADER_LENGTH: str(header)}
         try:
             with self._connection() as connection:
@@ -119,7 +120,7 @@ class HttpServer:
             if connection.sock is None:
                 self._connect(connection)
             with self._lock:
-                # From here on `cancel` finds a socket that it can end.
+                # From here on, `cancel` finds a socket to shut down.
                 if self._cancelled:
                     raise ConnectionError("cancelled")
             yield connection
@@ -133,7 +134,7 @@ class HttpServer:
             self._idle.append(connection)
 
     def _connect(self, connection: HTTPConnection) -> None:
-        # Nobody can end this, so closing an engine waits for it.
+        # Another thread cannot interrupt this, so closing an engine may have to wait for it.
         connection.timeout = min(_CONNECTING, self._address.timeout)
         try:
             connection.connect()
@@ -147,7 +148,7 @@ class HttpServer:
         except (ValueError, KeyError, TypeError):
             said = f"HTTP status {status} for /{path}"
         if path.endswith("ready"):
-            # Triton says 400 here, not 503.
+            # Triton answers 400 here instead of 503.
             return TransientError("the server is not ready: it loads its models, or could not")
         if status in _TRANSIENT or "not at ready state" in said or "no available versions" in said:
             return TransientError(said)
@@ -155,7 +156,7 @@ class HttpServer:
 
 
 def _end(connection: HTTPConnection) -> None:
-    """Wake the thread that waits at a connection."""
+    """Shut down a connection's socket, which wakes the thread that waits for it."""
     with suppress(OSError):
         if connection.sock is not None:
             connection.sock.shutdown(socket.SHUT_RDWR)

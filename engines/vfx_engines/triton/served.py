@@ -1,4 +1,4 @@
-"""What a server says of a model: its versions, its tensors, and the spec that vfx-export gave it."""
+"""What a server says about a model: its versions, its tensors, and the spec that vfx-export gave it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vfx_engines.triton.server import Patience, Server
 from vfx_engines.triton.tensors import DATATYPES
 
 _Tensors = dict[str, tuple[str, tuple[int, ...]]]
-"""Name to data type and dimensions, as a model's configuration has them."""
+"""Tensor's name to data type and dimensions, as in a model's configuration."""
 
 
 def spec_parameter(version: str | int) -> str:
     """Key of the model parameter that holds the spec of a version.
 
-    Of each version its own: configuration and model files cannot be replaced at one moment, and a spec
-    of another model would give wrong rows.
+    Each version has its own, because configuration and model files cannot be replaced at the same moment, and
+    the spec of another model would give wrong rows.
     """
     return f"vfx_{version}"
 
@@ -29,19 +29,25 @@ class ServedModel:
     """A version of a model that a server has ready."""
 
     spec: EngineSpec
-    """Of the file; its named axes have no size yet."""
+    """Spec of the engine file; its named axes have no size yet."""
     version: str
     most: int
-    """Rows of a request."""
+    """Largest number of rows in a request."""
     server: str
-    """Name and version."""
+    """Name and version of the server."""
 
 
 def read_served(address: ServerAddress, server: Server, patient: Patience) -> ServedModel:
-    """Ask a server for a model.
+    """Ask a server about a model.
+
+    Args:
+        address: address of the model; its newest ready version is taken if the address names none.
+        server: connection to that server.
+        patient: retries each question.
 
     Raises:
-        EngineError: the server is away or not ready, has no such model, or one that vfx did not make.
+        EngineError: the server is away or not ready, has no such model, or one that vfx did not make or whose
+            tensors differ from its spec.
         SpecError: the spec is malformed or newer than this vfx.
     """
     patient(lambda: server.ask("ready"))
@@ -85,7 +91,7 @@ def read_served(address: ServerAddress, server: Server, patient: Patience) -> Se
 
 
 def dimensions(shape: tuple[int | str, ...]) -> tuple[int, ...]:
-    """Of a tensor, as a model's configuration has them: -1 where the size may vary."""
+    """Dimensions of a tensor as in a model's configuration: -1 where the size may vary."""
     return tuple(axis if isinstance(axis, int) else -1 for axis in shape)
 
 
@@ -102,7 +108,7 @@ def _spec(config: dict[str, Any], version: str) -> EngineSpec | None:
 
 def _tensors(listed: list[dict[str, Any]]) -> _Tensors:
     return {
-        # Sizes are text in gRPC's JSON, whose numbers have 53 bits.
+        # In gRPC's JSON, sizes are text, because JSON's numbers only have 53 bits.
         item["name"]: (item["data_type"], tuple(int(size) for size in item.get("dims", ())))
         for item in listed
     }

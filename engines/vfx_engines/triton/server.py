@@ -1,4 +1,4 @@
-"""What vfx asks a server, whichever way it is reached; which failures are worth another try."""
+"""What vfx asks a server, over either protocol, and when a failed request is tried again."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from vfx_engines.triton.address import ServerAddress
 T = TypeVar("T")
 
 Question = Literal["ready", "server", "model", "config"]
-"""Whether the server is ready (an answer without content if so); who it is; the model's versions and tensors;
-the model's configuration. Answers are the KServe v2 protocol's JSON, and Triton's extension for the last."""
+"""Whether the server is ready (an empty answer if it is); its name and version; the model's versions and
+tensors; the model's configuration. Answers are JSON of the KServe v2 protocol, the last one of Triton's
+extension to it."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
-"""Seconds between two tries: doubled from the first one on, and each shortened by chance, to a half at most:
-many clients must not come back at once."""
+"""Pauses between tries, in seconds: each is twice the one before, up to the longest. Each is then shortened
+at random, at most to half, so that many clients do not come back at the same moment."""
 
 
 class TransientError(Exception):
-    """The server is away, busy or not ready: the same request may be answered a little later."""
+    """The server is away, busy or not ready; the same request may succeed a little later."""
 
 
 class Server(Protocol):
@@ -34,31 +35,43 @@ class Server(Protocol):
     def ask(self, question: Question, version: str | None = None) -> dict[str, Any]:
         """The answer to a question.
 
+        Args:
+            question: see `Question`.
+            version: version of the model; None leaves the choice to the server.
+
         Raises:
-            TransientError: worth another try.
-            EngineError: not worth one.
+            TransientError: another try may succeed.
+            EngineError: another try would fail in the same way.
         """
 
     def infer(self, spec: EngineSpec, version: str, rows: Array) -> Sequence[Array]:
-        """The spec's outputs, in its order, for ``rows``; nothing is kept of them.
+        """Run the model on ``rows``, of which nothing is kept.
+
+        Args:
+            spec: spec of the model.
+            version: version of the model.
+            rows: ``[n, *input.shape[1:]]`` of the spec's dtype.
+
+        Returns:
+            The spec's outputs in its order, each ``[n, *shape]``.
 
         Raises:
-            TransientError: worth another try.
-            EngineError: not worth one.
+            TransientError: another try may succeed.
+            EngineError: another try would fail in the same way.
         """
 
     def cancel(self) -> None:
-        """End what other threads ask and infer, with an error, now and from now on."""
+        """Make calls of `infer` in other threads fail, those under way and all later ones."""
 
     def close(self) -> None:
-        """Give back connections. Nothing is under way."""
+        """Close all connections. Called when nothing is under way."""
 
 
 class Patience:
-    """Tries a request again where that may help.
+    """Tries a request again if it failed with a `TransientError`.
 
     Args:
-        address: says how often.
+        address: says how often to try.
     """
 
     def __init__(self, address: ServerAddress) -> None:
@@ -66,10 +79,10 @@ class Patience:
         self._ended = threading.Event()
 
     def __call__(self, attempt: Callable[[], T]) -> T:
-        """What ``attempt`` gives, in the end.
+        """What ``attempt`` returns when it succeeds.
 
         Raises:
-            EngineError: it raises that, the tries are used up, or `end` was called.
+            EngineError: ``attempt`` raised it, the tries are used up, or `end` was called.
         """
         started = monotonic()
         for number in range(1, self._address.tries + 1):
@@ -90,7 +103,7 @@ class Patience:
         )
 
     def end(self) -> None:
-        """No more tries, from now on."""
+        """Allow no more tries, and end the current pause."""
         self._ended.set()
 
 

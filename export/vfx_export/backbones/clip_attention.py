@@ -1,4 +1,4 @@
-"""CLIP's attention: for all tokens in the form that engines fuse, for one token with the fewest products."""
+"""CLIP's attention: for all tokens, in a form that engines fuse; for one token, with the fewest products."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor, nn
 HEAD_WIDTH = 64
 """Channels of a head, in every CLIP."""
 
-# An eighth, exact in every precision: scaling the query's weights is scaling the query.
+# An eighth, which is exact in every precision, so the query's weights can be scaled instead of the query.
 _SCALE = HEAD_WIDTH**-0.5
 
 
 class SelfAttention(nn.Module):
-    """Every token asks all tokens: one product for query, key and value, then MatMul, Softmax, MatMul.
+    """Self-attention: one product for query, key and value, then MatMul, Softmax, MatMul.
 
     Args:
         width: channels of a token.
-        causal: number of tokens where each asks itself and those before it alone; 0 where each asks all.
+        causal: number of tokens, if each attends only to itself and those before it; 0 if each attends to
+            all.
     """
 
     mask: Tensor | None
@@ -34,21 +35,21 @@ class SelfAttention(nn.Module):
         self.folded = False
 
     def fold_constants(self) -> None:
-        """Scale the weights of the query instead of the query."""
+        """Scale the weights of the query once, instead of the query at every call."""
         for parameter in (self.in_proj_weight, self.in_proj_bias):
             query, key, value = parameter.detach().chunk(3)
             parameter.data = torch.cat([query * _SCALE, key, value])
         self.folded = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[batch, tokens, width]`` to tokens of the same shape."""
+        """From tokens ``[batch, tokens, width]`` to tokens of the same shape."""
         tokens, width = x.shape[1:]
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         qkv = qkv.reshape(-1, tokens, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
         if not self.folded:
             q = q * _SCALE
-        # scaled_dot_product_attention is traced to the same operators with shape arithmetic around them.
+        # scaled_dot_product_attention is traced to the same operators, but with shape arithmetic around them.
         scores = (q @ k.transpose(2, 3)).float()
         if self.mask is not None:
             scores = scores + self.mask.float()
@@ -58,18 +59,19 @@ class SelfAttention(nn.Module):
 
 
 class OneQuery(nn.Module):
-    """One token asks all tokens, and no key or value of any of them is made.
+    """Attention with a single query, which computes neither keys nor values.
 
-    The same sums in another order: the query goes through the keys' weights once, instead of every token,
-    and the values' weights are applied to the weighted mean of the tokens. The keys' bias adds the same to
-    all scores, which softmax does not see; nor does it see the query, which is taken from every token so
-    that what all tokens share costs no digits. For 50 tokens this is a twentieth of the products, and
-    they are made in float32 whatever the weights are.
+    These are the same sums in another order. The query is multiplied by the weights of the keys, so that no
+    token has to be; and the weights of the values are applied once, to the weighted mean of the tokens. The
+    bias of the keys is left out, because it adds the same number to all scores of a head, which softmax
+    ignores. For the same reason, the query token may be subtracted from all tokens; so no digits are lost to
+    what tokens have in common. For 50 tokens, this takes a twentieth of the multiplications. All are float32,
+    whatever the weights.
 
     Args:
-        query: weight ``[width, width]`` and bias ``[width]`` of the linear layer.
-        key: its weight.
-        value: its weight and bias.
+        query: weight ``[width, width]`` and bias ``[width]`` of the queries' linear layer.
+        key: weight ``[width, width]`` of the keys' layer.
+        value: weight and bias of the values' layer, of the same shapes.
     """
 
     query_weight: Tensor
@@ -88,10 +90,10 @@ class OneQuery(nn.Module):
         self.register_buffer("value_bias", value[1])
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """Its mixed value, float32 ``[batch, width]``.
+        """The result of attention before its output layer, float32 ``[batch, width]``.
 
         Args:
-            query: the token that asks, float32 ``[batch, width]``.
+            query: the token that attends, float32 ``[batch, width]``.
             tokens: all tokens, float32 ``[batch, width, tokens]``.
         """
         heads, _, width = self.key_weight.shape
@@ -104,7 +106,7 @@ class OneQuery(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """The class token alone asks all tokens: attention of a last layer, of which nothing else is used.
+    """Attention of the class token only, for a last layer, whose other tokens are not used.
 
     Args:
         width: channels of a token.
@@ -118,11 +120,11 @@ class ClassAttention(nn.Module):
         self.folded: OneQuery | None = None
 
     def fold_constants(self) -> None:
-        """Arrange the weights once."""
+        """Rearrange the weights once, so that this is not part of the graph."""
         self.folded = self._one_query()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[batch, tokens, width]`` to the first one, ``[batch, width]``."""
+        """From tokens ``[batch, tokens, width]`` to the first of them, ``[batch, width]``."""
         attend = self.folded or self._one_query()
         tokens = x.float()
         mixed: Tensor = self.out_proj(attend(tokens[:, 0], tokens.transpose(1, 2)).to(x.dtype))

@@ -1,8 +1,8 @@
 """CLIP's ResNets, from pixels to the image's embedding.
 
-Three convolutions instead of one at the entrance, average pooling instead of strides, and attention
-instead of the mean at the end. Radford et al., "Learning Transferable Visual Models From Natural Language
-Supervision", 2021. Keys are those of OpenAI's checkpoints (github.com/openai/CLIP).
+Unlike other ResNets, they have three convolutions in the stem instead of one, average pools instead of
+strides, and attention instead of the mean at the end. Radford et al., "Learning Transferable Visual Models
+From Natural Language Supervision", 2021. Keys are those of OpenAI's checkpoints (github.com/openai/CLIP).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Bottleneck(nn.Module):
 
 
 class _AttentionPool(nn.Module):
-    """The mean of all places asks the places, and itself, for what the embedding is made of."""
+    """Attention pool: a single query, the mean of all positions, attends to the positions and to itself."""
 
     def __init__(self, places: int, width: int, length: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class _AttentionPool(nn.Module):
         self.folded: OneQuery | None = None
 
     def fold_constants(self) -> None:
-        """Arrange the weights once."""
+        """Rearrange the weights once, so that this is not part of the graph."""
         self.folded = self._one_query()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +109,8 @@ class _Vision(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         height, width = frames.shape[2:4]
         x = frames.reshape(-1, height, width, 3).permute(0, 3, 1, 2).float()
-        # Not folded into the convolution, whose padding is zero after it. In float32: 1/255 is not exact.
+        # Not folded into the convolution, because its padding must be zero after normalisation. In float32,
+        # because 1/255 is not exact.
         mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
         x = (x * (1 / (255 * std)) - mean / std).to(self.conv1.weight.dtype)
         x = F.relu(self.bn1(self.conv1(x)))
@@ -126,13 +127,15 @@ def _stage(c_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
 
 
 class CLIPResNet(nn.Module):
-    """The image encoder, from pixels to the embedding that CLIP compares with a text's (not normalised).
+    """CLIP's image encoder, from pixels to the embedding that is compared with that of a text.
+
+    The embedding is not normalised.
 
     Args:
-        size: side of a frame in pixels.
-        width: channels of the first stage.
-        blocks: of each stage.
-        length: of the embedding.
+        size: height and width of a frame, in pixels.
+        width: channels after the stem.
+        blocks: blocks in each of the four stages.
+        length: length of the embedding.
     """
 
     def __init__(self, size: int, width: int, blocks: tuple[int, int, int, int], length: int) -> None:
@@ -143,7 +146,7 @@ class CLIPResNet(nn.Module):
         """The embedding.
 
         Args:
-            frames: uint8 ``[batch, 1, size, size, 3]``, RGB.
+            frames: uint8 ``[batch, 1, size, size, 3]``, RGB, 0 to 255.
 
         Returns:
             float32 ``[batch, length]``.

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from vfx_export.backbones.clip_vit import Block, LayerNorm
 
 CONTEXT = 77
-"""Tokens of a text, with the markers of its start and end."""
+"""Tokens of a text, including the markers of its start and end."""
 VOCABULARY = 49408
+"""Number of token ids."""
 LAYERS = 12
+"""Blocks of the text encoder, in every CLIP of the catalogue."""
 
 
 class _Transformer(nn.Module):
@@ -30,29 +32,30 @@ class _Transformer(nn.Module):
 
 
 class CLIPText(nn.Module):
-    """The text encoder; what it gives is not normalised.
+    """CLIP's text encoder, from token ids to an embedding, which is not normalised.
 
     Args:
         width: channels of a token.
-        length: of the embedding.
-        layers: blocks.
+        length: length of the embedding.
+        layers: number of blocks.
     """
 
     def __init__(self, width: int, length: int, layers: int = LAYERS) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.zeros(CONTEXT, width))
         self.text_projection = nn.Parameter(torch.zeros(width, length))
-        # Natural logarithm of what cosines are multiplied by; where CLIP's training began.
+        # Natural logarithm of the factor of cosines. This is the value with which CLIP's training began.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.transformer = _Transformer(width, layers)
         self.token_embedding = nn.Embedding(VOCABULARY, width)
         self.ln_final = LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """The embedding of the marker that ends a text, which has seen all of it.
+        """The embedding at the marker that ends a text, which has attended to the whole text.
 
         Args:
-            tokens: int32 ``[batch, 77]``, from `vfx_runtime.tokenizer`; the end's id is the largest.
+            tokens: int32 ``[batch, 77]``, from `vfx_runtime.tokenizer`. The marker of the end has the largest
+                id.
 
         Returns:
             float32 ``[batch, length]``.

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from vfx_export.backbones.clip_attention import ClassAttention, SelfAttention
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Of a pixel's channels in [0, 1], as CLIP was trained; `STD` is their deviation."""
+"""Mean of red, green and blue, in [0, 1], in CLIP's training."""
 STD = (0.26862954, 0.26130258, 0.27577711)
+"""Their standard deviation."""
 
 
 class LayerNorm(nn.LayerNorm):
-    """In float32 whatever the weights are, as OpenAI runs it."""
+    """Layer norm, computed in float32 whatever the weights are, as OpenAI runs it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalised tensor, in the dtype that came."""
+        """The normalised tensor, in the dtype of ``x``."""
         weight, bias = self.weight.float(), self.bias.float()
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
@@ -40,12 +41,12 @@ class _Perceptron(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron, each behind its norm and added to what came.
+    """Attention, then a perceptron, each with a norm before it and a shortcut around it.
 
     Args:
         width: channels of a token.
-        last: only the class token leaves, ``[batch, width]``.
-        causal: number of tokens where each asks itself and those before it alone; 0 where each asks all.
+        last: return only the class token.
+        causal: number of tokens, if each attends only to itself and those before it; 0 if it attends to all.
     """
 
     def __init__(self, width: int, last: bool = False, causal: int = 0) -> None:
@@ -57,7 +58,7 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[batch, tokens, width]`` to tokens, or to the class token."""
+        """From tokens ``[batch, tokens, width]`` to the same shape; in the last block, ``[batch, width]``."""
         attended: Tensor = self.attn(self.ln_1(x))
         x = (x[:, 0] if self.last else x) + attended
         out: Tensor = x + self.mlp(self.ln_2(x))
@@ -75,7 +76,7 @@ class _Transformer(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """Patches to tokens in one product, with mean and deviation of the pixels, class token and positions."""
+    """From pixels to tokens in one product: normalisation, patches, class token and positional embedding."""
 
     weight: Tensor
     table: Tensor
@@ -85,7 +86,7 @@ class _Embedding(nn.Module):
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
         weight = patches.permute(0, 2, 3, 1) / std
         bias = (weight * (128 / 255 - mean)).sum((1, 2, 3))
-        # Pixels come as x / 64 - 2, which is exact even in bf16.
+        # For pixels as x / 64 - 2, which is exact even in bf16.
         self.register_buffer("weight", (weight * (64 / 255)).flatten(1))
         self.register_buffer(
             "table", positions + torch.cat([first[None], bias.expand(len(positions) - 1, -1)])
@@ -94,7 +95,7 @@ class _Embedding(nn.Module):
     def forward(self, frames: Tensor, patch: int) -> Tensor:
         height, width = frames.shape[2:4]
         rows, columns = height // patch, width // patch
-        # Bytes are moved, before they become numbers of two or four.
+        # Rearranged while pixels are still single bytes, rather than floats of two or four bytes.
         x = frames.reshape(-1, rows, patch, columns, patch, 3).transpose(2, 3)
         x = x.reshape(-1, rows * columns, patch * patch * 3)
         x = F.linear(x.to(self.weight.dtype) * (1 / 64) - 2, self.weight)
@@ -115,7 +116,7 @@ class _Vision(nn.Module):
         self.folded: _Embedding | None = None
 
     def fold_constants(self) -> None:
-        """Make the embedding's tables once."""
+        """Compute the tables of the embedding once, instead of in the graph."""
         self.folded = self._embedding()
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -130,14 +131,16 @@ class _Vision(nn.Module):
 
 
 class CLIPViT(nn.Module):
-    """The image encoder, from pixels to the embedding that CLIP compares with a text's (not normalised).
+    """CLIP's image encoder, from pixels to the embedding that is compared with that of a text.
+
+    The embedding is not normalised.
 
     Args:
-        size: side of a frame in pixels.
-        patch: side of a patch in pixels.
+        size: height and width of a frame, in pixels.
+        patch: height and width of a patch, in pixels.
         width: channels of a token.
-        layers: blocks.
-        length: of the embedding.
+        layers: number of blocks.
+        length: length of the embedding.
     """
 
     def __init__(self, size: int, patch: int, width: int, layers: int, length: int) -> None:
@@ -148,7 +151,7 @@ class CLIPViT(nn.Module):
         """The embedding.
 
         Args:
-            frames: uint8 ``[batch, 1, size, size, 3]``, RGB.
+            frames: uint8 ``[batch, 1, size, size, 3]``, RGB, 0 to 255.
 
         Returns:
             float32 ``[batch, length]``.

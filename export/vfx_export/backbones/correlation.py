@@ -1,9 +1,10 @@
-"""RAFT's correlation pyramid: what each pixel of the first frame finds around its place in the second.
+"""RAFT's correlation pyramid: correlations of each pixel of the first frame around its place in the second.
 
-The published code samples each level with `grid_sample`. The 81 samples of a level are at whole steps from
-each other, so they share one fraction: 10x10 values are gathered and blended twice, for all levels at
-once. On maps of 32x43, OpenVINO took 2.2 ms for gathers and 11 ms for GridSample (one level at a time, a
-machine that was not quiet). Nothing is divided by the size of a level, which gives NaN for one of one pixel.
+The published code samples each level with `grid_sample`. But the 81 samples of a level are whole steps apart,
+so they share one fractional offset in x and y. Here, 10x10 values are gathered and blended along x and y, for
+all levels at once. On maps of 32x43, OpenVINO took 2.2 ms for the gathers, and 11 ms for GridSample (one
+level at a time; the machine was not quiet). There is also no division by the size of a level, which gives NaN
+for a level of one pixel.
 """
 
 from __future__ import annotations
@@ -17,25 +18,30 @@ RADIUS = 4
 
 
 class Lookup:
-    """All-pairs correlations of two feature maps, float32 ``[pairs, channels, height, width]`` each."""
+    """All-pairs correlations of two feature maps, at 4 levels, and lookups in them.
+
+    Args:
+        first: feature maps of the first frames, float32 ``[pairs, channels, height, width]``.
+        second: those of the second frames, of the same shape.
+    """
 
     def __init__(self, first: Tensor, second: Tensor) -> None:
         channels, height, width = first.shape[1:]
         levels = [second]
         for _ in range(LEVELS - 1):
-            # Pooling commutes with the product: the second frame is pooled, not all pairs.
+            # Pooling commutes with the product, so the second frame is pooled instead of all correlations.
             levels.append(F.avg_pool2d(levels[-1], 2))
         near = torch.cat([level.flatten(2) for level in levels], 2)
         self._volume = torch.matmul(first.flatten(2).transpose(1, 2) * channels**-0.5, near)
         pairs, pixels, row = self._volume.shape
-        # Where each pixel's row of the flat volume begins, and each level in a row.
+        # Where in the flat volume the row of each pixel begins, and each level within a row.
         rows = (torch.arange(pairs * pixels) * row).reshape(pairs, 1, 1, 1, pixels)
         starts = [0]
         for level in levels[:-1]:
             starts.append(starts[-1] + level.shape[2] * level.shape[3])
         self._starts = rows + _column(starts)[:, None]
         widths = [level.shape[3] for level in levels]
-        # Of x and y: last index, and the distance of two neighbours in memory.
+        # For x and y: the last index, and the distance of neighbours in memory.
         self._last = torch.stack([_column(widths), _column([level.shape[2] for level in levels])], 1) - 1
         self._strides = torch.stack([torch.ones_like(_column(widths)), _column(widths)], 1)
         y, x = torch.arange(height)[:, None], torch.arange(width)
@@ -44,13 +50,13 @@ class Lookup:
         self._steps = torch.arange(-RADIUS, RADIUS + 2)[:, None]
 
     def __call__(self, flow: Tensor) -> Tensor:
-        """Correlations around each pixel's place.
+        """Correlations around the place to which the flow takes each pixel; zero outside the map.
 
         Args:
-            flow: ``[pairs, 2, height, width]``, x then y, in pixels of the feature maps.
+            flow: float32 ``[pairs, 2, height, width]``, x then y, in pixels of the feature maps.
 
         Returns:
-            ``[pairs, 4 * 81, height, width]``: level, then x from -4 to 4, then y.
+            float32 ``[pairs, 4 * 81, height, width]``, ordered by level, x offset from -4 to 4, y offset.
         """
         pairs, _, height, width = flow.shape
         places = (self._places + flow.flatten(2))[:, None] * self._scales
@@ -69,5 +75,5 @@ class Lookup:
 
 
 def _column(sizes: list[int]) -> Tensor:
-    """Sizes that may be dynamic, as a tensor ``[levels, 1, 1]``."""
+    """Sizes, which may be dynamic, as a tensor ``[levels, 1, 1]``."""
     return torch.cat([torch.full((1, 1, 1), size) for size in sizes])

@@ -1,4 +1,4 @@
-"""I3D's flow stream on the flow of a network, as video_features runs it: from pixels to features."""
+"""I3D's flow stream on top of a flow network, as video_features runs it: from pixels to features."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vfx_export.chunks import Chunked, Chunks
 _CROP = 224
 
 PAIRS_AT_ONCE = 8
-"""Most pairs of frames whose flow is in memory: more save nothing but the few frames that chunks share."""
+"""Most pairs of frames in a chunk. Larger chunks would only save the few frames that neighbours share."""
 
 
 class FlowI3D(nn.Module, Chunked):
-    """Flow of the whole frames, its middle, in 8 bits as I3D was trained on it, and I3D's feature of that.
+    """Flow of whole frames, cropped to the middle, quantised to 8 bits as in I3D's training, then I3D on it.
 
     Args:
-        flow: a network of optical flow.
-        head: give the classifier's logits too.
+        flow: a network for optical flow.
+        head: also output the classifier's logits.
     """
 
     def __init__(self, flow: nn.Module, head: bool = False) -> None:
@@ -29,18 +29,19 @@ class FlowI3D(nn.Module, Chunked):
         self.i3d = I3D(head=head, channels=2)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Features, and logits where the head is on.
+        """The feature; with ``head``, also the logits.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, sides of 224 or more, at least 11 frames.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, 0 to 255, at least 11 frames, height and
+                width 224 or more.
 
         Returns:
-            float32 ``[batch, 1024]``, then float32 ``[batch, 400]`` before softmax.
+            float32 ``[batch, 1024]``; then float32 ``[batch, 400]``, before softmax.
         """
         return self.chunks(frames.shape[1])(frames)
 
     def chunks(self, frames: int) -> Chunks:
-        """Flow of a few pairs at a time, in chunks as even as can be; then I3D on the whole window."""
+        """Flow in chunks of at most `PAIRS_AT_ONCE` pairs, of equal size; then I3D on the whole window."""
         pairs = frames - 1
         count = -(-pairs // PAIRS_AT_ONCE)
         size = -(-pairs // count)
@@ -49,14 +50,14 @@ class FlowI3D(nn.Module, Chunked):
 
 
 class _MiddleFlow(nn.Module):
-    """uint8 frames ``[batch, time, height, width, 3]`` to flow ``[batch, time - 1, 2, 224, 224]``."""
+    """From uint8 frames ``[batch, time, height, width, 3]`` to flow ``[batch, time - 1, 2, 224, 224]``."""
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
         self.flow = flow
 
     def forward(self, frames: Tensor) -> Tensor:
-        # RAFT's border stays on before the crop: the published features were made so.
+        # RAFT's border is not removed before the crop, as in the published features.
         flow: Tensor = self.flow.padded_flow(frames) if isinstance(self.flow, RAFT) else self.flow(frames)
         for axis in (-2, -1):
             first = (flow.shape[axis] - _CROP) // 2
@@ -65,7 +66,7 @@ class _MiddleFlow(nn.Module):
 
 
 class _FlowFeatures(nn.Module):
-    """Flow of all chunks ``[chunks, batch, pairs of a chunk, 2, 224, 224]`` to what I3D gives."""
+    """From the flow of all chunks, ``[chunks, batch, pairs of a chunk, 2, 224, 224]``, to I3D's outputs."""
 
     def __init__(self, i3d: I3D, pairs: int) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class _FlowFeatures(nn.Module):
     def forward(self, flow: Tensor) -> tuple[Tensor, ...]:
         chunks, _, size = flow.shape[:3]
         flow = flow.transpose(0, 1).flatten(1, 2)
-        # The last chunk ends with the window, so it may begin with pairs that are there already.
+        # The last chunk ends with the window, so its first pairs may be in the chunk before too.
         twice = chunks * size - self.pairs
         if twice:
             keep = torch.arange(self.pairs, device=flow.device)
@@ -84,5 +85,8 @@ class _FlowFeatures(nn.Module):
 
 
 def quantised(flow: Tensor) -> Tensor:
-    """Flow in pixels to 8 bits and back, to [-1, 1]; beyond 20 pixels it is cut, and +20 becomes 256."""
+    """Flow in pixels, clipped to -20 to 20, quantised to whole levels of 0 to 256, then scaled to [-1, 1].
+
+    As in the published code, +20 is rounded to level 256, which becomes a little more than 1.
+    """
     return torch.round(128 + (255 / 40) * flow.clamp(-20, 20)) * (2 / 255) - 1

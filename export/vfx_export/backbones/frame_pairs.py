@@ -1,7 +1,7 @@
-"""What optical flow networks do to frames before and to fields after, at sizes known only at run time.
+"""Padding frames for optical flow networks, and cropping flow fields, at sizes known only at run time.
 
-Rows and columns are gathered by index: on uint8 frames that costs next to nothing, and unlike padding
-and slicing it asks nothing of a symbolic size that the tracer could not prove.
+Rows and columns are gathered by index. On uint8 frames this costs almost nothing, and unlike padding and
+slicing it needs no facts about symbolic sizes, which the tracer could not prove.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from torch import Tensor
 
 
 def rounded_up(size: int, multiple: int) -> int:
-    """The next multiple, ``size`` itself where it is one."""
+    """The smallest multiple of ``multiple`` that is not less than ``size``."""
     return (size + multiple - 1) // multiple * multiple
 
 
 def pad_to_multiple(frames: Tensor, multiple: int) -> Tensor:
-    """``[batch, time, height, width, 3]`` with its edges repeated until both sides are multiples.
+    """Repeat the edges of frames until height and width are multiples.
 
-    Half of what is missing comes before; the odd row or column after.
+    Half of the missing rows and columns are added before, half after; an odd one is added after.
+
+    Args:
+        frames: ``[batch, time, height, width, 3]``.
+        multiple: what height and width should be multiples of.
     """
     for axis in (2, 3):
         size = frames.shape[axis]
@@ -29,7 +33,7 @@ def pad_to_multiple(frames: Tensor, multiple: int) -> Tensor:
 
 
 def crop_centre(flow: Tensor, height: int, width: int) -> Tensor:
-    """The middle of ``[..., height, width]``; what `pad_to_multiple` added is taken off exactly."""
+    """The middle of a field ``[..., rows, columns]``, ``[..., height, width]``; undoes `pad_to_multiple`."""
     for axis, size in ((-2, height), (-1, width)):
         before = (flow.shape[axis] - size) // 2
         flow = flow.index_select(axis, torch.arange(size, device=flow.device) + before)

@@ -1,7 +1,7 @@
 """Inception-v1 I3D (Carreira & Zisserman, "Quo Vadis, Action Recognition?", 2017), cut at its feature.
 
-Keys are those of hassony2/kinetics_i3d_pytorch and video_features. Batch norm's epsilon is PyTorch's
-1e-5, which video_features runs these weights with; hassony2 and piergiaj later moved to 1e-3.
+Keys are those of hassony2/kinetics_i3d_pytorch and video_features. Batch norm's epsilon is PyTorch's 1e-5,
+with which video_features runs these weights; hassony2 and piergiaj later changed to 1e-3.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Widths of the four branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; pool then 1x1.
+# Channels of the four branches: 1x1x1; 1x1x1, then 3x3x3; 1x1x1, then 3x3x3; pool, then 1x1x1.
 _MIXED: dict[str, tuple[int, int, int, int, int, int]] = {
     "mixed_3b": (64, 96, 128, 16, 32, 32),
     "mixed_3c": (128, 128, 192, 32, 96, 64),
@@ -31,7 +31,7 @@ Triple = tuple[int, int, int]
 
 
 def _same_padding(kernel: Triple, stride: Triple) -> tuple[int, ...]:
-    """TensorFlow's SAME where stride divides the size, in F.pad's order: low and high of w, h, t."""
+    """TensorFlow's SAME padding for sizes that the stride divides, in F.pad's order: low, high of w, h, t."""
     pads: list[int] = []
     for k, s in zip(reversed(kernel), reversed(stride), strict=True):
         total = max(k - s, 0)
@@ -55,7 +55,7 @@ class _Unit(nn.Module):
 
 
 class _Pool(nn.Module):
-    """Max pool under the same padding. Its input is never negative, so padding with zeros loses nothing."""
+    """Max pool with SAME padding. Its input is never negative, so padding with zeros changes no maximum."""
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
         super().__init__()
@@ -65,14 +65,15 @@ class _Pool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if len(set(self.pad)) == 1:
             return F.max_pool3d(x, self.kernel, self.stride, self.pad[0], ceil_mode=True)
-        # Where stride divides the size, ceil mode alone ends on the same windows: one pass over memory less.
+        # If the stride divides the sizes, ceil mode alone gives the same windows, and saves a pass over
+        # memory.
         if any(size % step for size, step in zip(x.shape[2:], self.stride, strict=True) if step > 1):
             x = F.pad(x, self.pad)
         return F.max_pool3d(x, self.kernel, self.stride, ceil_mode=True)
 
 
 class _Mixed(nn.Module):
-    """An Inception block: four branches side by side, joined on the channels."""
+    """An Inception block: four parallel branches, concatenated along the channels."""
 
     def __init__(self, c_in: int, widths: tuple[int, int, int, int, int, int]) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class _Head(nn.Module):
         self.conv3d = nn.Conv3d(1024, classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        # Linear, so it may follow the mean over time; in float32 for its sums of 1024 terms.
+        # It is linear, so it may follow the mean over time. In float32 for its sums of 1024 terms.
         assert self.conv3d.bias is not None
         weight, bias = self.conv3d.weight.float().flatten(1), self.conv3d.bias.float()
         return F.linear(features, weight, bias)
@@ -105,8 +106,8 @@ class I3D(nn.Module):
     """I3D, from pixels (or flow, see `features`) to the 1024-d feature.
 
     Args:
-        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
-        head: give the classifier's logits too.
+        classes: length of the classifier, which is in the checkpoint whether it is exported or not.
+        head: also output the classifier's logits.
         channels: 3 for RGB, 2 for optical flow.
     """
 
@@ -145,15 +146,15 @@ class I3D(nn.Module):
         return unit
 
     def pack_stem(self, frames: int) -> None:
-        """Rewrite the first convolution for matrix units: the same sums over fewer, deeper taps.
+        """Rewrite the first convolution for matrix units: the same sums, over fewer taps with more channels.
 
-        A 7x7x7 convolution of 3 channels with stride 2 is a 4x4x4 one of 24 channels with stride 1 over
-        pixels gathered in blocks of 2x2x2 (the kernel's eighth tap is zero). Units that multiply 16 or
-        32 channels at a time (AMX, tensor cores) are then nearly full instead of a tenth full; in
-        float32 the added zeros only cost time. Batch norm must be folded before.
+        A 7x7x7 convolution of 3 channels with stride 2 equals a 4x4x4 convolution of 24 channels with stride
+        1 over blocks of 2x2x2 pixels (the kernel's eighth tap is zero). Matrix units, which multiply 16 or 32
+        channels at a time (AMX, tensor cores), are then nearly full instead of a tenth. In float32, the added
+        zeros would only cost time. Batch norm must have been folded.
 
         Args:
-            frames: frames of a window; an odd number is packed in height and width alone.
+            frames: frames of a window; if odd, blocks are 1x2x2.
         """
         unit = self._stem
         block = (2 if frames % 2 == 0 else 1, 2, 2)
@@ -175,23 +176,23 @@ class I3D(nn.Module):
         self.packed = block
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Features, and logits where the head is on.
+        """The feature; with ``head``, also the logits.
 
         Args:
-            frames: uint8 ``[batch, time, 224, 224, 3]``, RGB, at least 10 frames.
+            frames: uint8 ``[batch, time, 224, 224, 3]``, RGB, 0 to 255, at least 10 frames.
 
         Returns:
-            float32 ``[batch, 1024]``, then float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, 1024]``; then float32 ``[batch, classes]``, before softmax.
         """
-        # [-1, 1] in float32 whatever the weights are: 2/255 is not exact in half precision.
+        # Scaled to [-1, 1] in float32 for all weights, because 2/255 is not exact in half precision.
         return self.features(frames, lambda x: x.float() * (2 / 255) - 1)
 
     def features(self, frames: Tensor, scaled: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-        """`forward` for any input.
+        """As `forward`, for any input.
 
         Args:
-            frames: ``[batch, time, 224, 224, channels]``.
-            scaled: brings them to float32 in [-1, 1], once they are in the layout of the first convolution.
+            frames: ``[batch, time, 224, 224, channels]``, any dtype.
+            scaled: converts them to float32 in [-1, 1]; applied in the layout of the first convolution.
         """
         time, height, width, c = *frames.shape[1:4], self.channels
         t, h, w = self.packed
@@ -200,7 +201,7 @@ class I3D(nn.Module):
         x = scaled(x).to(self._stem.conv3d.weight.dtype)
         for name in self.order:
             x = getattr(self, name)(x)
-        # The published pool is 2x7x7 with stride 1, then the mean over time.
+        # As published: a pool of 2x7x7 with stride 1, then the mean over time.
         features = F.avg_pool3d(x.float(), (2, 7, 7), stride=1).flatten(2).mean(2)
         if not self.head:
             return (features,)
@@ -208,6 +209,6 @@ class I3D(nn.Module):
 
 
 def pack_i3d(module: nn.Module, frames: int) -> None:
-    """`I3D.pack_stem`, as the catalogue calls it."""
+    """`I3D.pack_stem`, in the form of `vfx_export.lowering.LowPrecision`."""
     assert isinstance(module, I3D)
     module.pack_stem(frames)

@@ -20,7 +20,12 @@ from vfx_export.backbones.pixels import Colour, Pixels
 
 
 class Perceptron(nn.Module):
-    """Two linear layers and GELU, four times as wide inside."""
+    """Two linear layers with GELU between them, and four times as many channels inside.
+
+    Args:
+        width: channels of the tokens that enter.
+        leaves: channels of the tokens that leave.
+    """
 
     def __init__(self, width: int, leaves: int) -> None:
         super().__init__()
@@ -28,13 +33,21 @@ class Perceptron(nn.Module):
         self.fc2 = nn.Linear(4 * width, leaves)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., width]`` to ``[..., leaves]``."""
+        """From ``[..., width]`` to ``[..., leaves]``."""
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
 
 def pooled_tokens(x: Tensor, grid: Triple) -> Tensor:
-    """The largest of 3x3 tokens at every second one in height and width; ``[batch, tokens, channels]``."""
+    """Max pool of tokens over 3x3 places, with stride 2 in height and width.
+
+    Args:
+        x: tokens ``[batch, tokens, channels]``.
+        grid: their grid in time, height and width.
+
+    Returns:
+        ``[batch, tokens, channels]``, with height and width of the grid halved and rounded up.
+    """
     t, h, w = grid
     channels = x.shape[2]
     x = x.reshape(-1, h, w, channels).permute(0, 3, 1, 2)
@@ -43,7 +56,7 @@ def pooled_tokens(x: Tensor, grid: Triple) -> Tensor:
 
 
 class _Block(nn.Module):
-    """Attention, then a perceptron, each behind its norm and added to what came."""
+    """Attention, then a perceptron, each with a norm before it and a shortcut around it."""
 
     def __init__(self, block: Block, relative: bool) -> None:
         super().__init__()
@@ -53,11 +66,12 @@ class _Block(nn.Module):
         self.norm2 = LayerNorm(block.attended, EPS)
         self.mlp = Perceptron(block.attended, block.leaves)
         if block.leaves != block.width:
-            # Within attention (version 2) it takes what enters that, in the perceptron (version 1) likewise.
+            # In the shortcut around the attention (version 2) or the perceptron (version 1); both give it the
+            # normalised input.
             self.proj = nn.Linear(block.width, block.leaves)
 
     def forward(self, grid: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """The grid and the class token, ``[batch, tokens, channels]`` and ``[batch, 1, channels]``."""
+        """The next grid and class token, ``[batch, tokens, channels]`` and ``[batch, 1, channels]``."""
         attn = self.attn.arranged()
         normed, normed_first = self.norm1(grid), self.norm1(first)
         k, v = attn.keys_values(normed, normed_first)
@@ -68,7 +82,7 @@ class _Block(nn.Module):
         return grid, self._class(attn.of_class(normed_first, k, v), first, normed_first)
 
     def last(self, grid: Tensor, first: Tensor) -> Tensor:
-        """The class token alone."""
+        """Only the next class token, for the last block."""
         attn = self.attn.arranged()
         normed_first = self.norm1(first)
         k, v = attn.keys_values(self.norm1(grid), normed_first)
@@ -81,35 +95,40 @@ class _Block(nn.Module):
         return self.proj(normed) if self.block.attended != self.block.width else x
 
     def _widened(self, x: Tensor) -> Tensor:
-        """Through the perceptron."""
+        """The perceptron with its norm and shortcut."""
         normed = self.norm2(x)
         out: Tensor = self.mlp(normed)
         return out + (self.proj(normed) if self.block.leaves != self.block.attended else x)
 
 
 class Head(nn.Module):
-    """The classifier."""
+    """The classifier.
+
+    Args:
+        width: length of the feature.
+        classes: number of classes.
+    """
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.projection = nn.Linear(width, classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits, in float32 whatever the weights are."""
+        """From float32 ``[batch, width]`` to ``[batch, classes]``, in float32 whatever the weights are."""
         return F.linear(features, self.projection.weight.float(), self.projection.bias.float())
 
 
 class MViT(nn.Module):
-    """From pixels to the class token that enters the classifier.
+    """MViT, from pixels to the class token that enters the classifier.
 
     Args:
         blocks: see `vfx_export.backbones.mvit_plan`.
-        mean: of pixels in [0, 1]; so is ``std``.
-        std: likewise.
-        relative: version 2, whose attention has relative positions and adds the query to what it gives;
-            version 1 has positions of its own for tokens.
-        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
-        head: give the classifier's logits too.
+        mean: mean of red, green and blue, in [0, 1].
+        std: standard deviation of red, green and blue, likewise.
+        relative: version 2, whose attention has relative positions and adds the pooled query to its result.
+            Otherwise version 1, which adds absolute positions to the tokens.
+        classes: length of the classifier, which is in the checkpoint whether it is exported or not.
+        head: also output the classifier's logits.
     """
 
     MAPS: ClassVar = ("tokens",)
@@ -144,21 +163,22 @@ class MViT(nn.Module):
         self.head = Head(blocks[-1].leaves, classes)
 
     def fold_constants(self) -> None:
-        """Add the positions of places and of frames once."""
+        """Add the positional embeddings of places and frames once, instead of in the graph."""
         if self.absolute:
             self.places = positions(self.pos_embed_spatial, self.pos_embed_temporal).detach()
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Features, and logits where the head is on.
+        """The feature; with ``head``, also the logits.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, of the size that the blocks are for.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, 0 to 255, of the size that the blocks are
+                for.
 
         Returns:
-            float32 ``[batch, channels]``: the class token, or where the pool is global the norm of the mean
-            of all others (PySlowFast's USE_MEAN_POOLING); or unpooled ``[batch, tokens, channels]``, the
-            class token first and then the grid by time, height and width. Then float32 ``[batch, classes]``
-            before softmax.
+            float32 ``[batch, channels]``: the class token, or with a global pool the normalised mean of all
+            other tokens (PySlowFast's USE_MEAN_POOLING). Or, unpooled, ``[batch, tokens, channels]``: the
+            class token, then the grid in the order of time, height and width. Then float32 ``[batch,
+            classes]``, before softmax.
         """
         grid = self.patch_embed(self.pixels(frames))
         first: Tensor = self.cls_token
@@ -168,7 +188,8 @@ class MViT(nn.Module):
                 places = positions(self.pos_embed_spatial, self.pos_embed_temporal)
             grid = grid + places
             first = first + self.pos_embed_class
-        # Zero times a token is the batch's size without shape arithmetic in the graph.
+        # Adding zero times a token expands the class token to the batch, without shape arithmetic in the
+        # graph.
         first = grid[:, :1] * 0 + first
         *blocks, last = self.blocks
         for block in blocks:
@@ -187,5 +208,10 @@ class MViT(nn.Module):
 
 
 def positions(spatial: Tensor, temporal: Tensor) -> Tensor:
-    """Of every token, from those of places and those of frames; ``[1, tokens, channels]``."""
+    """The positional embedding of every token, ``[1, tokens, channels]``.
+
+    Args:
+        spatial: embeddings of the places in a frame, ``[1, height * width, channels]``.
+        temporal: embeddings of the frames, ``[1, time, channels]``.
+    """
     return (spatial[:, None] + temporal[:, :, None]).flatten(1, 2)

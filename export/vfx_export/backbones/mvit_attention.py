@@ -1,4 +1,4 @@
-"""MViT's attention: queries, keys and values are pooled on the grid of tokens before they meet."""
+"""MViT's attention, in which queries, keys and values are first pooled on the grid of tokens."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vfx_export.backbones.mvit_plan import Block, Triple
 from vfx_export.backbones.mvit_positions import RelativePositions
 
 EPS = 1e-6
-"""Of every norm of an MViT."""
+"""Epsilon of all norms of an MViT."""
 
 
 class PooledAttention(nn.Module):
-    """Attention of one block, its weights under the published keys.
+    """The attention of one block, with its weights under the published keys.
 
     Args:
-        block: what it does.
+        block: grids, channels and pools of the block.
         bias: whether query, key and value have a bias.
-        relative: whether it has tables of relative positions (version 2).
-        residual: whether the pooled query is added to what comes out (version 2).
+        relative: whether there are tables of relative positions (version 2).
+        residual: whether the pooled query is added to the result (version 2).
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class PooledAttention(nn.Module):
         self.folded: Folded | None = None
 
     def fold_constants(self) -> None:
-        """Arrange the weights once."""
+        """Rearrange the weights once, so that this is not part of the graph."""
         self.folded = Folded(self)
 
     def arranged(self) -> Folded:
-        """The same weights, as `Folded` needs them."""
+        """The same attention with rearranged weights, which computes it."""
         return self.folded or Folded(self)
 
 
 class Folded(nn.Module):
-    """The arithmetic of `PooledAttention`.
+    """The computation of `PooledAttention`.
 
-    The grid of tokens, ``[batch, tokens, channels]``, and the class token, ``[batch, 1, channels]``, come
-    and go apart: joined, every pool would have to part them again, at the price of a copy of all tokens.
+    The grid of tokens, ``[batch, tokens, channels]``, and the class token, ``[batch, 1, channels]``, are
+    separate tensors. If they were one, every pool would have to split them, which copies all tokens.
     """
 
     def __init__(self, of: PooledAttention) -> None:
@@ -88,7 +88,13 @@ class Folded(nn.Module):
             self.positions = RelativePositions((time, rows, columns), block.queries, block.keys)
 
     def keys_values(self, grid: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keys, scaled and with their positions, and values, ``[batch, heads, 1 + keys, channels]``."""
+        """Keys, scaled and with positions, and values: ``[batch, heads, 1 + keys, channels]``.
+
+        Args:
+            grid: tokens of the grid, ``[batch, tokens, channels]``.
+            first: the class token, ``[batch, 1, channels]``, whose key and value come first; None without
+                one.
+        """
         kv = self._pooled(self.key_value(grid), self.key_value_pool)
         if first is not None:
             kv = torch.cat([self.key_value(first), kv], 1)
@@ -96,24 +102,24 @@ class Folded(nn.Module):
         return (self.positions.of_keys(k) if self.positions else k), v
 
     def of_grid(self, grid: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What the grid's tokens find, ``[batch, queries, channels]``."""
+        """Result of attention for the grid's tokens, ``[batch, queries, channels]``."""
         q = self._heads(self._pooled(self.query(grid), self.query_pool), "q")
         mixed = _mix(self.positions.of_queries(q) if self.positions else q, k, v)
         return self._joined(mixed + q if self.residual else mixed)
 
     def of_class(self, first: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What the class token finds, ``[batch, 1, channels]``."""
+        """Result of attention for the class token, ``[batch, 1, channels]``."""
         q = self._heads(self.query(first), "q")
         return self._joined(_mix(self.positions.of_class(q) if self.positions else q, k, v))
 
     def pooled_like_queries(self, x: Tensor) -> Tensor:
-        """Tokens ``[batch, tokens, channels]`` through the pool and norm of queries."""
+        """Tokens ``[batch, tokens, channels]`` after the pool and norm of queries."""
         return self._heads(self._pooled(x, self.query_pool), "q").transpose(1, 2).flatten(2)
 
     def _pooled(self, x: Tensor, pool: nn.Conv3d | None) -> Tensor:
         if pool is None:
             return x
-        # The grid first and then the permutation: engines that compute with channels last drop it.
+        # Reshaped before the permutation, which engines that compute with channels last can then drop.
         x = pool(x.reshape(-1, *self.block.grid, x.shape[2]).permute(0, 4, 1, 2, 3))
         return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
 
@@ -148,7 +154,7 @@ def _scaled(norm: LayerNorm, scale: float) -> LayerNorm:
 
 
 def _pool(of: PooledAttention, names: str, stride: Triple) -> nn.Conv3d:
-    """One convolution for all heads, and for keys and values, which lie side by side."""
+    """One depthwise convolution for all heads, and for keys and values together, as adjacent channels."""
     weights = (of.get_parameter(f"pool_{name}.weight").detach() for name in names)
     weight = torch.cat([weight.repeat(of.block.heads, 1, 1, 1, 1) for weight in weights])
     channels, _, *(t, h, w) = weight.shape

@@ -1,4 +1,4 @@
-"""MViT's first convolution, on blocks of pixels."""
+"""MViT's first convolution, computed over blocks of pixels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ _BLOCK = (2, 4, 4)
 class Patches(nn.Module):
     """A 3x7x7 convolution with stride 2x4x4, from pixels to tokens.
 
-    Computed as a 2x2x2 one with stride 1 over blocks of 2x4x4 pixels: the kernel gets a first tap of zeros in
-    each axis, and the same sums are of 96 channels and not of 3, with which matrix units are full.
+    It is computed as a 2x2x2 convolution with stride 1 over blocks of 2x4x4 pixels. The kernel gets one more
+    tap of zeros at the start of each axis. The sums are the same, but over 96 channels instead of 3, which
+    fill matrix units.
 
     Args:
-        channels: of a token.
+        channels: channels of a token.
     """
 
     def __init__(self, channels: int) -> None:
@@ -24,11 +25,15 @@ class Patches(nn.Module):
         self.folded: nn.Conv3d | None = None
 
     def fold_constants(self) -> None:
-        """Arrange the weights once."""
+        """Rearrange the weights once, so that this is not part of the graph."""
         self.folded = self._packed()
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Normalised ``[batch, time, height, width, 3]`` to ``[batch, tokens, channels]``."""
+        """From normalised pixels, float32 ``[batch, time, height, width, 3]``, to tokens.
+
+        Returns:
+            ``[batch, tokens, channels]`` in the weights' dtype, in the order of time, height and width.
+        """
         t, h, w = _BLOCK
         time, height, width = (size // block for size, block in zip(frames.shape[1:4], _BLOCK, strict=True))
         conv = self.folded or self._packed()

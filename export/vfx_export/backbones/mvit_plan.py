@@ -1,8 +1,8 @@
-"""What each block of an MViT does to its tokens, read off the shapes of a checkpoint.
+"""What each block of an MViT does to its tokens, from a published config or the shapes in a checkpoint.
 
-The published configs of MViTv1 do not fit all published files (kernels, pools that are not there, depth),
-but names and shapes of the tensors say all that differs. What they cannot say, strides, follows from where
-the query is pooled.
+The published configs of MViTv1 do not fit all published files: kernels and depth differ, and some pools are
+missing. Names and shapes of the tensors tell these differences. Strides are not among them, but follow from
+the blocks in which queries are pooled.
 """
 
 from __future__ import annotations
@@ -14,47 +14,49 @@ from dataclasses import dataclass
 Triple = tuple[int, int, int]
 
 FINEST_KEYS: Triple = (1, 8, 8)
-"""Stride of keys and values in the first block: as the grid of queries shrinks it does, so that attention
-always has as many keys."""
+"""Stride of keys and values in the first block, in time, height and width. It shrinks as the grid of tokens
+does, so that all blocks have the same number of keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block. Tokens are a grid in time, height and width, and perhaps a class token."""
+    """One block. Its tokens form a grid in time, height and width; there may be a class token besides."""
 
     grid: Triple
-    """Tokens that enter."""
+    """Grid of the tokens that enter."""
     width: int
-    """Channels that enter."""
+    """Channels of the tokens that enter."""
     attended: int
     """Channels within and after attention."""
     leaves: int
-    """Channels that leave."""
+    """Channels of the tokens that leave."""
     head_width: int
-    """Channels of a head."""
+    """Channels of an attention head."""
     query_stride: Triple
+    """Stride with which queries are pooled."""
     query_kernel: Triple | None
-    """Of the convolution that pools queries; None where there is none."""
+    """Kernel of the convolution that pools queries; None if there is none."""
     key_stride: Triple
+    """Stride with which keys and values are pooled."""
     key_kernel: Triple | None
-    """Of those of keys and of values."""
+    """Kernel of the convolutions that pool keys and values; None if there are none."""
     rows: int = 0
-    """Rows of the tables of relative height and width, as the checkpoint has them. They were counted with
-    sizes rounded down where convolutions round up, so there may be fewer than are needed."""
+    """Rows of the tables of relative height and width, as in the checkpoint. They were computed from sizes
+    that are rounded down where convolutions round up, so there may be fewer rows than needed."""
 
     @property
     def heads(self) -> int:
-        """Heads of attention."""
+        """Number of attention heads."""
         return self.attended // self.head_width
 
     @property
     def queries(self) -> Triple:
-        """Grid of tokens that leaves."""
+        """Grid of the queries, and so of the tokens that leave."""
         return _strided(self.grid, self.query_stride)
 
     @property
     def keys(self) -> Triple:
-        """Grid of keys."""
+        """Grid of the keys and values."""
         return _strided(self.grid, self.key_stride)
 
 
@@ -69,18 +71,18 @@ def published(
     kernel: Triple | None,
     query_everywhere: bool = False,
 ) -> tuple[Block, ...]:
-    """The blocks as the published config has them.
+    """The blocks of a published config.
 
     Args:
         depth: number of blocks.
-        patches: grid of tokens that enters the first one.
-        pooled: blocks that halve the grid of queries in height and width.
-        width: channels that enter the first one; those and the heads double at every pooled block.
-        head_width: channels of a head.
-        in_attention: whether channels double within the pooled block's attention (version 2), or in the
+        patches: grid of the tokens that enter the first block.
+        pooled: indices of the blocks that halve the grid in height and width.
+        width: channels that enter the first block. Channels and heads double at every pooled block.
+        head_width: channels of an attention head.
+        in_attention: whether channels double in the attention of a pooled block (version 2), or in the
             perceptron of the block before (version 1).
-        kernel: of all pools; None for one that covers its stride.
-        query_everywhere: whether queries go through a convolution in blocks that do not shrink the grid, too.
+        kernel: kernel of all pools; None for kernels just larger than the stride.
+        query_everywhere: whether queries also go through a convolution in blocks that keep the grid.
     """
     widths = [width << sum(block <= i for block in pooled) for i in range(depth + 1)]
     blocks: list[Block] = []
@@ -110,11 +112,11 @@ def published(
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]], patches: Triple) -> tuple[Block, ...] | None:
-    """The blocks of a version 1 file; None where keys and shapes are not those of one.
+    """The blocks of a checkpoint of version 1; None if keys and shapes are not those of one.
 
     Args:
-        shapes: shape of each tensor by key.
-        patches: grid of tokens that enters the first block.
+        shapes: key -> shape of the checkpoint's tensors.
+        patches: grid of the tokens that enter the first block.
     """
     numbers = {int(match[1]) for key in shapes if (match := re.match(r"blocks\.(\d+)\.", key))}
     blocks: list[Block] = []
@@ -140,7 +142,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], patches: Triple) -> tuple
 
 
 def _strided(grid: Triple, stride: Triple) -> Triple:
-    """Every kernel is odd and padded by half of it, or is as long as the stride is even plus one."""
+    """The grid after a pool. All kernels are odd and padded by half, so sizes are divided and rounded up."""
     t, h, w = ((size - 1) // step + 1 for size, step in zip(grid, stride, strict=True))
     return t, h, w
 

@@ -1,9 +1,10 @@
-"""Relative positions in attention as products that are part of query times key.
+"""Relative positions in attention, computed as part of the product of queries and keys.
 
-What MViTv2 adds to the score of a query and a key is the query times a vector for their distance in height,
-plus one for width and one for time. Each query is given these numbers for every row, column and frame of
-keys as channels more, and each key a one in the channels of its own row, column and frame. Then query times
-key holds the sum, and nothing as large as the scores is ever gathered, added or written.
+To the score of a query and a key, MViTv2 adds the products of the query with three vectors, which depend on
+the distance of the two in height, width and time. Here, each query gets these products as additional
+channels, one for every row, column and frame of keys. Each key has a one in the channels of its own row,
+column and frame, and zeros in the others. So the product of query and key already contains the sum, and
+nothing as large as the scores needs to be gathered, added or written.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from vfx_export.backbones.mvit_plan import Triple
 
 
 class RelativePositions(nn.Module):
-    """Channels for queries and keys.
+    """Adds channels for positions to queries and keys.
 
     Args:
-        tables: of time, height and width, ``[distances, channels]``.
-        queries: their grid.
-        keys: their grid.
+        tables: vectors for distances in time, height and width, each ``[distances, channels]``.
+        queries: grid of the queries.
+        keys: grid of the keys.
     """
 
     time: Tensor
@@ -33,7 +34,7 @@ class RelativePositions(nn.Module):
         super().__init__()
         self.grid = queries
         self.channels = sum(keys)
-        """How many each query and key gets."""
+        """Number of channels that each query and key gets."""
         names = ("time", "rows", "columns")
         for name, table, places, others in zip(names, tables, queries, keys, strict=True):
             self.register_buffer(name, _by_position(table, places, others))
@@ -47,7 +48,7 @@ class RelativePositions(nn.Module):
         self.register_buffer("ones", ones.to(tables[0]))
 
     def of_queries(self, q: Tensor) -> Tensor:
-        """``[batch, heads, queries, channels]`` with the channels for positions added."""
+        """Queries of the grid, ``[batch, heads, queries, channels]``, with channels for positions added."""
         heads, channels = q.shape[1], q.shape[3]
         t, h, w = self.grid
         rows = q.reshape(-1, h, w, channels) @ self.rows
@@ -57,16 +58,16 @@ class RelativePositions(nn.Module):
         return torch.cat([q, *(part.reshape(-1, heads, t * h * w, part.shape[-1]) for part in parts)], -1)
 
     def of_keys(self, k: Tensor) -> Tensor:
-        """``[batch, heads, 1 + keys, channels]`` likewise; the first one, the class token, is nowhere."""
+        """Keys, ``[batch, heads, 1 + keys, channels]``, likewise; the class token's, the first, has none."""
         return F.pad(k, (0, self.channels)) + self.ones
 
     def of_class(self, q: Tensor) -> Tensor:
-        """A query that is nowhere."""
+        """Queries of class tokens, which have no place, so that the added channels are zero."""
         return F.pad(q, (0, self.channels))
 
 
 def _by_position(table: Tensor, queries: int, keys: int) -> Tensor:
-    """``[queries, channels, keys]``: the vector for each pair of places on one axis."""
+    """The vector for each pair of places on one axis, ``[queries, channels, keys]``."""
     distances = 2 * max(queries, keys) - 1
     if len(table) != distances:
         table = F.interpolate(table.t()[None], size=distances, mode="linear", align_corners=False)[0].t()

@@ -1,4 +1,4 @@
-"""Non-local blocks (Wang et al., "Non-local Neural Networks", 2018), as PySlowFast has them."""
+"""Non-local blocks (Wang et al., "Non-local Neural Networks", 2018), as in PySlowFast."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class NonLocal:
-    """Where the blocks of a network stand, and how they weigh positions."""
+    """Where a network has non-local blocks, and how these weight positions."""
 
     after: tuple[tuple[int, ...], ...]
-    """Of each stage, the residual blocks that one follows."""
+    """For each stage, the indices of the residual blocks after which there is one."""
     weighing: Literal["softmax", "dot_product"]
+    """See `NonLocalBlock`."""
     pool: Triple
-    """Kernel and stride, in time, height and width, of the max pool before keys and values."""
+    """Kernel and stride of the max pool before keys and values, in time, height and width."""
 
 
 class NonLocalBlock(nn.Module):
-    """Every position asks all positions of a pooled map, and adds what they answer.
+    """Attention of every position to all positions of a pooled map, with a shortcut around it.
 
     Args:
-        channels: of the map; inside there are half as many.
-        weighing: softmax of the scaled scores, or the scores over the number of keys.
+        channels: channels of the map; half as many are used inside.
+        weighing: how scores become weights: softmax of the scaled scores, or scores divided by the number of
+            keys.
         pool: see `NonLocal`.
     """
 
@@ -39,7 +41,7 @@ class NonLocalBlock(nn.Module):
         self.weighing, self.pool = weighing, pool
         self.scale = inner**-0.5
         self.folded = False
-        # A product of three maps: what goes in ten times larger comes out a thousand times larger.
+        # A product of three maps: an input that is ten times larger makes the output a thousand times larger.
         self.random_gains = {"bn": 0.25} if weighing == "softmax" else {"bn": 2.5e-3, "conv_theta": 1e-4}
         self.conv_theta = nn.Conv3d(channels, inner, 1)
         self.conv_phi = nn.Conv3d(channels, inner, 1)
@@ -48,7 +50,7 @@ class NonLocalBlock(nn.Module):
         self.bn: nn.Module = nn.BatchNorm3d(channels)
 
     def fold_constants(self) -> None:
-        """Scale the weights of the query instead of the scores, which half precision could not hold."""
+        """Scale the query's weights once, instead of the scores, which would overflow in half precision."""
         if self.weighing == "softmax":
             assert self.conv_theta.bias is not None
             self.conv_theta.weight.data = self.conv_theta.weight.data * self.scale
@@ -56,7 +58,7 @@ class NonLocalBlock(nn.Module):
             self.folded = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[batch, channels, time, height, width]`` to the same shape."""
+        """From ``[batch, channels, time, height, width]`` to the same shape and dtype."""
         keys = F.max_pool3d(x, self.pool, self.pool) if max(self.pool) > 1 else x
         theta = self.conv_theta(x)
         query, key, value = (part.flatten(2) for part in (theta, self.conv_phi(keys), self.conv_g(keys)))
@@ -65,8 +67,8 @@ class NonLocalBlock(nn.Module):
                 query = query * self.scale
             scores = (query.transpose(1, 2) @ key).float().softmax(-1).to(value.dtype)
         else:
-            # Scaled before the product, whose sums half precision could not hold. Keys could meet values
-            # first, but in bf16 that doubled the error.
+            # Scaled before the product, whose sums would overflow in half precision. Multiplying keys with
+            # values first would also be possible, but doubled the error in bf16.
             scores = query.transpose(1, 2) @ (key / key.shape[2])
         answer = value @ scores.transpose(1, 2)
         out: Tensor = x + self.bn(self.conv_out(answer.reshape(theta.shape)))

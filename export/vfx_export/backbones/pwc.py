@@ -1,7 +1,8 @@
 """PWC-Net (Sun et al., "PWC-Net: CNNs for Optical Flow Using Pyramid, Warping, and Cost Volume", 2018).
 
-Keys are those of sniklaus/pytorch-pwc before its modules were renamed. A frame's pyramid is made once for
-both pairs that it belongs to. The cost volume, a CUDA kernel in the published code, is plain operators here.
+Keys are those of sniklaus/pytorch-pwc before its modules were renamed. The pyramid of a frame is computed
+once for both of its pairs. The cost volume, a CUDA kernel in the published code, consists of plain operators
+here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _NAMES = ("One", "Two", "Thr", "Fou", "Fiv", "Six")
 _WIDTHS = (16, 32, 64, 96, 128, 196)
 _DENSE = (128, 128, 96, 64, 32)
 _WARP_SCALES = {"Fiv": 0.625, "Fou": 1.25, "Thr": 2.5, "Two": 5.0}
-"""Flow in units of 20 pixels of the frame, to pixels of the level that it warps."""
+"""Factor from flow in units of 20 pixels of the frame to pixels of the level that is warped by it."""
 
 
 def _leaky(x: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def _leaky(x: Tensor) -> Tensor:
 
 
 class _Extractor(nn.Module):
-    """A frame in [0, 1], BGR, to six levels of features; the first is at half its size."""
+    """From frames in [0, 1], BGR, to six levels of features; the first is half as high and wide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class _Extractor(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """One level: cost volume, first frame's features and what the coarser level found, to a flow."""
+    """The flow of one level, from the cost volume, the first frame's features and the coarser level."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class _Decoder(nn.Module):
     def forward(
         self, first: Tensor, second: Tensor, coarser: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """Flow ``[pairs, 2, h, w]`` and the dense block's features; ``coarser``: the last level's."""
+        """Flow ``[pairs, 2, h, w]`` and dense features; ``coarser``: those of the coarser level, if any."""
         if coarser is None:
             x = _leaky(cost_volume(first, second))
         else:
@@ -90,7 +91,7 @@ def _dense_channels(name: str) -> int:
 
 
 class _Refiner(nn.Module):
-    """Dilated convolutions that look around in the finest features, to a correction of the flow."""
+    """Dilated convolutions, from the finest level's features to a correction of its flow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class _Refiner(nn.Module):
 
 
 class PWCNet(nn.Module):
-    """Optical flow of consecutive frames, at the frames' own size."""
+    """PWC-Net: optical flow between consecutive frames, at the frames' own size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class PWCNet(nn.Module):
         """Flow from each frame to the next.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, at least two frames.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, 0 to 255, at least two frames.
 
         Returns:
             float32 ``[batch, time - 1, 2, height, width]``: x, then y, in pixels.
@@ -131,7 +132,7 @@ class PWCNet(nn.Module):
         x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         x = x.to(next(self.moduleRefiner.parameters()).dtype)
         flow = self._quarter_flow(self.moduleExtractor(x), batch)
-        # In the frames' own pixels: 20 is the unit of the network, the rest undoes the resizing.
+        # To pixels of the frames: the network's unit is 20 pixels, and the next line undoes the resizing.
         flow = 20 * F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
         flow = torch.cat([flow[:, :1] * (width / size[1]), flow[:, 1:] * (height / size[0])], 1)
         return flow.reshape(batch, time - 1, *flow.shape[1:])
@@ -150,20 +151,20 @@ class PWCNet(nn.Module):
 
 
 def cost_volume(first: Tensor, second: Tensor) -> Tensor:
-    """Mean over channels of the product of each pixel with the 9x9 pixels around its place.
+    """Mean over channels of the products of each pixel with the 9x9 pixels around its place.
 
-    A row of the first frame times a row of the second, for nine rows at once, is a matrix product that
-    holds nine wanted diagonals. Read with a row length that is greater by one, they are columns. That is ten
-    times the multiplications of the definition, on matrix units, and no product of whole feature maps
-    ever in memory. In float32: its sums have up to 196 terms.
+    A row of the first frame times a row of the second is a matrix product, in which nine diagonals are
+    wanted. If it is read with rows that are longer by one, diagonals become columns. This is done for nine
+    rows at once. It takes ten times the multiplications of the definition, but on matrix units, and never
+    holds a product of whole feature maps in memory. In float32, because its sums have up to 196 terms.
 
     Args:
         first: ``[pairs, channels, h, w]``.
         second: of the same shape.
 
     Returns:
-        ``[pairs, 81, h, w]`` in the dtype of ``first``: y offset from -4 to 4, then x offset; beyond the
-        edge is zero.
+        ``[pairs, 81, h, w]`` in the dtype of ``first``, ordered by y offset from -4 to 4, then x offset; zero
+        beyond the edge.
     """
     pairs, channels, height, width = first.shape
     around = F.pad(second.float(), (_RADIUS,) * 4)
@@ -178,19 +179,22 @@ def cost_volume(first: Tensor, second: Tensor) -> Tensor:
 
 
 def warped(features: Tensor, flow: Tensor) -> Tensor:
-    """``features`` as the first frame would see them; zero where a sample leaves the map.
+    """Features of the second frame, moved by the flow to their places in the first.
 
-    Positions are float32: in half precision they would be off by whole pixels in a large frame.
+    Positions are float32, because in half precision they would be off by whole pixels in a large frame.
 
     Args:
         features: ``[pairs, channels, h, w]``.
         flow: ``[pairs, 2, h, w]``, x then y, in pixels of the map.
+
+    Returns:
+        ``[pairs, channels, h, w]`` in the dtype of ``features``; zero where a sample leaves the map.
     """
     height, width = features.shape[2:]
     x = torch.arange(width, device=flow.device).float() + flow[:, 0].float()
     y = torch.arange(height, device=flow.device).float()[:, None] + flow[:, 1].float()
     grid = torch.stack([x * (2 / (width - 1)) - 1, y * (2 / (height - 1)) - 1], 3)
     sampled = F.grid_sample(features.float(), grid, "bilinear", "zeros", align_corners=True)
-    # How much of a bilinear sample lies inside the map, without sampling a map of ones for it.
+    # The share of a bilinear sample that is inside the map; saves sampling a map of ones.
     inside = torch.minimum(x + 1, width - x).clamp(0, 1) * torch.minimum(y + 1, height - y).clamp(0, 1)
     return (sampled * (inside > 0.999)[:, None].float()).to(features.dtype)

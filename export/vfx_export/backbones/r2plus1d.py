@@ -1,8 +1,9 @@
 """R(2+1)D (Tran et al., "A Closer Look at Spatiotemporal Convolutions", 2018), cut at its pooled feature.
 
-Keys are torchvision's, which moabitcoin/ig65m-pytorch shares. The two differ in batch norm's epsilon, and
-in how wide the second convolution of a stage's first block is between space and time: torchvision derives
-both widths of a block from the block's own channels, Caffe2 each from its convolution's.
+Keys are torchvision's, which moabitcoin/ig65m-pytorch also has. The two differ in batch norm's epsilon, and
+in the number of channels between space and time in the second convolution of a stage's first block:
+torchvision derives this number for both convolutions from the channels of the block, Caffe2 for each from its
+own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class _Factored(nn.Sequential):
 
 
 class _Unit(nn.Sequential):
-    """A factored convolution and batch norm."""
+    """A factored convolution, followed by batch norm."""
 
     BATCH_NORMS: ClassVar = {"0.3": "1"}
 
@@ -43,7 +44,7 @@ class _Unit(nn.Sequential):
 
 
 class _Shortcut(nn.Sequential):
-    """A 1x1x1 convolution and batch norm, where a block changes its size."""
+    """A 1x1x1 convolution and batch norm, for blocks that change the size."""
 
     BATCH_NORMS: ClassVar = {"0": "1"}
 
@@ -52,7 +53,7 @@ class _Shortcut(nn.Sequential):
 
 
 class _Block(nn.Module):
-    """Two factored convolutions around which a shortcut leads."""
+    """A residual block of two factored convolutions."""
 
     random_gains: ClassVar = {"conv2.1": 0.25}
 
@@ -68,7 +69,7 @@ class _Block(nn.Module):
 
 
 def _middle(c_in: int, c_out: int) -> int:
-    """The width at which a factored convolution has as many weights as a whole one."""
+    """Channels in the middle with which a factored convolution has as many weights as a 3x3x3 one."""
     return c_in * c_out * 27 // (c_in * 9 + 3 * c_out)
 
 
@@ -89,14 +90,14 @@ class _Stem(nn.Sequential):
 
 
 class R2Plus1D(nn.Module):
-    """From pixels to the 512-d feature.
+    """R(2+1)D, from pixels to the 512-d feature.
 
     Args:
         depths: blocks in each of the four stages.
         eps: batch norm's epsilon.
-        caffe2: take Caffe2's widths between space and time, not torchvision's.
-        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
-        head: give the classifier's logits too.
+        caffe2: take Caffe2's number of channels between space and time instead of torchvision's.
+        classes: length of the classifier, which is in the checkpoint whether it is exported or not.
+        head: also output the classifier's logits.
     """
 
     STEMS: ClassVar = ("stem.0",)
@@ -125,15 +126,15 @@ class R2Plus1D(nn.Module):
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Features, and logits where the head is on.
+        """The feature; with ``head``, also the logits.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, published at 112x112.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, 0 to 255, published at 112x112.
 
         Returns:
-            float32 ``[batch, 512]``, then float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, 512]``; then float32 ``[batch, classes]``, before softmax.
         """
-        # Before the permutation: engines that compute with channels last then drop it.
+        # Before the permutation, which engines that compute with channels last can then drop.
         x = for_stem(self.stem[0], normalised(frames, MEAN, STD))
         x = x.to(self.fc.weight.dtype).permute(0, 4, 1, 2, 3)
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))

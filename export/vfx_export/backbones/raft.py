@@ -1,7 +1,7 @@
 """RAFT (Teed & Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", 2020), the large model.
 
-Keys are those of princeton-vl/RAFT. A frame's feature map is made once for both pairs that it belongs to,
-what the GRU adds from the context is made once for all iterations, and only the last field is upsampled.
+Keys are those of princeton-vl/RAFT. The feature map of a frame is computed once for both of its pairs, the
+context's contribution to the GRU once for all iterations, and only the last flow field is upsampled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HIDDEN = 128
 
 
 class _InstanceNorm(nn.Module):
-    """Each channel of each frame to zero mean and unit variance; in float32, as its sums run over a frame."""
+    """Normalises each channel of each frame, in float32, because its sums run over a whole frame."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.instance_norm(x.float(), eps=1e-5).to(x.dtype)
@@ -33,7 +33,7 @@ def _norm(batch: bool, channels: int) -> nn.Module:
 
 
 class _Shortcut(nn.Sequential):
-    """1x1 convolution with stride, and norm."""
+    """A strided 1x1 convolution and its norm."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module, batch: bool) -> None:
         super().__init__(conv, norm)
@@ -41,7 +41,7 @@ class _Shortcut(nn.Sequential):
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """A residual block of two 3x3 convolutions."""
 
     def __init__(self, c_in: int, c_out: int, stride: int, batch: bool) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class _Block(nn.Module):
         self.norm1, self.norm2 = _norm(batch, c_out), _norm(batch, c_out)
         self.downsample: nn.Module = nn.Identity()
         if stride > 1:
-            # The published files hold this norm twice.
+            # Under two names, because the published files hold this norm twice.
             self.norm3 = _norm(batch, c_out)
             self.downsample = _Shortcut(nn.Conv2d(c_in, c_out, 1, stride), self.norm3, batch)
 
@@ -62,7 +62,7 @@ class _Block(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """A frame in [-1, 1] to 256 channels at an eighth of its size."""
+    """From frames in [-1, 1] to 256 channels at an eighth of their height and width."""
 
     def __init__(self, batch: bool) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class _Encoder(nn.Module):
 
 
 class _MotionEncoder(nn.Module):
-    """Looked-up correlations and the flow so far to 128 channels, of which the last two are the flow."""
+    """From correlations and the present flow to 128 channels, of which the last two are the flow itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,10 +102,10 @@ class _MotionEncoder(nn.Module):
 
 
 class _HalfGRU(nn.Module):
-    """One direction of the separable ConvGRU, over rows (1x5) or columns (5x1).
+    """One direction of the separable ConvGRU, along rows (1x5) or columns (5x1).
 
-    Its convolutions are published for hidden state, context and motion side by side. Convolution is
-    linear in its channels, so the context's share, which is the same in every iteration, is made once.
+    The published convolutions take hidden state, context and motion as one input. Convolution is linear in
+    its channels, so the contribution of the context, which is the same in every iteration, is computed once.
 
     Args:
         z: update gate.
@@ -127,7 +127,7 @@ class _HalfGRU(nn.Module):
         self.candidate = nn.Parameter(torch.cat([q.weight[:, hidden], q.weight[:, motion]], 1))
 
     def share(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """What the context adds to both gates, and to the candidate."""
+        """The context's contribution to both gates, and to the candidate."""
         x = F.conv2d(context, self.share_weight, self.share_bias, padding=self.padding)
         return x[:, : 2 * _HIDDEN], x[:, 2 * _HIDDEN :]
 
@@ -139,7 +139,7 @@ class _HalfGRU(nn.Module):
 
 
 class _GRU(nn.Module):
-    """The published convolutions of the separable ConvGRU."""
+    """The separable ConvGRU, with its convolutions under the published keys."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _GRU(nn.Module):
         self.packed: tuple[_HalfGRU, ...] = ()
 
     def fold_constants(self) -> None:
-        """Bring the weights into the form that `halves` uses, for good: a graph then holds no other."""
+        """Replace the published weights by the form that `halves` uses, so that the graph holds no other."""
         rows, columns = self._halves()
         self.rows, self.columns = rows, columns
         self.packed = rows, columns
@@ -158,7 +158,7 @@ class _GRU(nn.Module):
             delattr(self, f"conv{gate}2")
 
     def halves(self) -> tuple[_HalfGRU, ...]:
-        """Rows, then columns."""
+        """The two directions: along rows, then along columns."""
         return self.packed or self._halves()
 
     def _halves(self) -> tuple[_HalfGRU, ...]:
@@ -197,7 +197,7 @@ class _Update(nn.Module):
 
 
 class RAFT(nn.Module):
-    """Optical flow of consecutive frames, 20 iterations, at the frames' own size."""
+    """RAFT with 20 iterations: optical flow between consecutive frames, at the frames' own size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class RAFT(nn.Module):
         """Flow from each frame to the next.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, at least two frames.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, 0 to 255, at least two frames.
 
         Returns:
             float32 ``[batch, time - 1, 2, height, width]``: x, then y, in pixels.
@@ -218,7 +218,7 @@ class RAFT(nn.Module):
         return crop_centre(self.padded_flow(frames), height, width)
 
     def padded_flow(self, frames: Tensor) -> Tensor:
-        """`forward`, but with the border that brings the frames to multiples of 8 left on."""
+        """As `forward`, without removing the border that pads height and width to multiples of 8."""
         batch, time = frames.shape[:2]
         x = pad_to_multiple(frames, _STRIDE)
         x = x.permute(0, 1, 4, 2, 3).flatten(0, 1)
@@ -230,10 +230,10 @@ class RAFT(nn.Module):
         return flow.reshape(batch, time - 1, *flow.shape[1:])
 
     def _refined(self, first: Tensor, second: Tensor, context: Tensor) -> Tensor:
-        """Flow of pairs from features ``[pairs, 256, h, w]``, as float32 ``[pairs, 2, 8h, 8w]``."""
+        """Flow of pairs, float32 ``[pairs, 2, 8h, 8w]``, from features and context ``[pairs, 256, h, w]``."""
         update = self.update_block
         dtype = context.dtype
-        # Sums of 256 products, and positions in a large frame: float32 whatever the weights are.
+        # In float32 whatever the weights are, for sums of 256 products and positions in large frames.
         lookup = Lookup(first.float(), second.float())
         h = torch.tanh(context[:, :_HIDDEN])
         context = F.relu(context[:, _HIDDEN:])
@@ -251,11 +251,14 @@ class RAFT(nn.Module):
 
 
 def _upsampled(flow: Tensor, mask: Tensor) -> Tensor:
-    """Each pixel as a convex combination of its cell's nine neighbours.
+    """Convex upsampling: each pixel's flow is a weighted mean over its cell and the eight cells around it.
 
     Args:
-        flow: ``[pairs, 2, h, w]`` in cells of 8 pixels.
+        flow: ``[pairs, 2, h, w]``, in cells of 8x8 pixels.
         mask: ``[pairs, 9 * 64, h, w]``, weights before softmax.
+
+    Returns:
+        ``[pairs, 2, 8h, 8w]``, in pixels.
     """
     pairs, _, height, width = flow.shape
     weights = (0.25 * mask).reshape(pairs, 9, _STRIDE, _STRIDE, height, width).softmax(1)

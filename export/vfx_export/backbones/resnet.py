@@ -1,6 +1,6 @@
 """ResNet (He et al., "Deep Residual Learning for Image Recognition", 2015), cut at its pooled feature.
 
-Keys and arithmetic are torchvision's: the stride of a bottleneck is in its 3x3 convolution.
+Keys and arithmetic are torchvision's, so a bottleneck has its stride in the 3x3 convolution.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vfx_export.backbones.pixels import normalised
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# Blocks in each of the four stages, and whether they are bottlenecks.
+# Depth -> blocks in each of the four stages, and whether they are bottlenecks.
 DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -26,7 +26,7 @@ DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
 
 
 class _Shortcut(nn.Sequential):
-    """A 1x1 convolution and batch norm, where a block changes its size."""
+    """A 1x1 convolution and batch norm, for blocks that change size or channels."""
 
     BATCH_NORMS: ClassVar = {"0": "1"}
 
@@ -35,7 +35,7 @@ class _Shortcut(nn.Sequential):
 
 
 class _Basic(nn.Module):
-    """Two 3x3 convolutions."""
+    """A residual block of two 3x3 convolutions."""
 
     EXPANSION: ClassVar = 1
     BATCH_NORMS: ClassVar = {"conv1": "bn1", "conv2": "bn2"}
@@ -55,7 +55,7 @@ class _Basic(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, four times as wide outside as inside."""
+    """A residual block of 1x1, 3x3 and 1x1 convolutions, with a quarter of the channels inside."""
 
     EXPANSION: ClassVar = 4
     BATCH_NORMS: ClassVar = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
@@ -79,12 +79,12 @@ class _Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """From the pixels of single frames to the 512-d or 2048-d feature.
+    """ResNet, from the pixels of single frames to the 512-d or 2048-d feature.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
-        head: give the classifier's logits too.
+        classes: length of the classifier, which is in the checkpoint whether it is exported or not.
+        head: also output the classifier's logits.
     """
 
     BATCH_NORMS: ClassVar = {"conv1": "bn1"}
@@ -109,15 +109,16 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Features, and logits where the head is on.
+        """The feature; with ``head``, also the logits.
 
         Args:
-            frames: uint8 ``[batch, 1, height, width, 3]``, RGB; sides of 32 or more.
+            frames: uint8 ``[batch, 1, height, width, 3]``, RGB, 0 to 255; height and width 32 or more.
 
         Returns:
-            float32 ``[batch, 512 or 2048]``, then float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, 512]`` (depth 18 and 34) or ``[batch, 2048]``; then float32 ``[batch,
+            classes]``, before softmax.
         """
-        # Before the permutation: engines that compute with channels last then drop it.
+        # Before the permutation, which engines that compute with channels last can then drop.
         x = normalised(frames.squeeze(1), MEAN, STD).to(self.fc.weight.dtype).permute(0, 3, 1, 2)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.max_pool2d(x, 3, 2, 1)

@@ -1,7 +1,7 @@
 """Reversible MViT (Mangalam et al., "Reversible Vision Transformers", 2022), cut before its classifier.
 
-Keys and arithmetic are PySlowFast's. There is no class token; every layer but those that shrink the grid
-keeps two streams, each of which is added to what was computed from the other.
+Keys and arithmetic are PySlowFast's. There is no class token. Layers keep two streams, and add to each what
+they compute from the other; only layers that shrink the grid merge the streams.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Layer(nn.Module):
 
 
 class _Reversible(_Layer):
-    """Both streams to both streams."""
+    """A layer that keeps both streams."""
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         x1 = x1 + self.F(x2)
@@ -59,7 +59,10 @@ class _Reversible(_Layer):
 
 
 class _Transition(_Layer):
-    """The mean of both streams to one of twice the channels and a quarter of the tokens."""
+    """A layer that merges both streams into their mean, doubles its channels and quarters its tokens.
+
+    The result is returned twice, as both streams.
+    """
 
     def __init__(self, block: Block) -> None:
         super().__init__(block)
@@ -87,14 +90,14 @@ class _Backbone(nn.Module):
 
 
 class RevMViT(nn.Module):
-    """From pixels to the mean token that enters the classifier, of both streams.
+    """Reversible MViT, from pixels to the mean token that enters the classifier, both streams concatenated.
 
     Args:
         blocks: see `vfx_export.backbones.mvit_plan`.
-        mean: of pixels in [0, 1]; so is ``std``.
-        std: likewise.
-        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
-        head: give the classifier's logits too.
+        mean: mean of red, green and blue, in [0, 1].
+        std: standard deviation of red, green and blue, likewise.
+        classes: length of the classifier, which is in the checkpoint whether it is exported or not.
+        head: also output the classifier's logits.
     """
 
     MAPS: ClassVar = ("tokens",)
@@ -118,18 +121,20 @@ class RevMViT(nn.Module):
         self.head = Head(leaves, classes)
 
     def fold_constants(self) -> None:
-        """Add the positions of places and of frames once."""
+        """Add the positional embeddings of places and frames once, instead of in the graph."""
         self.places = positions(self.pos_embed_spatial, self.pos_embed_temporal).detach()
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Features, and logits where the head is on.
+        """The feature; with ``head``, also the logits.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, of the size that the blocks are for.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, 0 to 255, of the size that the blocks are
+                for.
 
         Returns:
-            float32 ``[batch, channels]``, the mean of all tokens, or unpooled ``[batch, tokens, channels]``,
-            by time, height and width; then float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, channels]``, the mean of all tokens; or, unpooled, ``[batch, tokens,
+            channels]``, in the order of time, height and width. Then float32 ``[batch, classes]``, before
+            softmax.
         """
         x = self.patch_embed(self.pixels(frames))
         places = self.places

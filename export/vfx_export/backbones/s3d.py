@@ -1,7 +1,7 @@
 """S3D (Xie et al., "Rethinking Spatiotemporal Feature Learning", 2018), cut at its pooled feature.
 
-Keys are those of kylemin/S3D and video_features: layers are numbers in ``base``. I3D's Inception blocks
-with their 3x3x3 convolutions split into space and time; batch norm's epsilon is 1e-3.
+Keys are those of kylemin/S3D and video_features, where layers are numbered in ``base``. The network has I3D's
+Inception blocks, with 3x3x3 convolutions split into space and time. Batch norm's epsilon is 1e-3.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vfx_export.backbones.packing import for_stem
 
 _EPS = 1e-3
 
-# Widths of the four branches: 1x1; 1x1 then separable; 1x1 then separable; pool then 1x1.
+# Channels of the four branches: 1x1x1; 1x1x1, then separable; 1x1x1, then separable; pool, then 1x1x1.
 _MIXED: dict[int, tuple[int, int, int, int, int, int]] = {
     5: (64, 96, 128, 16, 32, 32),
     6: (128, 128, 192, 32, 96, 64),
@@ -63,7 +63,7 @@ class _Separable(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """An Inception block: four branches side by side, joined on the channels."""
+    """An Inception block: four parallel branches, concatenated along the channels."""
 
     def __init__(self, c_in: int, widths: tuple[int, int, int, int, int, int]) -> None:
         super().__init__()
@@ -79,11 +79,11 @@ class _Mixed(nn.Module):
 
 
 class S3D(nn.Module):
-    """From pixels to the 1024-d feature.
+    """S3D, from pixels to the 1024-d feature.
 
     Args:
-        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
-        head: give the classifier's logits too.
+        classes: length of the classifier, which is in the checkpoint whether it is exported or not.
+        head: also output the classifier's logits.
     """
 
     STEMS: ClassVar = ("base.0.conv_s",)
@@ -108,25 +108,26 @@ class S3D(nn.Module):
         self.fc = nn.Sequential(nn.Conv3d(channels, classes, 1))
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Features, and logits where the head is on.
+        """The feature; with ``head``, also the logits.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, at least 13 frames; published at 224x224.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, 0 to 255, at least 13 frames; published at
+                224x224.
 
         Returns:
-            float32 ``[batch, 1024]``, then float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, 1024]``; then float32 ``[batch, classes]``, before softmax.
         """
         classifier = self.fc[0]
         assert isinstance(classifier, nn.Conv3d)
         assert classifier.bias is not None
-        # [0, 1], without mean and deviation; before the permutation, which engines that compute with
-        # channels last then drop.
+        # Scaled to [0, 1], without mean and deviation. Before the permutation, which engines that compute
+        # with channels last can then drop.
         x = for_stem(self.get_submodule(self.STEMS[0]), frames.float() * (1 / 255))
         x = x.to(classifier.weight.dtype).permute(0, 4, 1, 2, 3)
         x = self.base(x)
-        # The published pool is 2xHxW with stride 1, then the mean over time.
+        # As published: a pool of 2 x height x width with stride 1, then the mean over time.
         features = F.avg_pool3d(x.float(), (2, *x.shape[3:]), stride=1).flatten(2).mean(2)
         if not self.head:
             return (features,)
-        # Linear, so it may follow the mean over time; in float32 for its sums of 1024 terms.
+        # It is linear, so it may follow the mean over time. In float32 for its sums of 1024 terms.
         return features, F.linear(features, classifier.weight.float().flatten(1), classifier.bias.float())

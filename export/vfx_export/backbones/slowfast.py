@@ -1,8 +1,8 @@
 """SlowFast (Feichtenhofer et al., "SlowFast Networks for Video Recognition", 2019), cut before its head.
 
-A slow pathway sees a few frames of a window and is wide, a fast one sees all and is narrow; after the stem
-and each stage but the last, the fast one hands its channels over. Keys are PySlowFast's: ``pathway0`` is the
-slow one.
+A wide, slow pathway sees a few frames of a window; a narrow, fast one sees all of them. After the stem and
+after each stage but the last, channels made from the fast pathway are concatenated to those of the slow one.
+Keys are PySlowFast's, where ``pathway0`` is the slow one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from vfx_export.backbones.window_pool import window_mean
 
 
 def slow_frames(frames: int, alpha: int) -> list[int]:
-    """The frames of a window that the slow pathway sees, spread evenly from the first to the last.
+    """Indices of the frames that the slow pathway sees, evenly spread from the first to the last.
 
-    Not every ``alpha``-th: 0, 4, 8, 13, 17, 22, 26, 31 of 32. PySlowFast cuts ``torch.linspace`` to whole
-    numbers; this is its arithmetic in float32, from both ends, which a trace would take for data.
+    They are not every ``alpha``-th frame: of 32 frames, with alpha 4, they are 0, 4, 8, 13, 17, 22, 26, 31.
+    PySlowFast truncates ``torch.linspace`` to whole numbers. This is the same float32 arithmetic, from both
+    ends, without tensors, which would be computed in the graph.
+
+    Args:
+        frames: frames of the window, a multiple of ``alpha``.
+        alpha: frames of the window for each that the slow pathway sees.
     """
     count, last = frames // alpha, np.float32(frames - 1)
     if count == 1:
@@ -37,7 +42,7 @@ def slow_frames(frames: int, alpha: int) -> list[int]:
 
 
 class _Fusion(nn.Module):
-    """A convolution over time that brings the fast pathway to the slow one's frames, twice as wide."""
+    """A strided convolution over time, from the fast pathway to the slow one's frames; doubles channels."""
 
     BATCH_NORMS: ClassVar = {"conv_f2s": "bn"}
 
@@ -53,16 +58,16 @@ class _Fusion(nn.Module):
 
 
 class SlowFast(nn.Module):
-    """From pixels to the 2304-d feature, 2048 of the slow pathway and 256 of the fast one.
+    """SlowFast, from pixels to the 2304-d feature: 2048 of the slow pathway and 256 of the fast one.
 
     Args:
         slow: the slow pathway.
-        fast: the fast one.
-        alpha: frames of the fast pathway for one of the slow one.
+        fast: the fast pathway.
+        alpha: frames of the fast pathway for each frame of the slow one.
         span: frames that the convolutions between the pathways span.
         window: side of the head's pool on the last maps, see `window_mean`; None for the global mean.
-        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
-        head: give the classifier's logits too.
+        classes: length of the classifier, which is in the checkpoint whether it is exported or not.
+        head: also output the classifier's logits.
     """
 
     STEMS: ClassVar = ("s1.pathway0_stem.conv", "s1.pathway1_stem.conv")
@@ -97,18 +102,19 @@ class SlowFast(nn.Module):
         self.head = Head(32 * (slow.width + fast.width), classes)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Features, and logits where the head is on.
+        """The feature; with ``head``, also the logits.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, trained at 224x224, tested at 256x256;
-                ``time`` is a multiple of ``alpha``.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, 0 to 255, trained at 224x224, tested at
+                256x256; ``time`` is a multiple of ``alpha``.
 
         Returns:
-            float32 ``[batch, 2304]``, slow then fast, or unpooled, of each pathway, ``[batch, 2048, time /
-            alpha, height / 32, width / 32]`` and ``[batch, 256, time, height / 32, width / 32]``; then
-            float32 ``[batch, classes]`` before softmax or sigmoid.
+            float32 ``[batch, 2304]``, slow before fast; or, unpooled, the map of each pathway, ``[batch,
+            2048, time / alpha, height / 32, width / 32]`` and ``[batch, 256, time, height / 32, width / 32]``
+            (height / 16 and width / 16 where the last stage is dilated). Then float32 ``[batch, classes]``,
+            before softmax or sigmoid.
         """
-        # Not among the bytes: TensorRT takes those for nothing but a cast.
+        # Frames are selected as floats, because TensorRT accepts bytes only in a cast.
         pixels = self.pixels(frames)
         picked = pixels.index_select(1, torch.tensor(slow_frames(frames.shape[1], self.alpha)))
         xs = [self.s1["pathway0_stem"](picked), self.s1["pathway1_stem"](pixels)]
@@ -118,6 +124,6 @@ class SlowFast(nn.Module):
         xs = self.s5(self.s4_fuse(xs))
         window = None if self.pool == "global" else self.window
         features = torch.cat([window_mean(x, window) for x in xs], dim=1)
-        # Their lengths differ, so maps cannot be one output.
+        # The maps of the pathways differ in time and channels, so they cannot be one output.
         out = tuple(x.float() for x in xs) if self.pool == "none" else (features,)
         return (*out, self.head(features)) if self.with_logits else out

@@ -1,8 +1,8 @@
-"""PySlowFast's ResNets of one pathway: C2D, I3D, I3D non-local and Slow, cut at what enters the head.
+"""PySlowFast's ResNets with one pathway: C2D, I3D, I3D non-local and Slow, cut before the classifier.
 
-They differ in where convolutions span time (Wang et al., "Non-local Neural Networks", 2018; Feichtenhofer
-et al., "SlowFast Networks for Video Recognition", 2019), which `Pathway` describes. Keys are PySlowFast's:
-``s2.pathway0_res0.branch2.a.weight`` and so on.
+They differ in which convolutions span time (Wang et al., "Non-local Neural Networks", 2018; Feichtenhofer et
+al., "SlowFast Networks for Video Recognition", 2019), which `Pathway` describes. Keys are PySlowFast's, such
+as ``s2.pathway0_res0.branch2.a.weight``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from vfx_export.backbones.window_pool import window_mean
 MEAN = (0.45, 0.45, 0.45)
 STD = (0.225, 0.225, 0.225)
 BLANK = 115
-"""The level that is nearest to the mean."""
+"""The level (0 to 255) nearest to the mean."""
 
 DEPTHS: dict[int, tuple[int, ...]] = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+"""Blocks in each of the four stages, by depth."""
 
-# Blocks of each stage that may span time, in every network of the zoo; those after them do not.
+# In every network of the zoo, only this many blocks at the start of each stage may span time.
 _TEMPORAL_BLOCKS = (3, 4, 6, 3)
 
 
@@ -38,25 +39,28 @@ class Pathway:
     stem: int
     """Frames that the first convolution spans."""
     stages: tuple[tuple[int, ...], ...]
-    """Frames that the first convolution of a block spans, in each of the four stages; blocks take turns."""
+    """For each of the four stages, the frames that the first convolution of its blocks spans. Blocks take
+    these values in turn."""
     width: int = 64
     """Channels after the stem."""
     depth: int = 50
+    """50 or 101, see `DEPTHS`."""
     pool: int = 1
-    """Frames of which one is left after the first stage."""
+    """Kernel and stride in time of the max pool after the first stage; 1 for none."""
     dilated: bool = False
-    """The last stage keeps its size and spreads its 3x3 convolutions instead."""
+    """Whether the last stage keeps height and width, and has dilated 3x3 convolutions instead of a stride."""
     non_local: NonLocal | None = None
+    """The network's non-local blocks; None if it has none."""
 
     def spans(self, stage: int) -> tuple[int, ...]:
-        """Frames that the first convolution of each block of a stage spans."""
+        """Frames that the first convolution of each block in a stage (0 to 3) spans."""
         turns, temporal = self.stages[stage], _TEMPORAL_BLOCKS[stage]
         count = DEPTHS[self.depth][stage]
         return tuple(turns[i % len(turns)] if i < temporal else 1 for i in range(count))
 
 
 class Stem(nn.Module):
-    """The first convolution, 7x7 in space, and a max pool."""
+    """The first convolution, 7x7 in space, with batch norm and ReLU, and a max pool."""
 
     BATCH_NORMS: ClassVar = {"conv": "bn"}
 
@@ -67,18 +71,22 @@ class Stem(nn.Module):
         self.bn: nn.Module = nn.BatchNorm3d(path.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised pixels, float32 ``[batch, time, height, width, 3]``, to maps of the stem's width.
+        """From normalised pixels to the stem's map.
 
-        Those are ``[batch, width of the pathway, time, height / 4, width / 4]``, in the weights' precision.
+        Args:
+            x: float32 ``[batch, time, height, width, 3]``.
+
+        Returns:
+            ``[batch, channels, time, height / 4, width / 4]``, in the weights' dtype.
         """
-        # All before the permutation: engines that compute with channels last then drop it.
+        # Both before the permutation, which engines that compute with channels last can then drop.
         x = for_stem(self.conv, x)
         x = x.to(next(self.conv.parameters()).dtype).permute(0, 4, 1, 2, 3)
         return F.max_pool3d(F.relu(self.bn(self.conv(x))), (1, 3, 3), (1, 2, 2), (0, 1, 1))
 
 
 class _Branch(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions; the first may span time, the second has the stride."""
+    """1x1, 3x3 and 1x1 convolutions, of which the first may span time and the second has the stride."""
 
     BATCH_NORMS: ClassVar = {"a": "a_bn", "b": "b_bn", "c": "c_bn"}
     random_gains: ClassVar = {"c_bn": 0.25}
@@ -102,7 +110,7 @@ class _Branch(nn.Module):
 
 
 class _Block(nn.Module):
-    """A branch around which a shortcut leads."""
+    """A residual block: a branch with a shortcut around it."""
 
     def __init__(self, c_in: int, c_out: int, span: int, stride: int, dilation: int) -> None:
         super().__init__()
@@ -122,12 +130,12 @@ class _Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """One of the four stages, of one pathway or several.
+    """One of the four stages, for one pathway or several.
 
     Args:
         stage: 0 to 3.
         paths: the pathways.
-        channels: what each is given.
+        channels: channels that enter each of them.
     """
 
     def __init__(self, stage: int, paths: Sequence[Pathway], channels: Sequence[int]) -> None:
@@ -150,7 +158,7 @@ class Stage(nn.Module):
             self.order.append(names)
 
     def forward(self, xs: Sequence[Tensor]) -> list[Tensor]:
-        """A map ``[batch, channels, time, height, width]`` of each pathway."""
+        """From a map of each pathway, ``[batch, channels, time, height, width]``, to the next map of each."""
         out = []
         for x, names in zip(xs, self.order, strict=True):
             for name in names:
@@ -160,11 +168,11 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """The classifier, linear, so that it may follow the mean over positions.
+    """The classifier. It is linear, so it may follow the mean over positions.
 
     Args:
-        length: of the feature.
-        classes: how many there are.
+        length: length of the feature.
+        classes: number of classes.
     """
 
     def __init__(self, length: int, classes: int) -> None:
@@ -172,18 +180,18 @@ class Head(nn.Module):
         self.projection = nn.Linear(length, classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """float32 ``[batch, length]`` to float32 ``[batch, classes]``, before softmax or sigmoid."""
+        """From float32 ``[batch, length]`` to float32 ``[batch, classes]``, before softmax or sigmoid."""
         return F.linear(features, self.projection.weight.float(), self.projection.bias.float())
 
 
 class VideoResNet(nn.Module):
-    """From pixels to the 2048-d feature.
+    """A ResNet with one pathway, from pixels to the 2048-d feature.
 
     Args:
-        path: what the network is.
+        path: width, depth and convolutions of the network.
         window: side of the head's pool on the last map, see `window_mean`; None for the global mean.
-        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
-        head: give the classifier's logits too.
+        classes: length of the classifier, which is in the checkpoint whether it is exported or not.
+        head: also output the classifier's logits.
     """
 
     STEMS: ClassVar = ("s1.pathway0_stem.conv",)
@@ -204,14 +212,15 @@ class VideoResNet(nn.Module):
         self.head = Head(32 * w, classes)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Features, and logits where the head is on.
+        """The feature; with ``head``, also the logits.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB, trained at 224x224, tested at 256x256.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, 0 to 255, trained at 224x224, tested at
+                256x256.
 
         Returns:
-            float32 ``[batch, 2048]``, or unpooled ``[batch, 2048, time, height / 32, width / 32]``; then
-            float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, 2048]``; or, unpooled, ``[batch, 2048, time / pool, height / 32, width / 32]``.
+            Then float32 ``[batch, classes]``, before softmax.
         """
         (x,) = self.s2([self.s1["pathway0_stem"](self.pixels(frames))])
         if self.path.pool > 1:

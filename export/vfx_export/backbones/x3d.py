@@ -1,11 +1,11 @@
 """X3D (Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition", 2020).
 
-Cut after ``lin_5``, which is all but the classifier. Keys and arithmetic are PySlowFast's. All sizes have the
-widths of the M model; they differ in depth, frames and crop.
+Cut after ``lin_5``, just before the classifier. Keys and arithmetic are PySlowFast's. All sizes have the same
+numbers of channels; they differ in depth, frames and crop.
 
-The 3x3x3 convolutions of single channels stay what they are. As three 1x3x3 ones over shifted frames they
-took 1.4 to 3.9 times as long in OpenVINO, and 2.2 to 6.6 times with time in the batch, in fp32 and bf16;
-channels filled up to a multiple of 16 gained nothing.
+The depthwise 3x3x3 convolutions are left as they are. As three 1x3x3 convolutions over shifted frames, they
+took 1.4 to 3.9 times as long in OpenVINO, and 2.2 to 6.6 times with time moved into the batch, in fp32 and
+bf16. Padding the channels to a multiple of 16 gained nothing.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ MEAN = (0.45, 0.45, 0.45)
 STD = (0.225, 0.225, 0.225)
 
 STEM = 24
+"""Channels after the stem."""
 WIDTHS = (24, 48, 96, 192)
-"""Channels that leave each of the four stages."""
+"""Channels after each of the four stages."""
 INNER = (54, 108, 216, 432)
-"""Channels between a block's convolutions."""
+"""Channels between the convolutions of a block, by stage."""
 SQUEEZED = (8, 8, 16, 32)
-"""Channels in the middle of squeeze and excitation."""
+"""Channels in the middle of squeeze-and-excitation, by stage."""
 FEATURE = 2048
+"""Length of the feature."""
 
 
 class _Stem(nn.Module):
-    """A convolution in space, then one in time on each channel."""
+    """A convolution in space, then a depthwise one in time."""
 
     BATCH_NORMS: ClassVar = {"conv": "bn"}
 
@@ -47,14 +49,14 @@ class _Stem(nn.Module):
 
 
 class _Mean(nn.Module):
-    """Of all positions, in float32: a sum of up to 800,000 numbers."""
+    """Mean over all positions, in float32, because it sums up to 800,000 numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float().mean((2, 3, 4), keepdim=True).to(x.dtype)
 
 
 class _SqueezeExcite(nn.Module):
-    """Weighs channels by what the whole window holds (Hu et al., 2017)."""
+    """Squeeze-and-excitation: weights channels by what is in the whole window (Hu et al., 2017)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -68,7 +70,7 @@ class _SqueezeExcite(nn.Module):
 
 
 class _Branch(nn.Module):
-    """1x1x1, 3x3x3 on each channel, 1x1x1."""
+    """1x1x1, depthwise 3x3x3 and 1x1x1 convolutions."""
 
     BATCH_NORMS: ClassVar = {"a": "a_bn", "b": "b_bn", "c": "c_bn"}
 
@@ -101,7 +103,7 @@ class _Block(nn.Module):
 
 
 class _FirstBlock(_Block):
-    """Halves height and width, so its shortcut is a convolution too."""
+    """Halves height and width, so its shortcut is a convolution."""
 
     BATCH_NORMS: ClassVar = {"branch1": "branch1_bn"}
 
@@ -116,10 +118,10 @@ class _FirstBlock(_Block):
 
 
 class _Head(nn.Module):
-    """The last two products before the classifier, which PySlowFast counts to the head.
+    """The last two layers before the classifier, which in PySlowFast belong to the head, and the classifier.
 
     Args:
-        window: sides of the average pool: a 32nd of the crop that the network was trained on.
+        window: side of the average pool: a 32nd of the crop that the network was trained on.
         classes: length of the classifier.
     """
 
@@ -135,8 +137,8 @@ class _Head(nn.Module):
 
     def forward(self, x: Tensor, pool: Pool) -> Tensor:
         x = F.relu(self.conv_5_bn(self.conv_5(x)))
-        # A larger crop than that of training has several places for the window: their mean, but after the
-        # ReLU, so it is not the mean of all positions.
+        # In a crop larger than that of training, the window has several positions. Their mean is taken after
+        # the ReLU, so it is not the mean of all positions.
         x = x.float().mean(2)
         window = x.shape[2:] if pool == "global" else (self.window, self.window)
         x = F.avg_pool2d(x, window, stride=1)
@@ -148,13 +150,13 @@ class _Head(nn.Module):
 
 
 class X3D(nn.Module):
-    """From pixels to the 2048-d input of the classifier.
+    """X3D, from pixels to the 2048-d input of the classifier.
 
     Args:
         depths: blocks in each of the four stages.
-        train_crop: side of the crop that it was trained on, which gives the size of the last pool.
-        classes: length of the classifier, which the checkpoint holds whether it is exported or not.
-        head: give the classifier's logits too.
+        train_crop: side of the crop that it was trained on, in pixels, which sets the size of the last pool.
+        classes: length of the classifier, which is in the checkpoint whether it is exported or not.
+        head: also output the classifier's logits.
     """
 
     MAPS: ClassVar = ("map",)
@@ -181,16 +183,17 @@ class X3D(nn.Module):
         self.head = _Head(-(-train_crop // 32), classes)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Features, and logits where the head is on.
+        """The feature; with ``head``, also the logits.
 
         Args:
-            frames: uint8 ``[batch, time, height, width, 3]``, RGB; sides of the training crop or more.
+            frames: uint8 ``[batch, time, height, width, 3]``, RGB, 0 to 255; height and width at least those
+                of the training crop.
 
         Returns:
-            float32 ``[batch, 2048]``, or unpooled, as PySlowFast's head is given it, ``[batch, 192, time,
-            height / 32, width / 32]``; then float32 ``[batch, classes]`` before softmax.
+            float32 ``[batch, 2048]``; or, unpooled, the input of PySlowFast's head, ``[batch, 192, time,
+            height / 32, width / 32]``. Then float32 ``[batch, classes]``, before softmax.
         """
-        # Before the permutation: engines that compute with channels last then drop it.
+        # Before the permutation, which engines that compute with channels last can then drop.
         x = self.pixels(frames).to(self.head.projection.weight.dtype).permute(0, 4, 1, 2, 3)
         x = self.s1["pathway0_stem"](x)
         x = self.s5(self.s4(self.s3(self.s2(x))))

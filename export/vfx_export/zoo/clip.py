@@ -1,4 +1,4 @@
-"""OpenAI's CLIP image encoders, a frame at a time, as video_features runs them (Radford et al., 2021)."""
+"""OpenAI's CLIP image encoders, frame by frame, as video_features runs them (Radford et al., 2021)."""
 
 from __future__ import annotations
 
@@ -21,32 +21,38 @@ VOCABULARY = Download(
     "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz",
     sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
 )
-"""The merges of every CLIP's tokenizer, as OpenAI's repository and open_clip's wheels hold them."""
+"""The merges of the tokenizer of all CLIPs, as in OpenAI's repository and open_clip's wheels."""
 
 
 def image_encoder(state: State) -> dict[str, Tensor]:
-    """What the image encoder needs of a whole CLIP, without the text encoder and the archives' numbers."""
+    """The weights of the image encoder, from a whole CLIP: without text encoder and the archive's numbers."""
     others = _TEXT_ROOT | _NUMBERS
     return {key: value for key, value in state.items() if key not in others and not key.startswith(_TEXT)}
 
 
 def text_encoder(state: State) -> dict[str, Tensor]:
-    """What the text encoder needs of a whole CLIP, without the image encoder and the archives' numbers."""
+    """The weights of the text encoder, from a whole CLIP: without image encoder and the archive's numbers."""
     return {
         key: value for key, value in state.items() if key not in _NUMBERS and not key.startswith("visual.")
     }
 
 
-# The residual stream is rounded at each of its 48 sums: ViT-B/32 measures 1.0e-2, a hundredth of what tells
-# two pictures apart.
+# The residual stream is rounded at each of its 48 sums. ViT-B/32 has an error of 1.0e-2, a hundredth of the
+# difference between two pictures.
 _VIT_TOLERANCES: dict[Precision, float] = {"bf16": 3e-2}
-# A head of the pool may look at one place alone; where two are all but tied, rounding decides. With the
-# parity kit's generated weights all heads do (scores deviate by 240 to 3000, so softmax is one-hot): of RN101
-# the smallest lead is 5 in 3000, and a head that looks elsewhere costs 4e-2. fp16 keeps the published weights
-# (2e-6 to 8e-6 computed in float32, 1.2e-3 and less in half precision); random weights it rounds. In bf16
-# RN50 measures 8e-3, RN101 3.4e-2 and RN50x4 4.6e-2, and which heads change is chance. With all from a block
-# on in float32, RN101 on the kit's pictures: layer3.17 5e-3 (1.2e-1 on others) at twice the time, layer3.2
-# 3e-3 at 3.3 times, layer3.0 4e-2 again; RN50x4: layer4.0 2.2e-2 at 1.9 times, layer3.0 1.9e-2 at 3.3 times.
+# A head of the attention pool may look at a single position. If two positions are almost tied, rounding
+# decides. With the parity kit's generated weights, all heads do so (scores deviate by 240 to 3000, so softmax
+# is one-hot). In RN101, the smallest lead is 5 in 3000, and a head that looks elsewhere causes an error of
+# 4e-2.
+#
+# fp16 keeps the published weights exactly (error 2e-6 to 8e-6 if computed in float32, 1.2e-3 or less in half
+# precision), but rounds random weights. In bf16, the error is 8e-3 for RN50, 3.4e-2 for RN101 and 4.6e-2 for
+# RN50x4, and which heads change is chance.
+#
+# Errors in bf16 with everything from some block on in float32, and the time relative to no such block:
+#   RN101, the kit's pictures: from layer3.17 5e-3 (1.2e-1 on other pictures), 2 times; from layer3.2 3e-3,
+#   3.3 times; from layer3.0 4e-2 again.
+#   RN50x4: from layer4.0 2.2e-2, 1.9 times; from layer3.0 1.9e-2, 3.3 times.
 _RESNET_TOLERANCES: dict[Precision, float] = {"fp32": 5e-4, "fp16": 8e-2, "bf16": 8e-2}
 
 

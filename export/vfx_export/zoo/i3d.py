@@ -16,13 +16,13 @@ _FLOW = Download(
 )
 
 
-# Flow is rounded to whole grey levels on its way into I3D: where a millionth of a pixel decides, the file and
-# the module take different ones. Measured 4.8e-4 in fp32 (64 pairs of noise, random weights).
+# Before I3D, flow is rounded to whole grey levels. Where a millionth of a pixel decides, the file and the
+# module round differently. The measured error is 4.8e-4 in fp32 (64 pairs of noise, random weights).
 _ROUNDED_FLOW: dict[Precision, float] = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 3e-2}
 
 
 def _flow_row(name: str, flow: Model) -> Model:
-    """The flow stream, on the flow of another row's network."""
+    """The row of I3D's flow stream, on top of the flow network of another row."""
     return Model(
         name=name,
         source="hassony2/kinetics_i3d_pytorch model_flow.pth (DeepMind's flow_imagenet, converted), on flow "

@@ -89,7 +89,7 @@ def _row(
         pools=True,
         config=trained_with(frames, stride, *colours),
         fixed_frames=True,
-        # 16 to 48 blocks of attention on 8 bits of mantissa.
+        # 16 to 48 blocks of attention, with 8 bits of mantissa.
         tolerances={"bf16": bf16},
         zero_blanks=zero_blanks,
     )
@@ -109,13 +109,14 @@ def _row_reversible(
     return dataclasses.replace(
         _row(name, config, download, blocks, stride, 256, 1.5e-2),
         network=partial(_reversible, blocks),
-        # Two streams side by side.
+        # Two concatenated streams.
         feature=Output("features", (2 * blocks[-1].leaves,)),
     )
 
 
-# Measured in bf16 with the kit's weights, the worst of the proof and the golden windows: version 1 1.0e-2,
-# version 2 S 1.4e-2, B 1.3e-2, L 1.2e-2, Rev 7.5e-3; about twice that is allowed. Clips are 0.7 to 1.2 apart.
+# Errors in bf16 with the parity kit's weights, the worst of the proof and the golden windows: version 1
+# 1.0e-2, version 2 S 1.4e-2, B 1.3e-2, L 1.2e-2, reversible 7.5e-3. About twice as much is allowed. The
+# features of different clips differ by 0.7 to 1.2.
 ROWS = (
     _row_1(
         "mvit_b_16x4",

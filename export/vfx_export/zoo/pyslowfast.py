@@ -1,6 +1,7 @@
-"""PySlowFast's model zoo: its ResNets, as rows over what `Pathway` says of each.
+"""PySlowFast's model zoo: the rows of its ResNets, each described by a `Pathway` or two.
 
-Windows are a config's NUM_FRAMES and SAMPLING_RATE, crops those of its test with the crop in the middle.
+Windows are NUM_FRAMES and SAMPLING_RATE of a model's config. Crops are those of its test, taken in the
+middle.
 """
 
 from __future__ import annotations
@@ -30,13 +31,21 @@ _SLOW = ((1,), (1,), (3,), (3,))
 _FAST = ((3,), (3,), (3,), (3,))
 _NON_LOCAL = NonLocal(after=((), (1, 3), (1, 3, 5), ()), weighing="softmax", pool=(1, 2, 2))
 _AVA = NonLocal(after=((), (), (6, 13, 20), ()), weighing="dot_product", pool=(2, 2, 2))
-# Non-local blocks multiply three maps that each carry the error of all layers before: in bf16 4e-3
-# becomes 1.7e-2 at the first, 9e-3 becomes 3.6e-2 at the last. So what stays float32 is the last one and
-# the residual blocks around it. Kit's weights, 32 frames, error at 224x224 and at 256x256, CPU-seconds of
-# a window of 224x224: nothing 1.40e-2, 1.44e-2, 0.5; these 5.0e-3, 6.2e-3, 0.7; the non-local blocks
-# alone 1.5e-2, -, 0.6; blocks 18 to 22 8e-3, 1.1e-2, 0.68; 14 to 22 6e-3, 1.02e-2, 0.76; 7 to 22 6e-3,
-# 5e-3, 1.0; all of the stage 4e-3, 9e-3, 1.2; the two stages before it 1.1e-2, -, 0.73. That more can be
-# worse says that part of it is chance.
+# Non-local blocks multiply three maps, each with the error of all layers before. In bf16, the error grows
+# from 4e-3 to 1.7e-2 at the first of them, and from 9e-3 to 3.6e-2 at the last. So the last one stays
+# float32, with the residual blocks around it. Measured with the parity kit's weights, on 32 frames:
+#
+#   in float32                    error at 224x224   error at 256x256   CPU-seconds per window of 224x224
+#   nothing                       1.40e-2            1.44e-2            0.5
+#   these                         5.0e-3             6.2e-3             0.7
+#   only the non-local blocks     1.5e-2             -                  0.6
+#   blocks 18 to 22               8e-3               1.1e-2             0.68
+#   blocks 14 to 22               6e-3               1.02e-2            0.76
+#   blocks 7 to 22                6e-3               5e-3               1.0
+#   the whole stage               4e-3               9e-3               1.2
+#   the two stages before it      1.1e-2             -                  0.73
+#
+# More float32 is sometimes worse, so part of these differences is chance.
 _AVA_FLOAT32 = ("s4.pathway0_nonlocal20", *(f"s4.pathway0_res{i}" for i in range(16, 23)))
 
 
@@ -90,14 +99,14 @@ def _row(
 
 
 def _one_pathway(name: str, path: Pathway, archs: tuple[str, ...], config: str, url: str) -> Model:
-    """A network of Kinetics-400; its windows are in its name.
+    """The row of a network with one pathway for Kinetics-400. Its name tells its windows: ``8x8``, ``4x16``.
 
     Args:
-        name: of the row.
-        path: what it is.
-        archs: what PySlowFast calls that, in ``MODEL.ARCH``.
+        name: name of the row.
+        path: the network's pathway.
+        archs: names of this architecture in PySlowFast's ``MODEL.ARCH``.
         config: the published config.
-        url: of the checkpoint, below the zoo's.
+        url: URL of the checkpoint, relative to that of the zoo.
     """
     frames, stride = map(int, name.split("_")[-2].split("x"))
 
@@ -152,10 +161,10 @@ def _slowfast(
         fps=fps,
         classes=classes,
         frames_multiple=alpha,
-        # Of 32 frames the proof is at 7e-3 (224x224) and 1.03e-2 (256x256).
+        # With 32 frames, the proof's error is 7e-3 (224x224) and 1.03e-2 (256x256).
         tolerances={"bf16": 2e-2} if ava else None,
         float32=_AVA_FLOAT32 if ava else (),
-        # Several classes at once.
+        # A window may have several of the classes of AVA (80) and Charades (157).
         activation="sigmoid" if classes in (80, 157) else "softmax",
         config_says={
             "SLOWFAST.ALPHA": (alpha,),
@@ -172,8 +181,8 @@ ROWS = (
         "Kinetics/c2/C2D_NOPOOL_8x8_R50",
         "kinetics400/C2D_NOPOOL_8x8_R50.pkl",
     ),
-    # The zoo lists this file as what an AVA network of the kind Slow began with. Its name says C2D; if it
-    # holds a Slow, shapes do not fit and the error says so.
+    # The zoo lists this file as the initialisation of an AVA network of the Slow kind. Its name says C2D; if
+    # it holds a Slow, its shapes do not fit, and the error says so.
     _one_pathway(
         "c2d_8x8_r50",
         Pathway(1, _C2D, pool=2),
@@ -209,7 +218,7 @@ ROWS = (
         "Kinetics/c2/SLOW_8x8_R50",
         "kinetics400/SLOWONLY_8x8_R50.pkl",
     ),
-    # 4x16 and 8x8 are of the slow pathway: the windows are 32 frames, at every second one of the video.
+    # 4x16 and 8x8 refer to the slow pathway. Windows have 32 frames, every second one of the video.
     _slowfast(
         "slowfast_4x16_r50",
         "Kinetics/c2/SLOWFAST_4x16_R50",
@@ -222,7 +231,7 @@ ROWS = (
         "Kinetics/c2/SLOWFAST_8x8_R50",
         f"{_ZOO}/kinetics400/SLOWFAST_8x8_R50.pkl",
     ),
-    # Trained at sizes that vary, so the head takes the global mean at each.
+    # Trained at varying sizes, so the head takes the global mean at any size.
     _slowfast(
         "slowfast_8x8_r50_stepwise_multigrid",
         "Kinetics/SLOWFAST_8x8_R50_stepwise_multigrid",
@@ -230,7 +239,7 @@ ROWS = (
         window=None,
         crop=224,
     ),
-    # Charades and SSv2 are read from frame images, whatever their rate.
+    # Charades and SSv2 are read from images of frames, at any rate.
     _slowfast(
         "slowfast_16x8_r50_charades",
         "Charades/SLOWFAST_16x8_R50",
@@ -266,7 +275,8 @@ ROWS = (
         window=None,
         crop=224,
     ),
-    # Its own head looks at boxes, which a window does not have: the global mean of what would enter it.
+    # The published head looks at boxes, which windows do not have. The feature is the global mean of its
+    # input.
     _slowfast(
         "slowfast_16x8_r101_ava",
         "AVA/c2/SLOWFAST_64x2_R101_50_50",

@@ -1,4 +1,4 @@
-"""R(2+1)D as video_features runs it: torchvision's 18 layers, and 34 that IG-65M pretrained."""
+"""R(2+1)D as video_features runs it: torchvision's with 18 layers; those with 34, pretrained on IG-65M."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _row(name: str, frames: int, source: str, licence: str, url: str) -> Model:
         name=name,
         source=source,
         licence=licence,
-        # The file's name ends in the first digits of its hash.
+        # The name of the file ends with the first digits of its SHA-256.
         download=Download(url, sha256_prefix=url.removesuffix(".pth").rpartition("-")[2]),
         network=_layers_18 if "_18_" in name else _layers_34,
         layouts=unchanged,

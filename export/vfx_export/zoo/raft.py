@@ -7,7 +7,7 @@ from vfx_export.backbones.raft import RAFT
 from vfx_export.model import Download, Model
 
 PAIRS = 4
-"""Of a window: a frame's feature map is made once for two pairs, save where windows meet."""
+"""Pairs in a window. A frame's feature map is computed once for both of its pairs, except between windows."""
 
 
 def _row(name: str, trained_on: str, git_blob: str) -> Model:
@@ -28,7 +28,7 @@ def _row(name: str, trained_on: str, git_blob: str) -> Model:
         feature=Output("raft", (PAIRS, 2, "height", "width"), per="pair"),
         labels=None,
         overlap=1,
-        smallest_side=57,  # padded to 64, an eighth of which the pyramid halves to one pixel
+        smallest_side=57,  # padded to 64; an eighth of that, 8, is halved to 1 pixel by the pyramid
     )
 
 

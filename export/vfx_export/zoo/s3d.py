@@ -1,4 +1,4 @@
-"""S3D as video_features runs it: 25 frames a second, pixels in [0, 1]."""
+"""S3D as video_features runs it: at 25 frames per second, with pixels in [0, 1]."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Any image model of timm with published weights, a frame at a time: ``timm:<name>``.
+"""Any image model of timm with published weights, frame by frame: ``timm:<name>``.
 
-The network is timm's own, so timm has to be installed; its pretrained configuration says how frames are
-resized, cropped and normalised. The feature is what the classifier is fed.
+The network is timm's own, so timm must be installed. timm's pretrained configuration says how frames are
+resized, cropped and normalised. The feature is the input of the classifier.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PREFIX = "timm:"
 
 
 class TimmBackbone(nn.Module):
-    """A timm model from pixels to its pooled feature; its keys stand under ``net.``.
+    """A timm model, from pixels to its pooled feature. Its keys have the prefix ``net.``.
 
     Args:
-        net: the model with its classifier, as its checkpoint has it.
-        mean: of a pixel's channels in [0, 1].
-        std: their deviation.
+        net: the model with its classifier, as in its checkpoint.
+        mean: mean of red, green and blue, in [0, 1].
+        std: standard deviation of red, green and blue, likewise.
     """
 
     def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -37,7 +37,7 @@ class TimmBackbone(nn.Module):
         self.net: Any = net
         self.mean, self.std = mean, std
         for part in net.modules():
-            # scaled_dot_product_attention is traced with shape arithmetic around it.
+            # scaled_dot_product_attention would be traced with shape arithmetic around it.
             if hasattr(part, "fused_attn"):
                 setattr(part, "fused_attn", False)  # noqa: B010  # the attribute is timm's
 
@@ -45,7 +45,7 @@ class TimmBackbone(nn.Module):
         """The feature.
 
         Args:
-            frames: uint8 ``[batch, 1, height, width, 3]``, RGB.
+            frames: uint8 ``[batch, 1, height, width, 3]``, RGB, 0 to 255.
 
         Returns:
             float32 ``[batch, length]``.
@@ -58,11 +58,14 @@ class TimmBackbone(nn.Module):
 
 
 def timm_row(name: str) -> Model:
-    """The row of ``timm:<name>``; the name may carry a tag of its weights (``resnet50.a1_in1k``).
+    """Make the row of a timm model.
+
+    Args:
+        name: ``timm:<name>``; the name may have the tag of its weights (``resnet50.a1_in1k``).
 
     Raises:
-        UsageError: timm or torchvision is not installed, timm has no such model or no weights of it, or its
-            frames are prepared in a way that a spec cannot say.
+        UsageError: timm or torchvision is not installed, timm has no such model or no weights for it, or its
+            frames are prepared in a way that a spec cannot express.
     """
     timm = _timm()
     short = name.removeprefix(PREFIX)
@@ -104,7 +107,7 @@ def _timm() -> Any:
     try:
         importlib.import_module("timm.data")
         return importlib.import_module("timm")
-    except Exception as error:  # a torchvision of another torch raises RuntimeError
+    except Exception as error:  # a torchvision that does not fit torch raises RuntimeError
         raise UsageError(
             f"timm cannot be imported: {reason(error)}; install the timm and torchvision that go with torch "
             f"{torch.__version__}"
