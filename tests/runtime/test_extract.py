@@ -109,7 +109,7 @@ def test_what_cannot_be_is_refused(engine: Path, videos: list[Path], tmp_path: P
 
 
 def test_results_may_be_left_half_way(engine: Path, videos: list[Path], tmp_path: Path) -> None:
-    results = extract(videos * 1, engine, output=tmp_path)
+    results = extract(videos, engine, output=tmp_path)
     next(results)
     results.close()  # type: ignore[attr-defined]  # extract gives a generator
 

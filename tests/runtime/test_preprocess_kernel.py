@@ -201,7 +201,7 @@ def test_planes_are_converted_and_resized(
     # Pixels are rounded to uint8 three times, by up to half a level each. The absolute values of bicubic's
     # weights add up to 1.5, and OpenCV truncates two products.
     never_rounded = exact(displayed(np.clip(rgb, 0, 255), turn), plan_of(name))  # type: ignore[arg-type]
-    levels = 2.5 if name == "bicubic" else 1.6 if "opencv" in name else 1.55
+    levels = 2.5 if name == "bicubic" else 1.55
     assert grey_levels(made, never_rounded) <= levels + (3 if own else 0)
 
 
