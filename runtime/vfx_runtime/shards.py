@@ -51,7 +51,7 @@ SHARD_NAMES = f"features-{'[0-9a-f]' * 16}"
 """What names of shards look like, without suffix, as a pattern of files. A ``features-all.parquet`` is the
 user's own."""
 
-_TICK_SECONDS = 2.0
+TICK_SECONDS = 2.0
 """The coarsest times that file systems keep, which are FAT's."""
 
 
@@ -417,7 +417,7 @@ class Shards:
         except OSError:
             return True
         now = time.monotonic()
-        if looked == self._looked and (self._settled or now - self._when < _TICK_SECONDS):
+        if looked == self._looked and (self._settled or now - self._when < TICK_SECONDS):
             return False
         self._settled, self._looked, self._when = looked == self._looked, looked, now
         return True
