@@ -46,6 +46,7 @@ def make(device: SimulatedDriver, kernels: dict[str, Sequence[type]]) -> types.M
         stack = 0
 
         def push(self) -> None:
+            checked(device.cuCtxSetCurrent(1))
             Context.stack += 1
 
         @staticmethod
@@ -68,6 +69,7 @@ def make(device: SimulatedDriver, kernels: dict[str, Sequence[type]]) -> types.M
             return 9, 0
 
         def retain_primary_context(self) -> Context:
+            checked(device.cuDevicePrimaryCtxRetain(self._number))
             return Context()
 
     class DeviceAllocation:

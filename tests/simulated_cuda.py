@@ -99,6 +99,8 @@ class SimulatedDriver:
         self._lock = threading.Lock()
         self._default_stream = _Stream(self)
         self.launched_graphs = 0
+        self.contexts = 0
+        """How often the primary context is held."""
 
     def delay(self) -> float:
         with self._lock:
@@ -165,10 +167,12 @@ class SimulatedDriver:
         return OK, ordinal
 
     def _cuDevicePrimaryCtxRetain(self, device: int) -> Any:
+        self.contexts += 1
         return OK, 1
 
     def _cuDevicePrimaryCtxRelease(self, device: int) -> Any:
-        return (OK,)
+        self.contexts -= 1
+        return (OK if self.contexts >= 0 else INVALID,)
 
     def _cuCtxSetCurrent(self, context: int) -> Any:
         return (OK,)

@@ -36,17 +36,17 @@ class PyCuda:
     """
 
     def __init__(self, index: int) -> None:
-        driver.init()
-        count = driver.Device.count()
+        _checked(driver.init)
+        count = _checked(driver.Device.count)
         if not 0 <= index < count:
             raise UsageError(f"device cuda:{index}: this machine has cuda:0 to cuda:{count - 1}")
-        device = driver.Device(index)
+        device = _checked(lambda: driver.Device(index))
         # The primary context, because TensorRT, ONNX Runtime and NVDEC work in it too.
-        self._context = device.retain_primary_context()
+        self._context = _checked(device.retain_primary_context)
         self._thread = threading.local()
         self._things: dict[int, Any] = {}
-        self.name: str = device.name()
-        self.compute_capability: tuple[int, int] = device.compute_capability()
+        self.name: str = _checked(device.name)
+        self.compute_capability: tuple[int, int] = _checked(device.compute_capability)
         self.binding = f"PyCUDA {pycuda.VERSION_TEXT}"
         self.activate()
 
@@ -56,7 +56,7 @@ class PyCuda:
         PyCUDA keeps a stack of contexts per thread, so the context is pushed only once on each.
         """
         if not getattr(self._thread, "pushed", False):
-            self._context.push()
+            _checked(self._context.push)
             self._thread.pushed = True
 
     def memory(self) -> tuple[int, int]:
@@ -70,7 +70,7 @@ class PyCuda:
 
     def free(self, address: int) -> None:
         """Release device memory."""
-        self._things.pop(address).free()
+        _checked(self._things.pop(address).free)
 
     def pinned(self, size: int) -> Bytes:
         """Allocate page-locked host memory, zeroed."""
@@ -82,7 +82,7 @@ class PyCuda:
 
     def unpin(self, memory: Bytes) -> None:
         """Release page-locked memory."""
-        self._things.pop(memory.ctypes.data).free()
+        _checked(self._things.pop(memory.ctypes.data).free)
 
     def stream(self) -> int:
         """Create a stream that does not synchronise with the default stream."""
@@ -178,7 +178,7 @@ class PyCuda:
     def close(self) -> None:
         """Pop the context on this thread. PyCUDA releases it with the last reference."""
         if getattr(self._thread, "pushed", False):
-            self._context.pop()
+            _checked(self._context.pop)
             self._thread.pushed = False
 
     def _keep(self, thing: Any, number: Callable[[Any], int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,18 +48,20 @@ def inspect_plan(path: Path, index: int = 0) -> tuple[list[Layer], int]:
         raise EngineError(f"{shown(path)}: expected a .plan made by vfx-export")
     spec = read_plan_spec(path)
     assert spec.plan is not None, "read_plan_spec lets no plan pass without"
-    cuda = open_cuda(index)
-    library = TensorRt()
-    check_device(path, spec.plan, library, cuda)
-    loaded = library.load(path, with_host_code=spec.plan.version_compatible)
-    batch = spec.plan.batch[-1]
-    context = loaded.context()
+    with ExitStack() as stack:
+        cuda = open_cuda(index)
+        stack.callback(cuda.close)
+        library = TensorRt()
+        check_device(path, spec.plan, library, cuda)
+        loaded = library.load(path, with_host_code=spec.plan.version_compatible)
+        batch = spec.plan.batch[-1]
+        context = loaded.context()
 
-    def enqueue(slot: int, count: int, stream: int) -> None:
-        context.enqueue(stream)
+        def enqueue(slot: int, count: int, stream: int) -> None:
+            context.enqueue(stream)
 
-    slots = CudaSlots(cuda, spec, batch, 1, enqueue)
-    try:
+        slots = CudaSlots(cuda, spec, batch, 1, enqueue)
+        stack.callback(slots.close)
         source, targets = slots.addresses(0)
         profile = loaded.profile_for(spec.input.name, batch)
         if profile:
@@ -76,9 +79,6 @@ def inspect_plan(path: Path, index: int = 0) -> tuple[list[Layer], int]:
                 context.report_layers(lambda name, milliseconds: times[name].append(milliseconds))
             slots.start(0, batch)
             slots.wait(0)
-    finally:
-        slots.close()
-        cuda.close()
     kinds = loaded.layer_kinds()
     return [Layer(name, kinds.get(name, ""), sum(taken) / _RUNS) for name, taken in times.items()], batch
 

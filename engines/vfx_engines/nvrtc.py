@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,13 @@ def compiled(source: str, name: str, capability: tuple[int, int], cache: Path | 
         return path.read_bytes()
     cubin = _compile(nvrtc, source, name, options)
     # If the cache cannot be written, the next start only takes a tenth of a second longer.
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:
-            part.write(cubin)
-        os.replace(part.name, path)
-    except OSError:
-        pass
+        # A folder, because it is removed even if what is in it cannot be written or renamed.
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            part = Path(scratch) / path.name
+            part.write_bytes(cubin)
+            os.replace(part, path)
     return cubin
 
 

@@ -213,10 +213,14 @@ def _plan_on_cuda(file: Path, spec: EngineSpec, index: int, batch: int | None) -
     lean = spec.plan.version_compatible and not is_installed()
     library = TensorRt(lean=lean)
     cuda = open_cuda(index)
-    check_device(file, spec.plan, library, cuda)
-    return halving(
-        lambda size: TensorRtBackend(file, spec, library, cuda, size), batch or spec.plan.batch[-1]
-    )
+    try:
+        check_device(file, spec.plan, library, cuda)
+        return halving(
+            lambda size: TensorRtBackend(file, spec, library, cuda, size), batch or spec.plan.batch[-1]
+        )
+    except BaseException:
+        cuda.close()
+        raise
 
 
 def _onnx_on_cuda(file: Path, spec: EngineSpec, index: int, batch: int | None) -> Backend:
@@ -224,10 +228,14 @@ def _onnx_on_cuda(file: Path, spec: EngineSpec, index: int, batch: int | None) -
     from vfx_engines.devices import open_cuda
 
     cuda = open_cuda(index)
-    return halving(
-        lambda size: OnnxRuntimeCudaBackend(file, spec, cuda, index, size),
-        batch or _default_batch(spec, "cuda"),
-    )
+    try:
+        return halving(
+            lambda size: OnnxRuntimeCudaBackend(file, spec, cuda, index, size),
+            batch or _default_batch(spec, "cuda"),
+        )
+    except BaseException:
+        cuda.close()
+        raise
 
 
 def halving(make: Callable[[int], Backend], batch: int) -> Backend:

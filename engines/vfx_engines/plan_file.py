@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from vfx_engines.errors import EngineError, SpecError, shown
@@ -26,15 +27,20 @@ def write_plan(path: Path, plan: bytes, spec: EngineSpec) -> None:
         OSError: a file cannot be written.
     """
     assert spec.plan is not None, "a plan's spec says what it was built with"
-    parts = []
-    for target, data in ((spec_path(path), spec.to_json().encode()), (path, plan)):
-        part = target.with_name(f".{target.name}.part")
-        # If this were a link, writing would overwrite its target.
-        part.unlink(missing_ok=True)
-        part.write_bytes(data)
-        parts.append((part, target))
-    for part, target in parts:
-        os.replace(part, target)
+    written = {spec_path(path): spec.to_json().encode(), path: plan}
+    parts = {target: target.with_name(f".{target.name}.part") for target in written}
+    try:
+        for target, data in written.items():
+            # If this were a link, writing would overwrite its target.
+            parts[target].unlink(missing_ok=True)
+            parts[target].write_bytes(data)
+        for target, part in parts.items():
+            os.replace(part, target)
+    except BaseException:
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+        raise
 
 
 def _at_once(path: str, flags: int) -> int:

@@ -155,7 +155,8 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
 
 def _complete(url: str, part: Path, file: BinaryIO, expected: Hash | None, progress: Progress) -> None:
     """Download until the partial file is the complete published file, with several attempts if necessary."""
-    failures, most = 0, 0
+    # Less than any size, so that the first attempt, too, is followed by all pauses.
+    failures, most = 0, -1
     resumed = file_size(file) > 0
     if resumed and expected is not None and _is_right(part, expected):
         return  # killed between the last byte and the rename

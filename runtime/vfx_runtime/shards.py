@@ -51,7 +51,7 @@ SHARD_NAMES = f"features-{'[0-9a-f]' * 16}"
 """Pattern of shard names without suffix, both as a glob and as a regular expression. A file such as
 ``features-all.parquet`` is the user's own."""
 
-_TICK_SECONDS = 2.0
+TICK_SECONDS = 2.0
 """The coarsest resolution of file times, which is FAT's."""
 
 
@@ -429,7 +429,7 @@ class Shards:
         except OSError:
             return True
         now = time.monotonic()
-        if looked == self._looked and (self._settled or now - self._when < _TICK_SECONDS):
+        if looked == self._looked and (self._settled or now - self._when < TICK_SECONDS):
             return False
         self._settled, self._looked, self._when = looked == self._looked, looked, now
         return True

@@ -38,6 +38,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     assert compiled(kernel, "nothing.cu", (9, 0), tmp_path / "file" / "cache").startswith(b"\x7fELF")
 
 
+def test_what_cannot_be_kept_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
+    kernel = 'extern "C" __global__ void nothing() {}'
+    compiled(kernel, "nothing.cu", (9, 0), tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    file.mkdir()  # nothing can be renamed to this
+
+    assert compiled(kernel, "nothing.cu", (9, 0), tmp_path).startswith(b"\x7fELF")
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_an_error_names_the_line(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"broken.cu: NVRTC cannot compile it .*broken.cu\(1\)") as caught:
         compiled("this is no kernel", "broken.cu", (9, 0), tmp_path)

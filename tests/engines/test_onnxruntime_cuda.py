@@ -22,7 +22,7 @@ from vfx_engines.cuda import OutOfDeviceMemory
 from vfx_engines.cuda_python import CudaPython
 from vfx_engines.engine import Engine
 from vfx_engines.errors import EngineError, UsageError
-from vfx_engines.opening import halving
+from vfx_engines.opening import halving, open_engine
 
 
 @pytest.fixture
@@ -115,6 +115,21 @@ def test_another_provider_is_never_taken_silently(
     path, spec = tiny_engine(tmp_path / "tiny.onnx"), tiny_spec()
     with pytest.raises(kind, match=said):
         OnnxRuntimeCudaBackend(path, spec, CudaPython(0), 0, 2)
+
+
+def test_a_device_on_which_nothing_opens_is_released(
+    monkeypatch: pytest.MonkeyPatch, driver: SimulatedDriver, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("vfx_engines.devices.missing_driver", lambda: None)
+    with_module(monkeypatch, driver, loads=False)
+    path = tiny_engine(tmp_path / "tiny.onnx")
+    with pytest.raises(EngineError, match="not for CUDA"):
+        open_engine(path, device="cuda")
+    assert driver.contexts == 0
+    with_module(monkeypatch, driver)
+    with open_engine(path, device="cuda"):
+        assert driver.contexts == 1
+    assert driver.contexts == 0
 
 
 def test_a_file_that_does_not_load(

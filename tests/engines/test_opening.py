@@ -409,3 +409,12 @@ def test_a_file_that_another_tool_wrote_again_is_compared_by_what_it_says(tiny: 
     onnx.save(model, tmp_path / "changed.onnx")
     with pytest.raises(EngineError, match="its sha256 is not the one"):
         read_spec(tmp_path / "changed.onnx")
+
+
+def test_a_plan_that_cannot_be_written_leaves_no_parts(tmp_path: Path) -> None:
+    spec = replace(tiny_spec(), plan=Plan("11.4", "Simulated GPU", (9, 0), "00" * 32, (1, 4, 4)))
+    (tmp_path / "tiny.plan").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_plan(tmp_path / "tiny.plan", b"plan", spec)
+    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*"))

@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fake_tensorrt import KIT
-from tiny import tiny_engine
+from tiny import tiny_engine, tiny_spec
 from tiny_flow import tiny_flow_engine
 from vfx_engines.build_settings import BuildSettings
 from vfx_engines.errors import UsageError
-from vfx_engines.plan_builder import build_plan
+from vfx_engines.plan_builder import _noise, _relative, build_plan
+from vfx_engines.spec import Input, Text
 from vfx_engines.tensorrt_api import is_installed
 
 pytestmark = pytest.mark.skipif(not KIT.is_dir(), reason=f"the kit is not at {KIT}")
@@ -184,3 +187,33 @@ def test_without_tensorrt_it_says_how_to_get_it(tmp_path: Path) -> None:
 def test_a_plan_has_one_size(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="its height and width may vary, and a plan has one size"):
         build_plan(tiny_flow_engine(tmp_path / "flow.onnx"), tmp_path / "flow.plan")
+
+
+def test_a_text_encoder_is_compared_on_token_ids() -> None:
+    spec = replace(
+        tiny_spec(),
+        input=Input("tokens", "text", "int32", ("batch", 77)),
+        text=Text(images="tiny", scale=100.0, merges="a b\nab c</w>"),
+    )
+    start, end = 514, 515  # 256 bytes, 256 that end a word, and two merges come before
+    rows = _noise(spec, (2, 77))
+
+    assert rows.dtype == np.int32
+    for row in rows:
+        (last,) = np.flatnonzero(row == end)
+        assert row[0] == start
+        assert row[1:last].min() >= 0
+        assert row[1:last].max() < start
+        assert not row[last + 1 :].any()
+    assert rows[1, -1] == end, "the longest text"
+
+
+def test_the_error_is_that_of_the_worst_row() -> None:
+    expected = np.array([[1000.0, 0.0], [0.0, 1.0], [0.0, 0.0]], np.float32)
+    found = expected.copy()
+    found[1, 1] = 1.5
+
+    assert _relative(found, expected) == pytest.approx(0.5)
+    assert _relative(expected, expected) == 0
+    found[0, 1] = np.nan
+    assert np.isnan(_relative(found, expected))

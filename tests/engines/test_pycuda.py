@@ -17,7 +17,7 @@ import pytest
 import fake_pycuda
 from cuda_on_cpu import CpuKernels
 from make_video import make_video
-from simulated_cuda import SimulatedDriver
+from simulated_cuda import INVALID, SimulatedDriver
 from tiny import FRAMES, SIZE, tiny_features, tiny_spec
 from tiny_on_device import BATCH, TinyOnDevice
 from tolerances import TINY
@@ -131,3 +131,28 @@ def test_what_is_missing_is_said(adapter: Any) -> None:
         device.allocate(2000)
     assert device.memory() == (1000, 1000)
     assert device.binding == "PyCUDA 2026.1"
+
+
+@pytest.mark.parametrize(
+    ("call", "fails"),
+    [
+        ("free", "cuMemFree"),
+        ("unpin", "cuMemFreeHost"),
+        ("opening", "cuInit"),
+        ("opening", "cuDeviceGetCount"),
+        ("opening", "cuDeviceGetName"),
+        ("opening", "cuDevicePrimaryCtxRetain"),
+        ("opening", "cuCtxSetCurrent"),
+    ],
+)
+def test_a_driver_that_fails_is_one_kind_of_error(
+    adapter: Any, monkeypatch: pytest.MonkeyPatch, call: str, fails: str
+) -> None:
+    driver = SimulatedDriver()
+    make = adapter(driver)
+    device = None if call == "opening" else make(0)
+    given = {"free": lambda: device.allocate(16), "unpin": lambda: device.pinned(16), "opening": lambda: 0}
+    argument = given[call]()
+    monkeypatch.setattr(driver, f"_{fails}", lambda *arguments: (INVALID, None))
+    with pytest.raises(CudaError, match="CUDA failed: failed: CUDA_ERROR_INVALID_VALUE"):
+        make(argument) if device is None else getattr(device, call)(argument)

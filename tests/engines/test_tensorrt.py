@@ -25,6 +25,7 @@ from vfx_engines.backends.tensorrt import SLOTS, TensorRtBackend
 from vfx_engines.cuda_python import CudaPython
 from vfx_engines.engine import Engine
 from vfx_engines.errors import EngineError, UsageError
+from vfx_engines.opening import open_engine
 from vfx_engines.plan_file import write_plan
 from vfx_engines.spec import EngineSpec, Plan
 from vfx_engines.tensorrt_api import TensorRt, is_installed
@@ -194,6 +195,36 @@ def test_a_plan_is_inspected_layer_by_layer(
         ["0.2500", "25.0%", "Cast", "cast"],
         ["1.0000", "100.0%", "2", "layers,", "batch", "4"],
     ]
+
+
+@pytest.mark.parametrize("version", ["11.4"])
+@pytest.mark.parametrize(
+    ("tensorrt", "plan", "said"),
+    [
+        ("10.12.0.36", b"", "built by TensorRT 10.12.0.36"),
+        (BUILDERS["11.4"], b"no plan", "refuses this plan"),
+    ],
+)
+def test_a_device_on_which_a_plan_does_not_open_is_released(
+    module: FakeTensorRt,
+    driver: SimulatedDriver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tensorrt: str,
+    plan: bytes,
+    said: str,
+) -> None:
+    monkeypatch.setattr("vfx_engines.devices.missing_driver", lambda: None)
+    path, spec = tmp_path / "tiny.plan", spec_of("11.4", compatible=False)
+    assert spec.plan is not None
+    write_plan(path, plan, replace(spec, plan=replace(spec.plan, tensorrt=tensorrt)))
+    for open_it in (open_engine, inspection.inspect_plan):
+        with pytest.raises(EngineError, match=said):
+            open_it(path)
+        assert driver.contexts == 0
+    write_plan(path, tiny_plan(version=BUILDERS["11.4"]), spec)
+    inspection.inspect_plan(path)
+    assert driver.contexts == 0
 
 
 def test_only_plans_are_inspected(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Connections over HTTP that are made while their engine is closed."""
+"""Connections over HTTP: made while their engine is closed, and what a refusal means."""
 
 from __future__ import annotations
 
 import socket
+import threading
 from http.client import HTTPConnection
 
 import pytest
@@ -32,3 +33,25 @@ def test_a_connection_that_is_being_made_is_given_up_too(monkeypatch: pytest.Mon
         accepted, _ = silent.accept()
         with accepted:
             assert accepted.recv(1) == b"", "a request was sent"
+
+
+def test_a_model_whose_name_ends_in_ready_is_missing_like_any_other() -> None:
+    body = b'{"error": "no such model"}'
+
+    def refuse(listening: socket.socket) -> None:
+        accepted, _ = listening.accept()
+        with accepted:
+            accepted.recv(4096)
+            accepted.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(5)
+        thread = threading.Thread(target=refuse, args=(listening,))
+        thread.start()
+        server = HttpServer(
+            ServerAddress("http", f"127.0.0.1:{listening.getsockname()[1]}", "already", timeout=5)
+        )
+        with pytest.raises(EngineError, match="no such model"):
+            server.ask("model")
+        thread.join()
+        server.close()

@@ -242,6 +242,18 @@ def test_a_file_that_is_not_there_is_said_at_once(server, tmp_path, code):
     assert held(tmp_path) == []
 
 
+@pytest.mark.parametrize("arriving", [0, 1000])
+def test_every_pause_is_taken_and_the_attempts_are_counted(server, tmp_path, monkeypatch, arriving):
+    paused = []
+    monkeypatch.setattr(download, "_PAUSES_S", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(download.time, "sleep", paused.append)
+    server.cut_after = [arriving, *[0] * 9]
+    text = refusal(server.url, tmp_path, **GOOD)
+    assert paused == [0.01, 0.02, 0.03]
+    assert "after 3 more attempts" in text
+    assert len(server.asked) == 4
+
+
 def test_an_html_page_is_refused(server, tmp_path):
     server.type = "text/html; charset=utf-8"
     assert "HTML page" in refusal(server.url, tmp_path)

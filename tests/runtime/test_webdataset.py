@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from run_kit import files_in
 from vfx_engines.errors import OutputError
 from vfx_engines.spec import Output
+from vfx_runtime import reading
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
 from vfx_runtime.job import Job
@@ -74,6 +77,41 @@ def test_a_shard_holds_the_files_of_npz(tmp_path: Path) -> None:
         later = ShardWriter(TarLayout(), output, OUTPUTS, "f", claims)
         assert all(later.is_done(job) and later.paths(job) == [shard] for job in jobs)
         assert later.finish() == []
+
+
+def test_a_loop_over_a_shard_hashes_it_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    real = reading.bears_its_hash
+    monkeypatch.setattr(reading, "bears_its_hash", lambda shard: hashed.append(shard) or real(shard))
+    output, video = tmp_path / "out", tmp_path / "v.mp4"
+    output.mkdir()
+    video.write_bytes(b"video")
+    with Claims(output) as claims:
+        writer = ShardWriter(TarLayout(), output, OUTPUTS, "f", claims)
+        for name in "abc":
+            save(writer, Job(video, name))
+        (shard,) = writer.finish()
+
+    monkeypatch.setattr(reading, "TICK_SECONDS", 3600)
+    for name in "abc":
+        read_features(shard, name)
+    assert len(hashed) == 3, "a file this new may change again within a tick of its clock"
+    monkeypatch.setattr(reading, "TICK_SECONDS", 0)
+    for name in "abcabc":
+        assert read_features(shard, name).arrays["rgb"].shape == (3, 8)
+    assert len(hashed) == 4
+
+    status = shard.stat()
+    time.sleep(0.05)  # longer than a tick of Linux's clock for files
+    with shard.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    for _ in range(2):
+        with pytest.raises(OutputError, match="other bytes than its name says"):
+            read_features(shard, "a")
 
 
 def sparse(name: str) -> bytes:

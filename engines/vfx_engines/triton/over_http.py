@@ -27,6 +27,7 @@ _TRANSIENT = {408, 425, 429, 502, 503, 504}
 """HTTP status codes worth another try."""
 _CONNECTING = 10.0
 """Time limit for opening a connection, in seconds."""
+_READY = "v2/health/ready"
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -44,7 +45,7 @@ class HttpServer:
         """See `Server.ask`."""
         model = self._model(version)
         paths: dict[Question, str] = {
-            "ready": "v2/health/ready",
+            "ready": _READY,
             "server": "v2",
             "model": model,
             "config": f"{model}/config",
@@ -147,7 +148,7 @@ class HttpServer:
             said = reason(json.loads(answer)["error"])
         except (ValueError, KeyError, TypeError):
             said = f"HTTP status {status} for /{path}"
-        if path.endswith("ready"):
+        if path == _READY:
             # Triton answers 400 here instead of 503.
             return TransientError("the server is not ready: it loads its models, or could not")
         if status in _TRANSIENT or "not at ready state" in said or "no available versions" in said:
