@@ -59,6 +59,7 @@ class TorchOnCuda:
                     for address, output in zip(targets, spec.outputs, strict=True)
                 ]
             )
+            # torch gives its constructor no types.
             stream = torch.cuda.ExternalStream(self._slots.stream(slot))  # type: ignore[no-untyped-call]
             self._streams.append(stream)
         try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
+from vfx_engines.cuda import Cuda, OutOfDeviceMemory
 from vfx_engines.devices import available_cores
 from vfx_engines.engine import Backend, Engine
 from vfx_engines.errors import EngineError, SpecError, UsageError, reason, shown
@@ -206,33 +208,36 @@ def _on_cpu(
 
 def _plan_on_cuda(file: Path, spec: EngineSpec, index: int, batch: int | None) -> Backend:
     from vfx_engines.backends.tensorrt import TensorRtBackend
-    from vfx_engines.devices import open_cuda
     from vfx_engines.tensorrt_api import TensorRt, check_device, is_installed
 
     assert spec.plan is not None, "read_spec lets no plan pass without"
     lean = spec.plan.version_compatible and not is_installed()
     library = TensorRt(lean=lean)
-    cuda = open_cuda(index)
-    try:
+    with _device(index) as cuda:
         check_device(file, spec.plan, library, cuda)
         return halving(
             lambda size: TensorRtBackend(file, spec, library, cuda, size), batch or spec.plan.batch[-1]
         )
-    except BaseException:
-        cuda.close()
-        raise
 
 
 def _onnx_on_cuda(file: Path, spec: EngineSpec, index: int, batch: int | None) -> Backend:
     from vfx_engines.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
-    from vfx_engines.devices import open_cuda
 
-    cuda = open_cuda(index)
-    try:
+    with _device(index) as cuda:
         return halving(
             lambda size: OnnxRuntimeCudaBackend(file, spec, cuda, index, size),
             batch or _default_batch(spec, "cuda"),
         )
+
+
+@contextmanager
+def _device(index: int) -> Iterator[Cuda]:
+    """An open device for the backend that is made in this block; closed if none can be made."""
+    from vfx_engines.devices import open_cuda
+
+    cuda = open_cuda(index)
+    try:
+        yield cuda
     except BaseException:
         cuda.close()
         raise
@@ -248,8 +253,6 @@ def halving(make: Callable[[int], Backend], batch: int) -> Backend:
     Raises:
         OutOfDeviceMemory: a single window does not fit.
     """
-    from vfx_engines.cuda import OutOfDeviceMemory
-
     size = batch
     while True:
         try:

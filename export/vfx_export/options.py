@@ -227,10 +227,9 @@ def _export_catalogue(given: Options, target: Target) -> Path:
         weights = (
             None if random else [_weights(*pair, progress) for pair in zip(files, downloads, strict=True)]
         )
-        task = progress.add_task("", total=None)
         return target.write(
             name,
-            lambda path: export_model(
+            lambda path, stage: export_model(
                 model,
                 path,
                 checkpoint=weights,
@@ -241,10 +240,9 @@ def _export_catalogue(given: Options, target: Target) -> Path:
                 pool=given.pool,
                 inflate=given.inflate,
                 exact_zeros=given.exact_zeros,
-                stage=lambda stage: progress.update(task, description=stage),
+                stage=stage,
             ),
             progress,
-            task,
         )
 
 
@@ -281,19 +279,17 @@ def _export_text(given: Options, target: Target) -> Path:
         file = given.checkpoints[0] if given.checkpoints else None
         weights = None if given.random_weights else _weights(file, model.download, progress)
         merges = given.vocabulary or _weights(None, encoder.vocabulary, progress)
-        task = progress.add_task("", total=None)
         return target.write(
             name,
-            lambda path: export_text_encoder(
+            lambda path, stage: export_text_encoder(
                 model,
                 path,
                 checkpoint=weights,
                 vocabulary=merges,
                 precision=given.precision or "fp32",
-                stage=lambda stage: progress.update(task, description=stage),
+                stage=stage,
             ),
             progress,
-            task,
         )
 
 
@@ -315,14 +311,10 @@ def _export_own(given: Options, target: Target) -> Path:
         raise UsageError("--precision bf16 is for OpenVINO on CPUs: Triton takes fp16 or fp32")
     built = build(given.module)
     with _progress() as progress:
-        task = progress.add_task("", total=None)
         return target.write(
             spec.model,
-            lambda path: export_module(
-                built, spec, path, stage=lambda stage: progress.update(task, description=stage)
-            ),
+            lambda path, stage: export_module(built, spec, path, stage=stage),
             progress,
-            task,
         )
 
 

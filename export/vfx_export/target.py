@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from vfx_engines.build_settings import BuildSettings
 from vfx_engines.devices import missing_driver
@@ -21,6 +21,7 @@ from vfx_export.triton_config import Serving
 from vfx_export.triton_repository import new_version
 
 if TYPE_CHECKING:
+    from vfx_export.exporting import Stage
     from vfx_export.model import Model
 
 CONSOLE = Console(stderr=True, highlight=False)
@@ -56,16 +57,14 @@ class Target:
         """
         return _output_file(self.output, name, "onnx" if self.settings is None else "plan")
 
-    def write(
-        self, name: str, export: Callable[[Path], EngineSpec], progress: Progress, task: TaskID
-    ) -> Path:
+    def write(self, name: str, export: Callable[[Path, Stage], EngineSpec], progress: Progress) -> Path:
         """Export to ONNX, build a plan from it if one is wanted, and print a report to stderr.
 
         Args:
             name: name of the model.
-            export: writes the ONNX file to a path, and returns its spec.
-            progress: where the build of a plan is shown.
-            task: the row of ``progress`` to update.
+            export: writes the ONNX file to a path, and returns its spec; it calls its second argument with
+                the name of each stage that it begins.
+            progress: where the stages, and the build of a plan, are shown.
 
         Returns:
             The file that was written, in ``output`` or in the Triton repository.
@@ -79,11 +78,11 @@ class Target:
         """
         if self.serving is None:
             path = self.path(name)
-            spec = self._build(path, export, progress, task)
+            spec = self._build(path, export, progress)
         else:
             with new_version(self.serving.repository, name) as version:
                 path = version.file("onnx" if self.settings is None else "plan")
-                spec = self._build(path, export, progress, task)
+                spec = self._build(path, export, progress)
                 path = version.publish(spec, self.serving) / path.name
         progress.stop()
         _report(path, spec)
@@ -92,10 +91,15 @@ class Target:
         return path
 
     def _build(
-        self, path: Path, export: Callable[[Path], EngineSpec], progress: Progress, task: TaskID
+        self, path: Path, export: Callable[[Path, Stage], EngineSpec], progress: Progress
     ) -> EngineSpec:
+        task = progress.add_task("", total=None)
+
+        def stage(name: str) -> None:
+            progress.update(task, description=name)
+
         if self.settings is None:
-            spec = export(path)
+            spec = export(path, stage)
         else:
             from vfx_engines.plan_builder import build_plan
 
@@ -105,7 +109,7 @@ class Target:
 
             with tempfile.TemporaryDirectory(prefix="vfx-export-") as folder:
                 onnx = Path(folder) / f"{path.stem}.onnx"
-                export(onnx)
+                export(onnx, stage)
                 try:
                     spec = build_plan(onnx, path, self.settings, index=self.index, progress=seen)
                 except OSError as error:

@@ -21,6 +21,8 @@ from vfx_runtime import shards as shards_module
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
 from vfx_runtime.job import Job
+from vfx_runtime.parquet import ParquetLayout
+from vfx_runtime.webdataset import TarLayout
 from vfx_runtime.writers import Writer, open_writer
 
 OUTPUTS = (Output("rgb", (64,)),)
@@ -206,7 +208,7 @@ def test_each_shard_is_read_once_however_many_there_are(
     contents: list[Path] = []
     hashed: list[Path] = []
     listed: list[object] = []
-    layout = type(opened(format, output, claims)._layout)  # type: ignore[attr-defined]
+    layout = TarLayout if format == "webdataset" else ParquetLayout
     for owner, name, calls in (
         (layout, "contents", contents),
         (shards_module, "bears_its_hash", hashed),

@@ -67,6 +67,12 @@ def alone(work: Path) -> dict[str, bytes]:
     return found
 
 
+def environment_with(code: Path) -> dict[str, str]:
+    """This process's environment, with a folder whose modules come before all others."""
+    path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
+
+
 def actors_below(pid: int) -> list[int]:
     """The processes of Ray's actors among the descendants of a process."""
     parents: dict[int, int] = {}
@@ -211,14 +217,13 @@ def test_an_actor_dies_and_nothing_is_lost(
         "    return original(path, *rest)\n"
         "pipeline.open_video = open_video\n"
     )
-    path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
     run = subprocess.Popen(
         [*map(str, (VFX_RUN, "--engine", work / "tiny.onnx", videos, "--output", output)),
          "--ray", "--actors", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment_with(code),
     )  # fmt: skip
     # When two of forty videos are written, the run is in the middle of its work.
     deadline = time.monotonic() + 120
@@ -274,12 +279,11 @@ def test_a_machine_without_vfx_ends_the_run_in_one_line(ray: None, work: Path, t
         "if b'default_worker.py' in open('/proc/self/cmdline', 'rb').read():\n"
         "    sys.meta_path.insert(0, Without())\n"
     )
-    path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         command(work, tmp_path / "out", "--ray", "--actors", "2"),
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment_with(code),
         check=False,
     )
     assert done.returncode == 1, done.stderr
