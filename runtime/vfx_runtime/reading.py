@@ -23,9 +23,9 @@ _REMEMBERED = 16
 def read_features(path: str | Path, video: str | None = None) -> Features:
     """Read all features of a video into memory.
 
-    If a shard still has the name that vfx gave it, all its bytes are compared with the hash in the name, once
-    and again whenever the file has changed. The video itself is checked on every call, by the checksums of
-    its format.
+    If a shard still has the name that vfx gave it, all its bytes are compared with the hash in the name, on
+    the first call, once more two seconds later, and whenever the file has changed. The video itself is
+    checked on every call, by the checksums of its format.
 
     Args:
         path: a file that vfx wrote: an ``.npz`` file, or a shard of ``--format webdataset`` or ``parquet``.
@@ -63,15 +63,20 @@ def read_features(path: str | Path, video: str | None = None) -> Features:
 
 
 def _stamp(path: Path) -> Hashable:
-    """What a file has as long as it is not changed; of one that changed a moment ago, something new.
+    """What a file has as long as it is not changed, and whether it was first seen a tick ago.
 
-    Such a file may change once more without another time. The time of the last change of any kind is in it,
-    since programs that copy files set the other one back.
+    A file that changes twice within a tick of its file system's clock has the same times after both. So what
+    was found in its first tick here is found once more after it, then never again. The time of the last
+    change of any kind is in it, since programs that copy files set the other one back.
     """
     status = path.stat()
-    if time.time() - max(status.st_mtime, status.st_ctime) < TICK_SECONDS:
-        return object()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return stamp, time.monotonic() - _first_seen(stamp) >= TICK_SECONDS
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _first_seen(stamp: Hashable) -> float:
+    return time.monotonic()
 
 
 @lru_cache(maxsize=_REMEMBERED)
