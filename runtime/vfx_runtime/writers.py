@@ -18,8 +18,8 @@ from vfx_runtime.hdf5 import Hdf5Writer
 from vfx_runtime.job import Job
 from vfx_runtime.npy import NpyWriter
 from vfx_runtime.npz import NpzWriter
+from vfx_runtime.packing import ShardWriter, pack
 from vfx_runtime.parquet import ParquetLayout
-from vfx_runtime.shards import ShardWriter, pack
 from vfx_runtime.slowfast import SlowFastWriter, refuse_same_stem
 from vfx_runtime.webdataset import TarLayout
 

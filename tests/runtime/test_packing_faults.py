@@ -17,7 +17,7 @@ from faults import may_mount
 from run_kit import files_in
 from vfx_engines.errors import OutputError
 from vfx_engines.spec import Output
-from vfx_runtime import shards as shards_module
+from vfx_runtime import packing, shards
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
 from vfx_runtime.job import Job
@@ -201,7 +201,7 @@ def test_each_shard_is_read_once_however_many_there_are(
     output: Path, claims: Claims, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This holds for the run that makes the shards and for one that finds them. Listings are few as well."""
-    monkeypatch.setattr(shards_module, "SHARD_VIDEOS", 2)
+    monkeypatch.setattr(packing, "SHARD_VIDEOS", 2)
     video = tmp_path / "v.mp4"
     video.write_bytes(b"video")
     jobs = [Job(video, f"v{number:03}") for number in range(80)]
@@ -211,7 +211,7 @@ def test_each_shard_is_read_once_however_many_there_are(
     layout = TarLayout if format == "webdataset" else ParquetLayout
     for owner, name, calls in (
         (layout, "contents", contents),
-        (shards_module, "bears_its_hash", hashed),
+        (shards, "bears_its_hash", hashed),
         (os, "scandir", listed),
     ):
         real = getattr(owner, name)

@@ -22,9 +22,9 @@ from vfx_runtime.claims import Claims
 from vfx_runtime.features import Features, RowSpool
 from vfx_runtime.job import Job
 from vfx_runtime.npz import NpzWriter
+from vfx_runtime.packing import ShardWriter
 from vfx_runtime.parquet import ParquetLayout
 from vfx_runtime.reading import read_features
-from vfx_runtime.shards import ShardWriter
 from vfx_runtime.writers import open_writer
 
 pq = pytest.importorskip("pyarrow.parquet")

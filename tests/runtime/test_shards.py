@@ -17,15 +17,16 @@ import pytest
 from run_kit import files_in
 from vfx_engines.errors import OutputError, UsageError
 from vfx_engines.spec import Output
-from vfx_runtime import shards as shards_module
+from vfx_runtime import packing
 from vfx_runtime.atomic import part_path
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
 from vfx_runtime.job import Job
 from vfx_runtime.npz import NpzWriter
+from vfx_runtime.packing import ShardWriter, pack
 from vfx_runtime.parquet import ParquetLayout
 from vfx_runtime.reading import read_features
-from vfx_runtime.shards import Layout, ShardWriter, pack
+from vfx_runtime.shards import Layout
 from vfx_runtime.webdataset import TarLayout
 
 OUTPUTS = (Output("rgb", (8,)),)
@@ -81,7 +82,7 @@ def names(shard: Path) -> list[str]:
 def test_full_shards_are_closed_while_the_run_goes_on(
     writer: Callable[..., ShardWriter], output: Path, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards_module, "SHARD_VIDEOS", 2)
+    monkeypatch.setattr(packing, "SHARD_VIDEOS", 2)
     one = writer()
     made = [len(save(one, job)) for job in jobs[:3]]
     assert made == [0, 1, 0]
@@ -124,7 +125,7 @@ def test_what_is_done_again_leaves_its_old_shard(
 def test_what_old_shards_leave_does_not_all_go_into_one(
     writer: Callable[..., ShardWriter], output: Path, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards_module, "SHARD_VIDEOS", 2)
+    monkeypatch.setattr(packing, "SHARD_VIDEOS", 2)
     first = writer()
     many = [Job(jobs[0].path, f"v{number}") for number in range(8)]
     for job in many:
@@ -204,7 +205,7 @@ def test_a_crash_between_shard_and_parts_leaves_nothing_twice(
     first.finish()
     save(writer("g"), jobs[0])
     with monkeypatch.context() as crash:
-        crash.setattr(shards_module, "remove", lambda paths: None)
+        crash.setattr(packing, "remove", lambda paths: None)
         pack(layout, output, claims)
     assert len(shards(output)) == 2, "the old shard is still there, as after kill -9"
     later = writer("g")

@@ -21,8 +21,8 @@ from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
 from vfx_runtime.job import Job
 from vfx_runtime.npz import NpzWriter
+from vfx_runtime.packing import ShardWriter
 from vfx_runtime.reading import read_features
-from vfx_runtime.shards import ShardWriter
 from vfx_runtime.webdataset import TarLayout
 
 OUTPUTS = (Output("rgb", (8,)),)
