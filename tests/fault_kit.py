@@ -39,12 +39,12 @@ STAGES = {
 """For each stage, the module and the function where traps are set."""
 
 PACKING = {
-    "check staged": ("vfx_runtime.shards", "_sound_kind"),
+    "check staged": ("vfx_runtime.packing", "_sound_kind"),
     "write tar": ("vfx_runtime.webdataset", "_add"),
     "write table": ("vfx_runtime.parquet", "_batches"),
     "sync": ("os", "fsync"),
     "rename all": ("pathlib", "Path.replace"),
-    "remove staged": ("vfx_runtime.shards", "remove"),
+    "remove staged": ("vfx_runtime.packing", "remove"),
     "write HDF5": ("vfx_runtime.hdf5", "Hdf5Writer._pack_one"),
     "remove staged of HDF5": ("vfx_runtime.hdf5", "remove"),
 }
