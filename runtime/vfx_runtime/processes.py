@@ -205,12 +205,13 @@ class _Round:
         for child in self._children:
             if child.process.is_alive():
                 child.process.terminate()
+            # Its decoders may wait for an answer, which nobody gives any more.
+            child.connection.close()
         for child in self._children:
             child.process.join(_SECONDS_TO_END)
             if child.process.is_alive():
                 child.process.kill()
                 child.process.join()
-            child.connection.close()
 
 
 def _send(child: _Child, job: Job | None) -> None:
