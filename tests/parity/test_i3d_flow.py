@@ -44,6 +44,7 @@ def test_two_channels_give_the_golden_numbers(stream: Any, case: str) -> None:
         assert relative(tensor.numpy(), golden.golden[f"{case}.{output}"]) < PARITY["fp32"]
 
 
+@pytest.mark.slow
 def test_a_stack_of_a_video_is_that_of_video_features(stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """341x256 frames: RAFT's border is one column left and two right, and the crop counts it."""
     av, pil = pytest.importorskip("av"), pytest.importorskip("PIL.Image")

@@ -100,6 +100,8 @@ def test_the_global_mean_is_the_golden_one(exports: Exports, name: str, precisio
     assert relative(got["features"], golden.pixels["test256.features"]) < allowed
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_global_mean_of_x3d_comes_before_its_last_product(exports: Exports) -> None:
     """As PySlowFast's head does it where it pools adaptively: mean, lin_5, ReLU."""
     weights = {key: value.numpy() for key, value in exports.state("x3d_xs").items()}

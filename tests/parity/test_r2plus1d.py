@@ -59,7 +59,7 @@ def test_a_longer_window_gives_the_golden_numbers(exports: Exports, tmp_path: Pa
     assert relative(got["r21d"], golden.pixels["t32.features"]) < PARITY["bf16"]
 
 
-@pytest.mark.parametrize("precision", [heavy_in_ci("fp32"), "fp16"])
+@pytest.mark.parametrize("precision", [heavy_in_ci("fp32"), heavy_in_ci("fp16")])
 def test_other_weights_lengths_and_sizes_agree_with_torch(
     exports: Exports, tmp_path: Path, precision: str
 ) -> None:

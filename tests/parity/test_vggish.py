@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
+from exports import heavy_in_ci
 from parity_kit import chirp, e2e, kit, shared, video
 from tolerances import (
     LOG_MEL,
@@ -78,7 +79,12 @@ def network(checkpoint: Path) -> VGGish:
 
 @pytest.mark.parametrize(
     ("precision", "backend"),
-    [("fp32", "openvino"), ("fp32", "onnxruntime"), ("fp16", "onnxruntime"), ("bf16", "openvino")],
+    [
+        ("fp32", "openvino"),
+        ("fp32", "onnxruntime"),
+        heavy_in_ci("fp16", "onnxruntime"),
+        heavy_in_ci("bf16", "openvino"),
+    ],
 )
 def test_exported_engine_gives_the_golden_numbers(engines: Engines, precision: str, backend: Any) -> None:
     golden = kit("vggish").golden["audio.features_16000"]
@@ -156,6 +162,8 @@ def test_half_a_step_has_every_other_row_of_a_whole_one(engines: Engines) -> Non
     assert relative(half.arrays["vggish"][::2], whole.arrays["vggish"]) < PARITY["fp32"]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_other_weights_agree_with_torch(tmp_path: Path) -> None:
     """A seed that no golden number was made for."""
     state = {key: torch.from_numpy(value.copy()) for key, value in kit("vggish").checkpoint(seed=7).items()}

@@ -262,6 +262,8 @@ def test_parts_of_strangers_are_not_packed(output: Path, claims: Claims, video: 
     assert not staging.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ray_data_reads_it(output: Path, claims: Claims, video: Path) -> None:
     """In a separate process, because Ray leaves processes behind until the one that started it ends."""
     if subprocess.run([sys.executable, "-c", "import ray.data"], capture_output=True).returncode:

@@ -182,6 +182,8 @@ def test_two_actors_write_what_one_process_does(
     assert ray_processes() == []
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_actors_make_the_shard_of_one_process(ray: None, work: Path, tmp_path: Path) -> None:
     alone, output = tmp_path / "alone", tmp_path / "out"
     subprocess.run(command(work, alone, "--format", "parquet"), check=True, capture_output=True)
@@ -195,6 +197,8 @@ def test_actors_make_the_shard_of_one_process(ray: None, work: Path, tmp_path: P
     assert contents(output) == contents(alone)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_an_actor_dies_and_nothing_is_lost(
     ray: None, work: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:

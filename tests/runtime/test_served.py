@@ -267,6 +267,8 @@ def test_vfx_run_writes_what_it_writes_with_the_file(
     assert "0 done, 8 were done before" in again.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_actors_of_ray_share_a_server(server: TritonServer, videos: Path, tmp_path: Path) -> None:
     if subprocess.run([sys.executable, "-c", "import ray.data"], capture_output=True, check=False).returncode:
         lacking("ray", "Ray Data is not installed")
