@@ -28,11 +28,13 @@ from vfx_runtime.measuring import (
     Others,
     keep_frames,
     machine_facts,
+    make_sound,
     make_video,
     measure_decode,
     measure_end_to_end,
     measure_engine,
     measure_resize,
+    measure_sound,
 )
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.report import Report, draw, summary, table
@@ -100,7 +102,8 @@ from vfx_runtime.sizing import Sizes, grouped
 def main(debug: bool, as_json: bool, chart: Path | None, **options: Any) -> None:
     """Measure how fast an engine, decoding and resizing are, alone and together.
 
-    VIDEO is a video, a folder or a list, as for vfx-run; without any, a video of 320x240 pixels is made.
+    VIDEO is a video, a folder or a list, as for vfx-run; without any, a video of 320x240 pixels is made,
+    or a file with sound for an engine that takes sound.
     Each stage runs alone on all cores, then all of them run end to end. This is repeated in rounds, so
     that other load on the machine affects all stages alike. The limit is what the CPU-seconds of the
     stages allow together; the peak is the speed of plain matrix products, measured on the same machine.
@@ -150,8 +153,7 @@ def _measure(
                     raise UsageError(f"{shown(job.url)}: vfx-bench measures local videos: copy it first")
             paths = [job.path for job in jobs]
         else:
-            _say("no VIDEO given: making one of 320x240 pixels, 20 s")
-            paths = [make_video(folder / "made.mp4")]
+            paths = []
         return measure(
             engine,
             paths,
@@ -189,7 +191,8 @@ def measure(
 
     Args:
         file: the engine.
-        videos: the videos to decode, resize, and extract end to end.
+        videos: the videos to decode, resize, and extract end to end; for an engine of sound, files with
+            sound. If empty, one is made.
         folder: an empty folder for scratch files.
         batches: batch sizes to measure the engine with, in addition to its default one. If empty, also twice
             and four times the default; not for a served engine, whose server has a largest batch.
@@ -209,7 +212,16 @@ def measure(
     machine, others = machine_facts(), Others()
     workers = max(1, min(machine["cores"], 16))
 
-    sizes, served = _one_size(file, videos), is_address(file)
+    modality, served = read_spec(file).input.modality, is_address(file)
+    if modality not in ("frames", "audio"):
+        raise UsageError(
+            f"{engine_label(file)} takes {modality}, vfx-bench measures engines of frames and of sound"
+        )
+    is_sound = modality == "audio"
+    if not videos:
+        say(f"no VIDEO given: making one of {'120 s of sound' if is_sound else '320x240 pixels, 20 s'}")
+        videos = [make_sound(folder / "made.m4a") if is_sound else make_video(folder / "made.mp4")]
+    sizes = _one_size(file, videos)
 
     def opened(batch: int | None) -> Any:
         return open_engine(
@@ -220,10 +232,6 @@ def measure(
 
     with opened(None) as engine:
         spec: EngineSpec = engine.spec
-        if spec.input.modality != "frames":
-            raise UsageError(
-                f"{spec.model} takes {spec.input.modality}, vfx-bench measures engines of frames"
-            )
         usual, name, computed, where = engine.batch, engine.name, engine.precision, engine.device
         sampling = run_sampling(spec.sampling, fps=fps, step=step, tail=tail)
         on_gpu = gpu_decoders(engine)
@@ -232,17 +240,21 @@ def measure(
         # One pass over the videos first: it warms everything up, and tells how long a pass takes.
         turn = measure_end_to_end(engine, sampling, videos, 1, _fresh(folder, "turn"), on_gpu)
     turns = max(1, math.ceil(seconds / turn.seconds))
-    frames = keep_frames(videos)
+    frames = [] if is_sound else keep_frames(videos)
     costs: list[list[Cost]] = []
     peaks: list[float] = []
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
         if where == "cpu" and not served:
             peaks.append(matrix_peak(computed, machine["cores"], min(seconds, 1.0)))
-        measured = [
-            measure_decode(videos, seconds, decoders, convert=where == "cpu"),
-            measure_resize(frames, spec.transform, seconds, workers),
-        ]
+        measured = (
+            [measure_sound(videos, spec, sampling, seconds, workers)]
+            if is_sound
+            else [
+                measure_decode(videos, seconds, decoders, convert=where == "cpu"),
+                measure_resize(frames, spec.transform, seconds, workers),
+            ]
+        )
         for batch in sorted({usual, *(batches or (() if served else (usual * 2, usual * 4)))}):
             with opened(batch) as engine:
                 measured.append(measure_engine(engine, seconds))
@@ -250,6 +262,7 @@ def measure(
                     into = _fresh(folder, f"round{number}")
                     measured.append(measure_end_to_end(engine, sampling, videos, turns, into, on_gpu))
         costs.append(measured)
+    unit = "samples" if is_sound else "frames"
     return Report(
         engine={
             "file": engine_label(file),
@@ -263,10 +276,11 @@ def measure(
         },
         machine=machine,
         others=others.share,
-        videos={"count": len(videos), "size": f"{turn.frames} frames, {turn.windows} windows"},
+        videos={"count": len(videos), "size": f"{turn.frames} {unit}, {turn.windows} windows"},
         peak=statistics.median(peaks) if peaks else None,
         rounds=costs,
         batch=usual,
+        unit=unit,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vfx_engines.errors import UsageError
 from vfx_runtime.atomic import output_error
 
-_COLOURS = ("#4878a8", "#7fb069", "#d9843b", "#b0b0b0")
+_COLOURS = {"decode": "#4878a8", "resize": "#7fb069", "engine": "#d9843b", "all else": "#b0b0b0"}
 
 
 def check_chart(path: Path) -> None:
@@ -35,7 +35,7 @@ def draw_stages(
         title: title above both panels.
         rates: windows per second, for each stage.
         limit: windows per second that all stages together allow.
-        cpu: CPU-seconds per window, for each part of the work.
+        cpu: CPU-seconds per window, for each part of the work: decode, resize, engine, all else.
 
     Raises:
         OutputError: the file cannot be written.
@@ -44,7 +44,7 @@ def draw_stages(
 
     figure = Figure(figsize=(10, 1.4 + 0.45 * len(rates)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    left.plot(list(rates.values()), list(rates), "o", color=_COLOURS[0])
+    left.plot(list(rates.values()), list(rates), "o", color=_COLOURS["decode"])
     for name, rate in rates.items():
         left.annotate(f"{rate:.1f}", (rate, name), (8, 0), textcoords="offset points", va="center")
     left.axvline(limit, color="black", linestyle="--", linewidth=1)
@@ -54,8 +54,8 @@ def draw_stages(
     left.grid(axis="y", alpha=0.3)
     left.set_xlabel(f"windows per second, all cores (dashed: the limit of all stages, {limit:.1f})")
     start = 0.0
-    for (name, seconds), colour in zip(cpu.items(), _COLOURS, strict=True):
-        right.barh(["a window"], [seconds], left=start, label=f"{name} {seconds:.3f}", color=colour)
+    for name, seconds in cpu.items():
+        right.barh(["a window"], [seconds], left=start, label=f"{name} {seconds:.3f}", color=_COLOURS[name])
         start += seconds
     right.set_xlabel("CPU-seconds of a window, end to end")
     right.set_yticks([])

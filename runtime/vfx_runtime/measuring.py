@@ -28,8 +28,9 @@ import numpy as np
 from vfx_engines.devices import available_cores
 from vfx_engines.engine import Engine
 from vfx_engines.errors import VfxError
-from vfx_engines.spec import Sampling, Transform
+from vfx_engines.spec import EngineSpec, Sampling, Transform
 from vfx_engines.versions import vfx_version
+from vfx_runtime.audio import sound_windows
 from vfx_runtime.claims import Claims
 from vfx_runtime.decode import Pixels
 from vfx_runtime.extracting import to_disk, writer_for
@@ -54,7 +55,7 @@ class Cost:
     windows: int
     """Number of windows processed; 0 for a stage that handles frames only."""
     frames: int
-    """Number of source frames processed; 0 for a stage that handles windows only."""
+    """Number of source frames, or of samples of sound; 0 for a stage that handles windows only."""
     seconds: float
     """Wall-clock time."""
     cpu_seconds: float
@@ -85,18 +86,18 @@ class Cost:
         return self.cpu_seconds / self.frames
 
 
-def cpu_limit(engine: Cost, decode: Cost, resize: Cost, frames_per_window: float, cores: int) -> float:
+def cpu_limit(engine: Cost, decode: Cost, resize: Cost | None, frames_per_window: float, cores: int) -> float:
     """Windows per second that the stages' CPU time allows on this many cores.
 
     Args:
         engine: cost of the engine alone.
         decode: cost of decoding alone, including conversion to RGB.
-        resize: cost of resizing alone.
+        resize: cost of resizing alone; None for sound.
         frames_per_window: source frames that a run decodes for each window.
         cores: number of cores that all stages share.
     """
-    per_window = engine.cpu_per_window + frames_per_window * (decode.cpu_per_frame + resize.cpu_per_frame)
-    return cores / per_window
+    per_frame = decode.cpu_per_frame + (0.0 if resize is None else resize.cpu_per_frame)
+    return cores / (engine.cpu_per_window + frames_per_window * per_frame)
 
 
 def gpu_limit(engine: Cost, decode: Cost, frames_per_window: float) -> float:
@@ -111,8 +112,10 @@ def gpu_limit(engine: Cost, decode: Cost, frames_per_window: float) -> float:
 
 
 def measure_engine(engine: Engine, seconds: float) -> Cost:
-    """Run an engine alone on random pixels for about ``seconds``, with all slots in flight."""
-    noise = np.random.default_rng(0).integers(0, 256, engine.buffer(0).shape, np.uint8)
+    """Run an engine alone on random pixels or samples for about ``seconds``, with all slots in flight."""
+    random, shape = np.random.default_rng(0), engine.buffer(0).shape
+    is_sound = engine.spec.input.modality == "audio"
+    noise: Any = random.uniform(-1, 1, shape) if is_sound else random.integers(0, 256, shape, np.uint8)
     for slot in range(engine.slots):
         engine.buffer(slot)[:] = noise
     _rounds(engine, 0)  # the first calls allocate
@@ -173,6 +176,38 @@ def measure_decode(
     with _Meter() as meter:
         frames = _on_threads(work, len(decoders), seconds)
     return meter.cost("decode", frames=frames)
+
+
+def measure_sound(
+    files: Sequence[Path], spec: EngineSpec, sampling: Sampling, seconds: float, workers: int
+) -> Cost:
+    """Only decode, resample and cut the sound of files into windows, with as many threads as a run uses.
+
+    Args:
+        files: sound or video files, which are decoded in turn.
+        spec: the spec of an engine of sound.
+        sampling: the sampling of the run.
+        seconds: time to measure for.
+        workers: number of threads.
+
+    Raises:
+        VideoError: a file has no sound, or cannot be decoded.
+    """
+    turns, lock = itertools.cycle(files), threading.Lock()
+
+    def work(stop: Callable[[], bool]) -> int:
+        counts: list[int] = []
+        while not stop():
+            with lock:
+                file = next(turns)
+            for _ in sound_windows(file, spec, sampling, lambda count, share: counts.append(count)):
+                if stop():
+                    break
+        return sum(counts)
+
+    with _Meter() as meter:
+        samples = _on_threads(work, workers, seconds)
+    return meter.cost("decode", frames=samples)
 
 
 def keep_frames(videos: Sequence[Path]) -> list[Pixels]:
@@ -261,6 +296,21 @@ def make_video(path: Path, seconds: int = 20) -> Path:
             frame.pts, frame.time_base = number, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
+    return path
+
+
+def make_sound(path: Path, seconds: int = 120) -> Path:
+    """Encode two channels of a rising tone as AAC at 44.1 kHz, for measurements without a given file."""
+    rate = 44_100
+    with av.open(os.fspath(path), "w") as out:
+        stream = out.add_stream("aac", rate=rate, layout="stereo")
+        for number in range(seconds):
+            times = number + np.arange(rate) / rate
+            tone = np.sin(2 * np.pi * (100 + 20 * times) * times).astype(np.float32) / 2
+            frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), format="fltp", layout="stereo")
+            frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), number * rate
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class Report:
     """Windows per call, end to end."""
     others: float | None = None
     """Share of all cores' time that other processes took meanwhile; None if the system does not tell."""
+    unit: str = "frames"
+    """What a window is made of: frames, or samples of sound."""
 
     def costs(self, stage: str, batch: int | None = None) -> list[Cost]:
         """A stage's measurements, one per round."""
@@ -71,6 +74,11 @@ class Report:
         return statistics.median(cost.frames / cost.windows for cost in self.costs("end to end"))
 
     @property
+    def frame_stages(self) -> list[str]:
+        """The stages before the engine: decoding, and resizing unless the engine takes sound."""
+        return ["decode", "resize"] if self.costs("resize") else ["decode"]
+
+    @property
     def limits(self) -> list[float]:
         """Windows per second that the stages allow, computed for each round."""
         engines, decodes = self.costs("engine", self.batch), self.costs("decode")
@@ -78,7 +86,8 @@ class Report:
         if self.engine["device"] not in ("cpu", "server"):
             pairs = zip(engines, decodes, strict=True)
             return [gpu_limit(engine, decode, per_window) for engine, decode in pairs]
-        stages = zip(engines, decodes, self.costs("resize"), strict=True)
+        resizes: Sequence[Cost | None] = self.costs("resize") or [None] * len(engines)
+        stages = zip(engines, decodes, resizes, strict=True)
         limits = [cpu_limit(*stage, frames_per_window=per_window, cores=cores) for stage in stages]
         if self.engine["device"] == "server":
             return [
@@ -120,7 +129,7 @@ class Report:
 def table(report: Report) -> Table:
     """A table with a row for each stage."""
     table = Table(box=None, pad_edge=False)  # without padding, a batch of four digits fits into 80 columns
-    for column in ("stage", "windows/s", "frames/s", "CPU-s/window", "of peak", "peak MiB"):
+    for column in ("stage", "windows/s", f"{report.unit}/s", "CPU-s/window", "of peak", "peak MiB"):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
 
     def row(label: str, stage: str, batch: int | None = None) -> None:
@@ -137,8 +146,8 @@ def table(report: Report) -> Table:
             f"{max(cost.peak_bytes for cost in costs) / 2**20:.0f}",
         )
 
-    row("decode alone", "decode")
-    row("resize alone", "resize")
+    for stage in report.frame_stages:
+        row(f"{stage} alone", stage)
     for batch in report.batches:
         row(f"engine alone, batch {batch}", "engine", batch)
     row(f"end to end, batch {report.batch}", "end to end")
@@ -172,10 +181,10 @@ def draw(report: Report, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    rates = {stage: report.rate(stage) for stage in ("decode", "resize")}
+    rates = {stage: report.rate(stage) for stage in report.frame_stages}
     rates |= {f"engine, batch {batch}": report.rate("engine", batch) for batch in report.batches}
     rates["end to end"] = report.rate("end to end")
-    cpu = {stage: report.cpu(stage) for stage in ("decode", "resize")}
+    cpu = {stage: report.cpu(stage) for stage in report.frame_stages}
     cpu["engine"] = report.cpu("engine", report.batch)
     whole = statistics.median(cost.cpu_seconds / cost.windows for cost in report.costs("end to end"))
     cpu["all else"] = max(0.0, whole - sum(cpu.values()))

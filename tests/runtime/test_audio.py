@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from make_sound import make_sound, tone
@@ -23,7 +22,6 @@ from vfx_engines.errors import UsageError, VideoError
 from vfx_runtime import Features, extract
 from vfx_runtime.audio import SoundWindow, sound_windows
 from vfx_runtime.audio_resampler import Resampler
-from vfx_runtime.bench import main as bench
 
 
 @pytest.fixture
@@ -316,12 +314,6 @@ def test_another_rate_is_refused(tmp_path: Path, engine: Path) -> None:
     rateless = sound_engine(tmp_path / "rateless.onnx", fps=None)
     with pytest.raises(UsageError, match="no sample rate"):
         extract(path, rateless)
-
-
-def test_the_benchmark_refuses_sound(engine: Path) -> None:
-    result = CliRunner().invoke(bench, ["--engine", str(engine)])
-    assert result.exit_code == 2
-    assert "tiny_sound takes audio" in result.stderr
 
 
 def test_npy_has_the_names_of_video_features(tmp_path: Path, engine: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from make_sound import make_sound
 from make_video import make_video
-from tiny import tiny_engine
+from tiny import tiny_engine, tiny_spec
 from tiny_flow import tiny_flow_engine
+from tiny_sound import sound_engine
+from vfx_engines.spec import Input, Text, Transform
 from vfx_runtime.bench import main
 from vfx_runtime.measuring import Cost, cpu_limit, gpu_limit
 from vfx_runtime.report import Report
@@ -70,6 +74,47 @@ def test_without_a_video_one_is_made(engine: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "no VIDEO given" in result.stderr
     assert json.loads(result.stdout)["videos"]["size"] == "500 frames, 125 windows"
+
+
+def test_an_engine_of_sound(tmp_path: Path) -> None:
+    engine, sound = sound_engine(tmp_path / "sound.onnx"), make_sound(tmp_path / "a.wav")
+    result = bench("--engine", engine, sound, *QUICK, "--json")
+
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["videos"] == {"count": 1, "size": "32000 samples, 20 windows"}
+    assert {cost["stage"] for cost in found["rounds"][0]} == {"decode", "engine", "end to end"}
+    assert found["frames_per_window"] == 1600
+    assert found["limit_windows_per_second"] > 0
+
+    chart = tmp_path / "chart.png"
+    result = bench("--engine", engine, *QUICK, "--chart", chart)
+    assert result.exit_code == 0, result.output
+    assert "no VIDEO given: making one of 120 s of sound" in result.stderr
+    assert "samples/s" in result.stdout
+    assert "resize" not in result.stdout
+    assert chart.exists()
+
+
+def test_a_video_without_sound_is_named(tmp_path: Path, video: Path) -> None:
+    result = bench("--engine", sound_engine(tmp_path / "sound.onnx"), *QUICK, video)
+
+    assert result.exit_code == 1
+    assert "a.mp4: no audio stream" in result.stderr
+
+
+def test_an_engine_of_texts_is_refused(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(
+        tiny_spec(),
+        input=Input("tokens", "text", "int32", ("batch", 77), (0,)),
+        transform=Transform(),
+        text=Text("clip", 100.0, "a b"),
+    )
+    monkeypatch.setattr("vfx_runtime.bench.read_spec", lambda file: spec)
+    result = bench("--engine", engine, *QUICK)
+
+    assert result.exit_code == 2
+    assert "takes text, vfx-bench measures engines of frames and of sound" in result.stderr
 
 
 @pytest.mark.parametrize(
