@@ -259,9 +259,11 @@ class Windows:
         sampling, row = self._sampling, anchor - self._first
         start = self._start(anchor)
         stop = start + self.span
-        grid: Sequence[int] = [start + offset for offset in self._offsets]
-        if isinstance(self._offsets, range):
-            grid = range(start, stop, sampling.stride)
+        grid: Sequence[int] = (
+            range(start, stop, sampling.stride)
+            if isinstance(self._offsets, range)
+            else [start + offset for offset in self._offsets]
+        )
         end = self._seen - 1
         if start >= 0 and stop - 1 <= end:
             return Window(row, grid, start, stop - 1)
