@@ -1,6 +1,6 @@
 """Every network of the catalogue: its engine against the same network in torch, and against the peak.
 
-    .venv/bin/python benchmarks/models.py                    # all but the largest, about half an hour
+    .venv/bin/python benchmarks/models.py                    # all but the largest, about an hour
     .venv/bin/python benchmarks/models.py s3d clip_vit_b_32  # some
     .venv/bin/python benchmarks/models.py --new s3d          # into the results that are there
     .venv/bin/python benchmarks/models.py --table            # the table and chart of those, again
