@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from vfx_engines.errors import VfxError, shown
-from vfx_engines.spec import Output
+from vfx_engines.spec import EngineSpec, Output
 from vfx_runtime.atomic import check_folder, new_files, output_error
 from vfx_runtime.extracting import Extracted
 from vfx_runtime.pipeline import Stats
@@ -36,7 +36,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 def follow(
     run: Callable[[Listener], Generator[Extracted, None, None]],
     failures_file: Path,
-    outputs: list[Output],
+    specs: list[EngineSpec],
     videos: int,
     classes: list[Classes],
     show_flow: Path | None,
@@ -48,7 +48,7 @@ def follow(
     Args:
         run: starts the run, given the listener to report to.
         failures_file: where failures are listed; removed if there are none.
-        outputs: the outputs of all engines.
+        specs: the specs of all engines.
         videos: the number of videos.
         classes: for ``--show-pred``, the classes whose probabilities are printed for each row.
         show_flow: folder for pictures of optical flow.
@@ -61,6 +61,7 @@ def follow(
     Raises:
         VfxError: the run raised it, or a file cannot be written.
     """
+    outputs = [output for spec in specs for output in spec.outputs]
     skipped = others = written = 0
     failures: list[Extracted] = []
     started = time.perf_counter()
@@ -101,7 +102,8 @@ def follow(
     counts = f"{written} done, {skipped} were done before, {len(failures)} failed"
     if others:
         counts += f", {others} were done by other processes meanwhile"
-    _print_summary(counts, failures_file.name, failures, progress.stats, seconds)
+    unit = "samples" if specs[0].input.modality == "audio" else "frames"
+    _print_summary(counts, failures_file.name, failures, progress.stats, unit, seconds)
     return len(failures)
 
 
@@ -211,14 +213,14 @@ def _write_failures(path: Path, failures: list[Extracted]) -> None:
 
 
 def _print_summary(
-    counts: str, failures_file: str, failures: list[Extracted], stats: Stats, seconds: float
+    counts: str, failures_file: str, failures: list[Extracted], stats: Stats, unit: str, seconds: float
 ) -> None:
     on_gpu = f", {stats.frames_on_gpu} of them decoded on the GPU" if stats.frames_on_gpu else ""
     # Not a rich table, which would wrap lines if stderr is a file.
     for name, said in (
         ("videos", counts),
         ("windows", f"{stats.windows}, {stats.windows / seconds:.2f} per second"),
-        ("frames", f"{stats.frames}, {stats.frames / seconds:.0f} per second{on_gpu}"),
+        (unit, f"{stats.frames}, {stats.frames / seconds:.0f} per second{on_gpu}"),
         ("time", f"{seconds:.1f} s"),
     ):
         _console.print(f" {name:<7}  {said}", markup=False)

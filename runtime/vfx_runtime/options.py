@@ -119,7 +119,7 @@ def run(given: Options) -> int:
     return follow(
         results,
         given.output / failures,
-        outputs,
+        specs,
         len(jobs),
         classes,
         given.show_flow,

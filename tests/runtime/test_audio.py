@@ -321,6 +321,7 @@ def test_npy_has_the_names_of_video_features(tmp_path: Path, engine: Path) -> No
     result = vfx_run("--engine", engine, "--output", tmp_path / "out", "--format", "npy", path)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "a_loudness.npy").exists()
+    assert " samples  3200, " in result.stderr
 
 
 def test_the_result_is_features(tmp_path: Path, engine: Path) -> None:
