@@ -9,7 +9,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from exports import Exports, heavy, rows_apart
+from exports import Exports, rows_apart
 from parity_kit import e2e, kit, video
 from run_kit import vfx_run
 from tolerances import DENSE_END_TO_END, seed_parity
@@ -127,8 +127,9 @@ def test_all_of_the_zoo_has_exact_zeros_and_other_networks_say_so() -> None:
     assert find("x3d_xs").blank == (115, 115, 115)
 
 
-@pytest.mark.parametrize("name", ["x3d_xs", heavy("mvitv2_s_16x4"), heavy("rev_mvit_b_16x4")])
-@pytest.mark.parametrize("precision", ["fp32", heavy("fp16"), heavy("bf16")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["x3d_xs", "mvitv2_s_16x4", "rev_mvit_b_16x4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_blank_frames_are_zeros_to_other_networks_of_the_zoo(
     tmp_path: Path, name: str, precision: str
 ) -> None:
