@@ -84,11 +84,9 @@ class _Held:
     parts: list[npt.NDArray[Any]] = field(default_factory=list)
     """The samples of each frame, ``[channels, n]``."""
 
-    def takes(self, kind: str, values: npt.NDArray[Any], rate: int) -> bool:
-        """Whether a frame may be added."""
-        last = self.parts[-1]
-        count = sum(part.shape[1] for part in self.parts)
-        return (kind, len(values)) == (self.kind, len(last)) and count < _PORTION_SECONDS * rate
+    def takes(self, kind: str, values: npt.NDArray[Any]) -> bool:
+        """Whether a frame has the format of those that are held."""
+        return kind == self.kind and len(values) == len(self.parts[-1])
 
 
 class AudioDecoder:
@@ -135,6 +133,7 @@ class AudioDecoder:
         self.count = 0
         """Number of samples given so far."""
         self._anchor = (0, self._time(self._first) or Fraction(0))
+        self._anchor_seconds, self._tick_seconds = float(self._anchor[1]), float(self._time_base)
 
     @property
     def duration_seconds(self) -> float | None:
@@ -149,7 +148,7 @@ class AudioDecoder:
         Raises:
             VideoError: the sound is damaged at this point; nothing more follows.
         """
-        frame, held = self._first, _Held()
+        frame, held, portion = self._first, _Held(), _PORTION_SECONDS * self.rate
         while frame is not None:
             if frame.sample_rate != self.rate:
                 raise VideoError(
@@ -158,11 +157,12 @@ class AudioDecoder:
                 )
             kind, values = self._values(frame)
             time = self._time_after_gap(frame)
-            if held.parts and (time is not None or not held.takes(kind, values, self.rate)):
+            full = self.count - held.first >= portion
+            if held.parts and (full or time is not None or not held.takes(kind, values)):
                 yield self._sound(held)
                 held = _Held()
             if time is not None:
-                self._anchor = (self.count, time)
+                self._anchor, self._anchor_seconds = (self.count, time), float(time)
             if not held.parts:
                 held = _Held(self.count, self._now(), kind)
             held.parts.append(values)
@@ -242,9 +242,9 @@ class AudioDecoder:
         """
         if frame.pts is None:
             return None
-        sample, start = self._anchor
-        counted = float(start) + (self.count - sample) / self.rate
-        if (frame.pts - self._origin) * float(self._time_base) - counted < _NO_GAP_SECONDS:
+        sample, _ = self._anchor
+        counted = self._anchor_seconds + (self.count - sample) / self.rate
+        if (frame.pts - self._origin) * self._tick_seconds - counted < _NO_GAP_SECONDS:
             return None
         time = self._time(frame)
         return time if time is not None and time > self._now() + _GAP else None
