@@ -71,6 +71,13 @@ def seed_parity(precision: str, input_seed_difference: float) -> float:
     return 1e-4 if precision == "fp32" else max(1e-2, input_seed_difference / 10)
 
 
+X3D_AT_TRAINING_CROP = {"bf16": 7e-2}
+"""The proof of X3D at the training crop, which no row has. In M, one of the proof's two inputs measures
+3.5e-2 (2.9e-2 with the depthwise convolutions in float32 too), because gates far from zero turn small errors
+into large ones. The golden window measures 1.8e-2, and the issue's bound is 8.5e-2. At the rows' own crops,
+2e-2 is allowed in M."""
+
+
 FLOW_PIXELS_END_TO_END = 0.05
 """Mean end-point error of RAFT on a video against video_features' flow, in pixels: the issue's bound."""
 

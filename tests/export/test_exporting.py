@@ -185,19 +185,19 @@ def test_example_pictures_use_the_whole_range_and_differ() -> None:
 
 
 BAD = {
-    "Swapped": "the module gives [[2, 5], [2, 4]] for 2 rows, the spec says [[2, 4], [2, 5]]",
-    "OneOutput": "the module gives [[2, 4]] for 2 rows",
-    "OneRow": "the module gives [[1, 4], [1, 5]] for 2 rows",
+    "Swapped": "the module gives [[1, 5], [1, 4]] for one row, the spec says [[1, 4], [1, 5]]",
+    "OneOutput": "the module gives [[1, 4]] for one row",
+    "OneRow": "features came out as [1, 4], the spec says ['batch', 4]",
     "Mapping": "the module gives a dict, expected a tensor or a tuple of them",
     "Nothing": "the module gives a NoneType",
-    "Raises": "the module does not run on uint8 [2, 4, 8, 8, 3]: the first line",
-    "RaisesNothing": "the module does not run on uint8 [2, 4, 8, 8, 3]: RuntimeError",
+    "Raises": "the module does not run on uint8 [1, 4, 8, 8, 3]: the first line",
+    "RaisesNothing": "the module does not run on uint8 [1, 4, 8, 8, 3]: RuntimeError",
     "NotANumber": "the module itself gives NaN or infinity in logits",
     "DependsOnData": "torch cannot trace it: Could not guard on data-dependent expression",
     "Untranslatable": "torch cannot trace it: No ONNX function found for",
     "Random": "fp32 differs from torch by",
     "Counts": "the module must compute the same at every call, from its input alone",
-    "Baked": "features came out as [2, 4], the spec says ['batch', 4]",
+    "Baked": "the module gives [[2, 4], [1, 5]] for one row",
     "Fewer": "4], the spec says ['batch', 4]: name each dynamic axis",
     "Double": "features came out as float64, the spec says float32",
 }

@@ -11,7 +11,7 @@ import pytest
 
 from exports import Exports, heavy, heavy_in_ci, relative
 from parity_kit import kit
-from tolerances import PARITY, seed_parity
+from tolerances import PARITY, X3D_AT_TRAINING_CROP, seed_parity
 from vfx_engines import open_engine
 from vfx_engines.spec import Crop, Transform
 
@@ -43,7 +43,10 @@ def cropped(name: str, size: int) -> dict[str, Any]:
 
     resize = find(name).transform.resize
     assert resize is not None
-    return {"transform": Transform(dataclasses.replace(resize, height=size, width=size), Crop(size, size))}
+    return {
+        "transform": Transform(dataclasses.replace(resize, height=size, width=size), Crop(size, size)),
+        "tolerances": X3D_AT_TRAINING_CROP,
+    }
 
 
 @pytest.fixture(scope="module")
