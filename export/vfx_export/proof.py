@@ -69,7 +69,7 @@ def _example_texts(spec: EngineSpec) -> NDArray[np.int32]:
 def reference(
     module: nn.Module, spec: EngineSpec, inputs: NDArray[Any]
 ) -> tuple[list[NDArray[np.float32]], int]:
-    """Run the module in torch, in float32, one input at a time: a window of MViTv2-L takes 8 GiB.
+    """Run the module in torch, in float32, one input at a time: a window of MViTv2-L takes 8 GB.
 
     Args:
         module: in evaluation mode.
