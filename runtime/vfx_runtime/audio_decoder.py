@@ -131,7 +131,7 @@ class AudioDecoder:
             self.close()
             raise
         self.count = 0
-        """Number of samples given so far."""
+        """Number of samples decoded so far."""
         self._anchor = (0, self._time(self._first) or Fraction(0))
         self._anchor_seconds, self._tick_seconds = float(self._anchor[1]), float(self._time_base)
 
@@ -160,7 +160,7 @@ class AudioDecoder:
             full = self.count - held.first >= portion
             if held.parts and (full or time is not None or not held.takes(kind, values)):
                 yield self._sound(held)
-                held = _Held()
+                held.parts = []
             if time is not None:
                 self._anchor, self._anchor_seconds = (self.count, time), float(time)
             if not held.parts:
@@ -246,8 +246,8 @@ class AudioDecoder:
         counted = self._anchor_seconds + (self.count - sample) / self.rate
         if (frame.pts - self._origin) * self._tick_seconds - counted < _NO_GAP_SECONDS:
             return None
-        time = self._time(frame)
-        return time if time is not None and time > self._now() + _GAP else None
+        time = (frame.pts - self._origin) * self._time_base
+        return time if time > self._now() + _GAP else None
 
     def _time(self, frame: AudioFrame) -> Fraction | None:
         return None if frame.pts is None else (frame.pts - self._origin) * self._time_base

@@ -212,7 +212,8 @@ def measure(
     machine, others = machine_facts(), Others()
     workers = max(1, min(machine["cores"], 16))
 
-    modality, served = read_spec(file).input.modality, is_address(file)
+    written, served = read_spec(file), is_address(file)
+    modality = written.input.modality
     if modality not in ("frames", "audio"):
         raise UsageError(
             f"{engine_label(file)} takes {modality}, vfx-bench measures engines of frames and of sound"
@@ -221,7 +222,7 @@ def measure(
     if not videos:
         say(f"no VIDEO given: making one of {'120 s of sound' if is_sound else '320x240 pixels, 20 s'}")
         videos = [make_sound(folder / "made.m4a") if is_sound else make_video(folder / "made.mp4")]
-    sizes = _one_size(file, videos)
+    sizes = _one_size(file, written, videos)
 
     def opened(batch: int | None) -> Any:
         return open_engine(
@@ -284,13 +285,13 @@ def measure(
     )
 
 
-def _one_size(file: Path, videos: Sequence[Path]) -> Sizes:
+def _one_size(file: Path, spec: EngineSpec, videos: Sequence[Path]) -> Sizes:
     """The sizes of the engine's open axes, which must be the same for all videos.
 
     Raises:
         VfxError: a video cannot be opened, or the sizes differ.
     """
-    groups = list(grouped([Job(video, video.stem) for video in videos], [read_spec(file)]))
+    groups = list(grouped([Job(video, video.stem) for video in videos], [spec]))
     for group in groups:
         for _, error in group.failed:
             raise error
