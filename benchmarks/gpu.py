@@ -56,7 +56,7 @@ from vfx_runtime.surfaces import (
     source,
 )
 
-PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings", "av", "numba", "numpy")
+PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings", "av", "llvmlite", "numpy")
 PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
 
 

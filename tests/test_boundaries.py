@@ -121,7 +121,7 @@ def test_vfx_export_without_torch_says_how_to_get_it(tmp_path: Path) -> None:
     "module", ["vfx_runtime.cli", "vfx_runtime.bench", "vfx_runtime.show", "vfx_export.cli"]
 )
 def test_help_waits_for_no_heavy_import(module: str) -> None:
-    heavy = ("torch", "openvino", "numba", "onnx", "onnxruntime", "matplotlib")
+    heavy = ("torch", "openvino", "llvmlite", "onnx", "onnxruntime", "matplotlib")
     code = without(*heavy) + f"from {module} import main\nmain(['--help'])"
     result = run(code)
     assert result.returncode == 0, result.stderr

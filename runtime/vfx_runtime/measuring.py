@@ -39,7 +39,7 @@ from vfx_runtime.opening import open_video
 from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.resize import plan
 
-PACKAGES = ("openvino", "av", "numba", "numpy")
+PACKAGES = ("openvino", "av", "llvmlite", "numpy")
 """Packages whose versions are recorded with each measurement, if installed."""
 
 _KEPT_FRAMES = 64

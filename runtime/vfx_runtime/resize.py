@@ -41,6 +41,8 @@ class FramePlan:
     out_width: int
     rows: Taps
     columns: Taps
+    tables: tuple[int, ...]
+    """``columns`` and ``rows`` as a compiled kernel takes them, kept because asking for them takes 7 us."""
     opencv: bool = False
     """Whether the tables were made by `vfx_runtime.taps.opencv_taps`."""
 
@@ -71,19 +73,19 @@ class FramePlan:
             np.copyto(out, rgb[self.top : bottom, self.left : right])
             return
         flat, line = _flat(rgb)
-        tables = self.columns.start, self.columns.weight, self.rows.start, self.rows.weight
-        # Imported here because importing numba takes time, which a command that only prints its help should
-        # not spend.
+        # Imported here because compiling takes time, which a command that only prints its help should not
+        # spend.
         if self.opencv:
-            from vfx_runtime.resize_opencv import filter_frame_opencv
+            from vfx_runtime import resize_opencv
 
-            filter_frame_opencv(flat, line, self.height, *tables, out.reshape(-1))
+            scratch = _scratch.of(resize_opencv.scratch_size(self.out_width))
+            resize_opencv.filter_frame_opencv(flat, line, self.height, self.tables, scratch, out)
             return
         from vfx_runtime.resize_kernel import filter_frame, scratch_size
 
         first, end = self.rows.span
         scratch = _scratch.of(scratch_size(self.width, self.out_width, end - first))
-        filter_frame(flat, line, self.width, self.height, *tables, scratch, out.reshape(-1))
+        filter_frame(flat, line, self.width, self.height, self.tables, scratch, out)
 
 
 class _Scratch(threading.local):
@@ -177,6 +179,7 @@ def _plan(transform: Transform, height: int, width: int) -> FramePlan:
         out_width=size[1],
         rows=rows,
         columns=columns,
+        tables=(*columns.passed(), *rows.passed()),
         opencv=opencv,
     )
 

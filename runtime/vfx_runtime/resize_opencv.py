@@ -1,76 +1,127 @@
 """The compiled filter of ``opencv_linear``: OpenCV's ``INTER_LINEAR`` for uint8, see `taps.opencv_taps`.
 
-Two filtered rows are kept, since consecutive output rows mostly share them. Importing this module compiles or
-loads the filter, like `vfx_runtime.resize_kernel`, so import it late.
+Two filtered rows are kept, since consecutive output rows mostly share them. Importing this module compiles
+the filter, like `vfx_runtime.resize_kernel`, so import it late.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
+import numpy.typing as npt
+from llvmlite import ir
 
-from vfx_runtime.resize_kernel import compiled
+from vfx_runtime.llvm import (
+    BYTE,
+    BYTES,
+    INDEX,
+    TABLE,
+    WORD,
+    WORDS,
+    Table,
+    compiled,
+    function,
+    index,
+    larger,
+    loop,
+    offset,
+    smaller,
+)
+
+_NONE = index(-1)
 
 
-def _across(source: Any, begin: int, starts: Any, first: Any, second: Any, further: int, target: Any) -> None:
-    for x in range(starts.size):
-        at = begin + starts[x]
-        one, two = first[x], second[x]
-        for channel in range(3):
-            total = np.int32(source[at + channel]) * one + np.int32(source[at + further + channel]) * two
-            target[3 * x + channel] = np.int32(total) >> 4
+def _across(module: Any) -> Any:
+    """The horizontal pass over one row, as a function of the module: its sums without their last 4 bits."""
+    made, code, arguments = function(module, "across", [BYTES, *TABLE, WORDS])
+    made.linkage = "internal"
+    source, target = arguments[0], arguments[-1]
+    table = Table(*arguments[1:-1])
+    # A frame of one column has a table with one tap; it then counts twice, the second time with weight 0.
+    wide = code.icmp_signed("==", table.count, index(2))
+    further = code.select(wide, index(3), index(0))
+    with loop(code, index(0), table.length) as x:
+        start = code.mul(table.start(code, x), index(3))
+        weights = table.weights(code, x)
+        one = code.load(weights)
+        two = code.load(offset(code, weights, code.sub(table.count, index(1))))
+        two = code.select(wide, two, WORD(0))
+        for channel in map(index, range(3)):
+            near, far = (
+                code.zext(code.load(offset(code, source, start, *more, channel)), WORD)
+                for more in ((), (further,))
+            )
+            total = code.add(code.mul(near, one), code.mul(far, two))
+            at = code.add(code.mul(x, index(3)), channel)
+            code.store(code.ashr(total, WORD(4)), offset(code, target, at))
+    code.ret_void()
+    return made
 
 
-_row = numba.njit(nogil=True, error_model="numpy")(_across)
+def _module() -> Any:
+    module = ir.Module()
+    across = _across(module)
+    _, code, arguments = function(module, "filter_frame", [BYTES, INDEX, INDEX, *TABLE, *TABLE, WORDS, BYTES])
+    source, line, height, kept, out = (arguments[i] for i in (0, 1, 2, -2, -1))
+    columns, rows = Table(*arguments[3:7]), Table(*arguments[7:11])
+    size = code.mul(columns.length, index(3))
+    # Which row each half of ``kept`` holds. Neighbouring rows have different parity, so they never overwrite
+    # each other.
+    held = code.alloca(INDEX, 2)
+    for half in (0, 1):
+        code.store(_NONE, offset(code, held, index(half)))
+    with loop(code, index(0), rows.length) as y:
+        filtered = []
+        for further in (0, 1):
+            wanted = larger(code, code.add(rows.start(code, y), index(further)), index(0))
+            wanted = smaller(code, wanted, code.sub(height, index(1)))
+            half = code.and_(wanted, index(1))
+            target = offset(code, kept, code.mul(half, size))
+            holder = offset(code, held, half)
+            with code.if_then(code.icmp_signed("!=", code.load(holder), wanted)):
+                row = offset(code, source, code.mul(wanted, line))
+                code.call(across, [row, *columns, target])
+                code.store(wanted, holder)
+            filtered.append(target)
+        weights = rows.weights(code, y)
+        factors = [code.load(offset(code, weights, index(further))) for further in (0, 1)]
+        to = offset(code, out, code.mul(y, size))
+        with loop(code, index(0), size) as x:
+            above, below = (
+                code.ashr(code.mul(code.load(offset(code, row, x)), factor), WORD(16))
+                for row, factor in zip(filtered, factors, strict=True)
+            )
+            total = code.add(code.add(above, below), WORD(2))
+            code.store(code.trunc(code.ashr(total, WORD(2)), BYTE), offset(code, to, x))
+    code.ret_void()
+    return module
 
 
-def _filter(
-    source: Any,
+_filter = compiled(_module(), "filter_frame")
+
+
+def filter_frame_opencv(
+    source: npt.NDArray[np.uint8],
     line: int,
     height: int,
-    column_starts: Any,
-    column_weights: Any,
-    row_starts: Any,
-    row_weights: Any,
-    out: Any,
+    tables: tuple[int, ...],
+    scratch: npt.NDArray[np.uint8],
+    out: npt.NDArray[np.uint8],
 ) -> None:
-    columns = column_starts.size
-    size = columns * 3
-    starts = column_starts * np.int32(3)
-    first = np.ascontiguousarray(column_weights[:, 0])
-    # A frame of one column has a table with one tap; the second gets the weight 0.
-    wide = column_weights.shape[1] == 2
-    second = np.ascontiguousarray(column_weights[:, 1]) if wide else np.zeros(columns, np.int32)
-    further = 3 if wide else 0
-    kept = np.empty((2, size), np.int32)
-    held = np.full(2, -1, np.int64)
-    for y in range(row_starts.size):
-        upper = min(max(row_starts[y], 0), height - 1)
-        lower = min(max(row_starts[y] + 1, 0), height - 1)
-        for wanted in (upper, lower):
-            # Neighbouring rows have different parity, so they never overwrite each other.
-            if held[wanted & 1] != wanted:
-                _row(source, wanted * line, starts, first, second, further, kept[wanted & 1])
-                held[wanted & 1] = wanted
-        above, below = kept[upper & 1], kept[lower & 1]
-        one, two = row_weights[y, 0], row_weights[y, 1]
-        target = out[y * size : (y + 1) * size]
-        for x in range(size):
-            total = (np.int32(above[x] * one) >> 16) + (np.int32(below[x] * two) >> 16)
-            target[x] = np.uint8((np.int32(total) + 2) >> 2)
+    """Resize a frame; releases the GIL. Nothing is checked.
+
+    Args:
+        source: uint8, whose rows begin ``line`` bytes apart.
+        line: bytes from row to row.
+        height: height of the source in pixels.
+        tables: those of columns and rows, each as `vfx_runtime.taps.Taps.passed` gives it.
+        scratch: `scratch_size` bytes, overwritten.
+        out: uint8 of the output's size, overwritten.
+    """
+    _filter(source.ctypes.data, line, height, *tables, scratch.ctypes.data, out.ctypes.data)
 
 
-_pixels, _starts, _weights = types.uint8[::1], types.int32[::1], types.int32[:, ::1]
-_source = types.Array(types.uint8, 1, "C", readonly=True)
-
-filter_frame_opencv: Callable[..., None] = compiled(
-    _filter,
-    types.void(_source, types.int64, types.int64, _starts, _weights, _starts, _weights, _pixels),
-)
-"""filter_frame_opencv(source, line, height, column starts, column weights, row starts, row weights, out):
-compute ``out``, flat uint8 ``[h * w * 3]``, from ``source``, flat uint8 whose rows begin ``line`` bytes
-apart. Nothing is checked. Releases the GIL."""
+def scratch_size(columns: int) -> int:
+    """Bytes of scratch memory for `filter_frame_opencv`: two filtered rows of int32."""
+    return 2 * columns * 3 * 4

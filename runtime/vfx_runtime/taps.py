@@ -43,6 +43,16 @@ class Taps:
         """The first source pixel that any output reads, and the last one plus 1."""
         return int(self.start[0]), int(self.start[-1]) + self.weight.shape[1]
 
+    def passed(self) -> tuple[int, int, int, int]:
+        """The table as a compiled kernel takes it: address and length of ``start``, then of a ``weight``.
+
+        Raises:
+            ValueError: an array is not in C order, as a kernel needs it.
+        """
+        if not self.start.flags.c_contiguous or not self.weight.flags.c_contiguous:
+            raise ValueError("tables of taps must be in C order")
+        return self.start.ctypes.data, len(self.start), self.weight.ctypes.data, self.weight.shape[1]
+
 
 def taps(
     source: int,

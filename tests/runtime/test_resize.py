@@ -1,4 +1,3 @@
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -341,43 +340,7 @@ def test_decoded_frames_become_what_the_reference_fed_its_networks(number: int) 
     )
 
 
-_WITHOUT_CACHE = """
-import numpy as np, numba
-numba.config.CACHE_DIR = "/dev/null/nowhere"
-from vfx_engines.spec import Resize, Transform
-from vfx_runtime.resize import plan
-out = np.empty((2, 2, 3), np.uint8)
-plan(Transform(Resize("exact", 2, 2)), 4, 4).apply(np.full((4, 4, 3), 7, np.uint8), out)
-assert (out == 7).all()
-from vfx_runtime.resize_kernel import filter_frame
-print(filter_frame.stats.cache_path)
-"""
-
-
-def test_a_read_only_installation_still_resizes(tmp_path: Path) -> None:
-    import vfx_engines
-    import vfx_runtime
-
-    for package in (vfx_engines, vfx_runtime):
-        source = Path(str(package.__file__)).parent
-        target = tmp_path / "site" / source.name
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        # Files in place of folders, so that not even root can write a cache there.
-        (target / "__pycache__").touch()
-    (tmp_path / ".cache").touch()
-    environment = {"PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path), "PATH": ""}
-    run = subprocess.run(
-        [sys.executable, "-B", "-c", _WITHOUT_CACHE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "None"
-
-
 def test_planning_does_not_load_the_compiler() -> None:
-    code = "import sys, vfx_runtime.resize; print('numba' in sys.modules)"
+    code = "import sys, vfx_runtime.resize; print('llvmlite' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
