@@ -14,7 +14,6 @@ from vfx_engines.errors import UsageError
 from vfx_engines.spec import Output
 from vfx_runtime.claims import Claims
 from vfx_runtime.features import RowSpool
-from vfx_runtime.hdf5 import Hdf5Writer
 from vfx_runtime.job import Job
 from vfx_runtime.npy import NpyWriter
 from vfx_runtime.npz import NpzWriter
@@ -125,6 +124,9 @@ def open_writer(
                 raise UsageError("format 'slowfast' holds float32: leave float16 out, or take another format")
             return SlowFastWriter(output, outputs, claims, frames)
         case "hdf5":
+            # Imported late, because h5py takes as long to import as the rest of this module.
+            from vfx_runtime.hdf5 import Hdf5Writer
+
             return Hdf5Writer(output, outputs, fingerprint, claims)
         case "webdataset":
             return ShardWriter(TarLayout(), output, outputs, fingerprint, claims)
