@@ -1,8 +1,8 @@
 """From LLVM instructions to a function that Python calls, for the kernels of `vfx_runtime.resize`.
 
-Kernels are written as instructions, since Python has no vectors of bytes and needs no compiler this way: a
-kernel is compiled in a tenth of a second whenever a process first needs it, so nothing is kept on disk.
-Importing this module takes 0.1 s, so import it late.
+Python has no vectors of bytes, and the machines that vfx runs on often have no C compiler, so kernels are
+written as instructions. One is compiled in a tenth of a second when a process first needs it, so nothing is
+kept on disk.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ class Table(NamedTuple):
 
 
 @contextmanager
-def loop(code: Any, begin: Any, end: Any, step: int = 1) -> Iterator[Any]:
-    """A loop; the instructions of the ``with`` block are its body. Gives the index."""
+def loop(code: Any, end: Any, step: int = 1) -> Iterator[Any]:
+    """A loop from 0 up to ``end``; the instructions of the ``with`` block are its body. Gives the index."""
     before = code.block
     head, body, after = (code.append_basic_block() for _ in range(3))
     code.branch(head)
     code.position_at_end(head)
     at = code.phi(INDEX)
-    at.add_incoming(begin, before)
+    at.add_incoming(index(0), before)
     code.cbranch(code.icmp_signed("<", at, end), body, after)
     code.position_at_end(body)
     yield at
@@ -102,7 +102,7 @@ def loop(code: Any, begin: Any, end: Any, step: int = 1) -> Iterator[Any]:
 
 def copy(code: Any, target: Any, source: Any, size: Any) -> None:
     """Copy bytes."""
-    with loop(code, index(0), size) as at:
+    with loop(code, size) as at:
         code.store(code.load(offset(code, source, at)), offset(code, target, at))
 
 

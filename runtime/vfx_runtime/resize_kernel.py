@@ -5,7 +5,7 @@ horizontal pass, these are the bytes of one pixel in two rows; in the vertical p
 LLVM does not vectorise loops over single channels, so the operation is written on vectors, which LLVM
 translates to whatever the machine has (AVX-512, AVX2, NEON).
 
-Importing this module takes 0.2 s, so import it late.
+Importing this module compiles the filter, which takes 0.1 s, so import it late.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _weighted(
     with code.goto_entry_block():
         total = code.alloca(words)
     code.store(every(1 << (BITS - 1)), total)
-    with loop(code, index(0), count) as k:
+    with loop(code, count) as k:
         moved = _Places(offset(code, source.at, code.mul(stride, k)), source.row)
         pixels = joined([code.load(place(moved, row), align=1) for row in range(rows)])
         factor = code.load(offset(code, weight, k))
@@ -97,14 +97,14 @@ def _across(module: Any) -> Any:
     source, line, rows, target = (arguments[i] for i in (0, 1, 2, -1))
     columns = Table(*arguments[3:7])
     pitch = code.add(code.mul(columns.length, index(3)), index(_BLOCK))
-    with loop(code, index(0), rows, 2) as y:
+    with loop(code, rows, 2) as y:
         # If only one row is left, it is processed as both.
         both = code.icmp_signed("<", code.add(y, index(1)), rows)
         down, below = (code.select(both, step, index(0)) for step in (line, pitch))
         row, to = offset(code, source, code.mul(y, line)), offset(code, target, code.mul(y, pitch))
 
         def pair(table: Table) -> None:
-            with loop(code, index(0), table.length) as x:
+            with loop(code, table.length) as x:
                 start = code.mul(table.start(code, x), index(3))
                 read = _Places(offset(code, row, start), down)
                 write = _Places(offset(code, to, code.mul(x, index(3))), below)
@@ -150,14 +150,14 @@ def _module() -> Any:
         to = offset(code, body, code.mul(before, pitch))
         code.call(across, [scratch, index(0), index(1), *columns, to])
     narrow = offset(code, body, code.mul(code.sub(bottom, top), pitch))
-    with loop(code, index(0), rows.length) as y:
+    with loop(code, rows.length) as y:
         read = offset(code, body, code.mul(code.sub(rows.start(code, y), top), pitch))
         to = offset(code, out, code.mul(y, size))
         with code.if_else(code.icmp_signed("<", size, index(_BLOCK))) as (short, long):
             with short:
                 _block(code, read, pitch, rows, y, narrow)
                 copy(code, to, narrow, size)
-            with long, loop(code, index(0), size, _BLOCK) as x:
+            with long, loop(code, size, _BLOCK) as x:
                 # The last block is moved back so that it ends with the row; some bytes are written twice.
                 x = smaller(code, x, code.sub(size, index(_BLOCK)))
                 _block(code, offset(code, read, x), pitch, rows, y, offset(code, to, x))

@@ -41,7 +41,7 @@ def _across(module: Any) -> Any:
     # A frame of one column has a table with one tap; it then counts twice, the second time with weight 0.
     wide = code.icmp_signed("==", table.count, index(2))
     further = code.select(wide, index(3), index(0))
-    with loop(code, index(0), table.length) as x:
+    with loop(code, table.length) as x:
         start = code.mul(table.start(code, x), index(3))
         weights = table.weights(code, x)
         one = code.load(weights)
@@ -71,7 +71,7 @@ def _module() -> Any:
     held = code.alloca(INDEX, 2)
     for half in (0, 1):
         code.store(_NONE, offset(code, held, index(half)))
-    with loop(code, index(0), rows.length) as y:
+    with loop(code, rows.length) as y:
         filtered = []
         for further in (0, 1):
             wanted = larger(code, code.add(rows.start(code, y), index(further)), index(0))
@@ -87,7 +87,7 @@ def _module() -> Any:
         weights = rows.weights(code, y)
         factors = [code.load(offset(code, weights, index(further))) for further in (0, 1)]
         to = offset(code, out, code.mul(y, size))
-        with loop(code, index(0), size) as x:
+        with loop(code, size) as x:
             above, below = (
                 code.ashr(code.mul(code.load(offset(code, row, x)), factor), WORD(16))
                 for row, factor in zip(filtered, factors, strict=True)
