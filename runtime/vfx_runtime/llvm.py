@@ -118,9 +118,11 @@ def compiled(module: Any, name: str) -> Callable[..., None]:
     """
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    target = binding.Target.from_default_triple().create_target_machine(
-        binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), opt=3, jit=True
-    )
+    try:
+        processor = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM cannot tell on some systems
+        processor = "generic", ""
+    target = binding.Target.from_default_triple().create_target_machine(*processor, opt=3, jit=True)
     parsed = binding.parse_assembly(str(module))
     parsed.verify()
     tuning = binding.create_pipeline_tuning_options(speed_level=3)

@@ -344,3 +344,26 @@ def test_planning_does_not_load_the_compiler() -> None:
     code = "import sys, vfx_runtime.resize; print('llvmlite' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+_UNKNOWN_PROCESSOR = """
+import numpy as np
+from llvmlite import binding
+def unknown():
+    raise RuntimeError("failed to get host cpu features")
+binding.get_host_cpu_features = unknown
+from vfx_engines.spec import Resize, Transform
+from vfx_runtime.resize import plan
+for filter in ("bilinear", "opencv_linear"):
+    out = np.empty((20, 20, 3), np.uint8)
+    resize = Resize("exact", 20, 20, filter=filter, antialias=filter == "bilinear")
+    plan(Transform(resize), 40, 50).apply(np.full((40, 50, 3), 7, np.uint8), out)
+    assert (out == 7).all()
+"""
+
+
+def test_an_unknown_processor_still_resizes() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", _UNKNOWN_PROCESSOR], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
