@@ -4,8 +4,7 @@
     .venv/bin/python benchmarks/corpus.py --videos 100 --rounds 1 --without-ray
 
 Contenders take turns within each round. Four processes have a share of the cores each (``--threads``), as
-have four actors; a run of one process has them all. Two figures of each: the whole run, with the start of
-every process; and the throughput once all have started, between the first and the last tenth of the outputs.
+have four actors; a run of one process has them all.
 """
 
 from __future__ import annotations
@@ -53,26 +52,23 @@ def main() -> None:
     if not arguments.without_ray:
         contenders[f"Ray, {PROCESSES} actors"] = [["--ray", "--actors", str(PROCESSES)]]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    running: dict[str, list[float]] = {name: [] for name in contenders}
     first: dict[str, str] = {}
     for number in range(arguments.rounds):
         for name, runs in contenders.items():
             shutil.rmtree(output, ignore_errors=True)
             seconds[name].append(timed(file, videos, output, runs))
-            running[name].append(between_tenths(output))
             found = digests(output)
             first = first or found
             if len(found) != arguments.videos or found != first:
                 raise SystemExit(f"{name}: its features are not those of one process")
-            took, rate = seconds[name][-1], running[name][-1]
-            print(f"round {number + 1}, {name}: {took:.1f} s, {rate:.2f} videos/s in between", flush=True)
-    rates = {name: [arguments.videos / each for each in took] for name, took in seconds.items()}
-    whole, between = ratios(rates), ratios(running)
-    for name in contenders:
-        print(
-            f"{name}: {whole[name]:.3f} times the throughput of one process, {between[name]:.3f} once all "
-            "have started; byte-identical features"
-        )
+            print(f"round {number + 1}, {name}: {seconds[name][-1]:.1f} s", flush=True)
+    alone = seconds["one process"]
+    ratios = {
+        name: statistics.median(own / other for own, other in zip(alone, took, strict=True))
+        for name, took in seconds.items()
+    }
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.3f} times the throughput of one process, byte-identical features")
     shutil.rmtree(output, ignore_errors=True)
     found_all = {
         "engine": file.name,
@@ -80,9 +76,7 @@ def main() -> None:
         "seconds_of_each": SECONDS,
         "cores": machine_facts()["cores"],
         "seconds": seconds,
-        "videos_per_second_once_started": running,
-        "throughput_of_one_process": whole,
-        "throughput_of_one_process_once_started": between,
+        "throughput_of_one_process": ratios,
     }
     print(save("corpus", found_all))
 
@@ -118,22 +112,6 @@ def timed(file: Path, videos: Path, output: Path, runs: list[list[str]]) -> floa
     if any(process.returncode for process in processes):
         raise SystemExit(f"vfx-run failed: {said}")
     return seconds
-
-
-def between_tenths(output: Path) -> float:
-    """Videos per second between the first and the last tenth of the outputs."""
-    times = sorted(path.stat().st_mtime_ns for path in output.rglob("*.npz"))
-    first, last = len(times) // 10, len(times) - len(times) // 10 - 1
-    return (last - first) / (times[last] - times[first]) * 1e9
-
-
-def ratios(rates: dict[str, list[float]]) -> dict[str, float]:
-    """The median over all rounds of each contender's throughput, in those of one process."""
-    alone = rates["one process"]
-    return {
-        name: statistics.median(rate / own for rate, own in zip(each, alone, strict=True))
-        for name, each in rates.items()
-    }
 
 
 def digests(output: Path) -> dict[str, str]:
