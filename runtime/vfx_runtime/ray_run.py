@@ -18,7 +18,7 @@ import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,7 +109,8 @@ def run_on_ray(
     stats = Stats()
     listener.stats(stats)
     with _ray(address) as ray:
-        pool = _pool(ray.cluster_resources(), task.threads, actors, len(jobs), on_gpu)
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        pool = _pool(machines, task.threads, actors, len(jobs), on_gpu)
         each = f"{pool.cpus:g} CPUs" + (" and a GPU" if pool.gpus else "")
         count = f"{pool.actors} actor{'s' * (pool.actors != 1)}"
         listener.said(f"Ray {ray.__version__}: {count}, each with {each}")
@@ -209,31 +210,51 @@ def _restarted() -> dict[str, Any]:
 
 
 def _pool(
-    cluster: dict[str, float], threads: int | None, actors: int | None, videos: int, on_gpu: bool
+    machines: Sequence[Mapping[str, float]],
+    threads: int | None,
+    actors: int | None,
+    videos: int,
+    on_gpu: bool,
 ) -> Pool:
     """Decide how many actors there are, and what each gets.
+
+    Args:
+        machines: the resources of each machine of the cluster.
+        threads: the most cores for an actor; None leaves it to the number of actors.
+        actors: the number of actors; None for one per GPU, or one per four cores.
+        videos: number of videos of the run.
+        on_gpu: whether each actor needs a GPU.
 
     Raises:
         UsageError: the actors need GPUs, and the cluster has fewer than that.
     """
-    cpus, gpus = cluster.get("CPU", 0.0), int(cluster.get("GPU", 0))
-    if on_gpu and not 1 <= (actors or 1) <= gpus:
+    # In thousandths, so that shares add up to exactly what there is. If they added up to slightly more, or if
+    # an actor were larger than any machine, Ray would wait for ever.
+    cpus = [int(machine.get("CPU", 0) * 1000) for machine in machines]
+    gpus = [int(machine.get("GPU", 0)) for machine in machines]
+    if on_gpu and not 1 <= (actors or 1) <= sum(gpus):
         raise UsageError(
-            f"--ray: {actors or 1} actors on GPUs, and the cluster has {gpus}: use --device cpu, or fewer "
-            "actors"
+            f"--ray: {actors or 1} actors on GPUs, and the cluster has {sum(gpus)}: use --device cpu, or "
+            "fewer actors"
         )
     if on_gpu:
-        number = actors or gpus
+        number = actors or sum(gpus)
     else:
-        number = actors or max(1, int(cpus // min(threads or _CORES_PER_ACTOR, max(1, int(cpus)))))
+        least = (threads or _CORES_PER_ACTOR) * 1000
+        # If all machines are smaller than that, each of them is one actor.
+        number = actors or sum(cpu // least for cpu in cpus) or sum(cpu >= 1000 for cpu in cpus)
     number = max(1, min(number, videos))
-    share = cpus / number
-    if threads is not None:
-        share = min(share, float(threads))
-    # Ray counts in ten-thousandths. If the shares added up to slightly more than there is, it would wait for
-    # ever.
-    share = float(math.floor(share)) if share >= 1 else math.floor(share * 1000) / 1000
-    return Pool(number, share, int(on_gpu))
+
+    def room(share: int) -> int:
+        """The number of such actors that the machines have room for."""
+        most = [cpu // share if share else number for cpu in cpus]
+        return sum(map(min, most, gpus) if on_gpu else most)
+
+    shares = {cpu // count for cpu in {*cpus} for count in range(1, number + 1)} | {0}
+    shares = {share if threads is None else min(share, threads * 1000) for share in shares}
+    shares = {share // 1000 * 1000 if share >= 1000 else share for share in shares}
+    share = next(share for share in sorted(shares, reverse=True) if room(share) >= number)
+    return Pool(number, share / 1000, int(on_gpu))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from dataclasses import replace
@@ -19,7 +20,9 @@ from conftest import lacking
 from make_video import make_video
 from run_kit import failures, files_in, vfx_run
 from tiny import tiny_engine, tiny_spec
-from vfx_engines.errors import UsageError
+from vfx_engines.engine import Engine
+from vfx_engines.errors import EngineError, UsageError
+from vfx_runtime import ray_actor
 from vfx_runtime.job import Job
 from vfx_runtime.ray_actor import Actor, Answer
 from vfx_runtime.ray_run import _pool, check_address
@@ -298,6 +301,54 @@ def test_a_machine_without_vfx_ends_the_run_in_one_line(ray: None, work: Path, t
     assert ray_processes() == []
 
 
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+machine = {"num_cpus": 1, "object_store_memory": 100 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={**machine, "include_dashboard": False})
+try:
+    cluster.add_node(**machine)
+    print(cluster.address, flush=True)
+    sys.stdin.read()
+finally:
+    cluster.shutdown()
+"""
+"""A cluster of two machines with a core each; it ends when its stdin does."""
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_no_actor_is_larger_than_a_machine(
+    ray: None, work: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    """An actor with the cores of two machines would never start, and the run never end."""
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        text=True,
+    )
+    try:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        run = subprocess.Popen(
+            command(work, tmp_path / "out", "--ray", address, "--actors", "1"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            _, said = run.communicate(timeout=90)
+        finally:
+            run.terminate()
+    finally:
+        cluster.communicate()
+    assert run.returncode == 0, said
+    assert "each with 1 CPUs" in said
+    assert contents(tmp_path / "out") == alone
+
+
 # Without Ray: what an actor does, and what a cluster is asked for
 
 
@@ -342,31 +393,66 @@ def test_an_actor_without_an_engine_says_why(task: Task, tmp_path: Path) -> None
     assert "bad.onnx" in str(answer.fatal)
 
 
+def test_an_actor_goes_on_after_an_engine_that_fails_to_close(
+    task: Task, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU that is lost: all further calls fail, and so does the one that closes the engine."""
+
+    def lost(*_: object) -> None:
+        raise EngineError("the device was lost")
+
+    monkeypatch.setattr(ray_actor, "_BROKEN_SECONDS", 0.0)
+    jobs = [Job(work / "videos" / f"v{i:02}.mp4", f"v{i:02}") for i in range(2)]
+    actor = Actor(task, "cpu", len(jobs))
+    answers: list[Answer] = []
+    for job in jobs:
+        # A thread of its own, since an actor that does not answer would hang the test.
+        asking = threading.Thread(target=lambda job=job: answers.append(call(actor, job)), daemon=True)
+        with monkeypatch.context() as patched:
+            if job is jobs[0]:
+                patched.setattr(Engine, "collect", lost)
+                patched.setattr(Engine, "close", lost)
+            asking.start()
+            asking.join(60)
+        assert not asking.is_alive(), "the actor does not answer"
+    (failed,), (done,) = (answer.results for answer in answers)
+    assert "the device was lost" in str(failed.error)
+    assert done.error is None
+
+
 @pytest.mark.parametrize(
-    ("cluster", "threads", "actors", "on_gpu", "expected"),
+    ("machines", "threads", "actors", "on_gpu", "expected"),
     [
-        ({"CPU": 2.0}, None, None, False, (1, 2.0, 0)),
-        ({"CPU": 2.0}, None, 4, False, (4, 0.5, 0)),
-        ({"CPU": 64.0}, None, None, False, (16, 4.0, 0)),
-        ({"CPU": 64.0}, 2, None, False, (32, 2.0, 0)),
-        ({"CPU": 64.0, "GPU": 4.0}, None, None, True, (4, 16.0, 1)),
-        ({"CPU": 2.0}, None, 3, False, (3, 0.666, 0)),
+        ([{"CPU": 2.0}], None, None, False, (1, 2.0, 0)),
+        ([{"CPU": 2.0}], None, 4, False, (4, 0.5, 0)),
+        ([{"CPU": 64.0}], None, None, False, (16, 4.0, 0)),
+        ([{"CPU": 64.0}], 2, None, False, (32, 2.0, 0)),
+        ([{"CPU": 64.0, "GPU": 4.0}], None, None, True, (4, 16.0, 1)),
+        ([{"CPU": 2.0}], None, 3, False, (3, 0.666, 0)),
+        # No actor is larger than a machine.
+        ([{"CPU": 2.0}, {"CPU": 2.0}], None, None, False, (2, 2.0, 0)),
+        ([{"CPU": 16.0}, {"CPU": 16.0}], None, 1, False, (1, 16.0, 0)),
+        ([{"CPU": 16.0}] * 3, None, 2, False, (2, 16.0, 0)),
+        ([{"CPU": 6.0}] * 3, None, 4, False, (4, 3.0, 0)),
+        ([{"CPU": 8.0, "GPU": 8.0}, {"CPU": 64.0}], None, None, True, (8, 1.0, 1)),
+        ([{"GPU": 1.0}, {"CPU": 4.0}], None, None, True, (1, 0.0, 1)),
+        ([{"CPU": 64.0}, {"CPU": 2.0}, {}], None, None, False, (16, 4.0, 0)),
     ],
 )
 def test_the_cluster_is_shared_out(
-    cluster: dict[str, float],
+    machines: list[dict[str, float]],
     threads: int | None,
     actors: int | None,
     on_gpu: bool,
     expected: tuple[int, float, int],
 ) -> None:
-    pool = _pool(cluster, threads, actors, 1000, on_gpu)
+    pool = _pool(machines, threads, actors, 1000, on_gpu)
     assert (pool.actors, pool.cpus, pool.gpus) == expected
 
 
 def test_more_actors_than_gpus_are_refused() -> None:
     with pytest.raises(UsageError, match="the cluster has 2"):
-        _pool({"CPU": 8.0, "GPU": 2.0}, None, 3, 10, True)
+        _pool([{"CPU": 8.0, "GPU": 2.0}], None, 3, 10, True)
 
 
 @pytest.mark.parametrize("address", ["videos.txt", "a.mp4", "clips/", ""])
