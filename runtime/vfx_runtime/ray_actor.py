@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -140,15 +141,20 @@ class Actor:
                 for done in self._runner.run(chain([first], self._more(taken)), self._total):
                     self._waiting.pop(done.name).set_result(done)
             except Exception as error:
-                if self._runner is not None:
-                    self._runner.close()
-                    self._runner = None
+                self._close()
                 time.sleep(_BROKEN_SECONDS)
                 failure = error if isinstance(error, VfxError) else EngineError(_unexpected(error))
                 for job in (first, *taken):
                     future = self._waiting.pop(job.name, None)
                     if future is not None:
                         future.set_result(Extracted.of(job, error=failure))
+
+    def _close(self) -> None:
+        runner, self._runner = self._runner, None
+        # A device that is lost fails to close, too. That must not end the thread that answers.
+        with suppress(Exception):
+            if runner is not None:
+                runner.close()
 
     def _more(self, taken: list[Job]) -> Iterator[Job]:
         while True:

@@ -155,10 +155,12 @@ class Runner:
             self._at([{} for _ in self._specs])
 
     def close(self) -> None:
-        """Close the engines and give up the claims."""
-        self._engines.close()
-        self._open = None
-        self._claims.close()
+        """Close the engines and give up the claims, even if an engine fails to close."""
+        try:
+            self._engines.close()
+        finally:
+            self._open = None
+            self._claims.close()
 
     def __enter__(self) -> Self:
         return self
