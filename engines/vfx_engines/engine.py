@@ -244,6 +244,14 @@ class Engine:
             parts.append(self.collect(0))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    def abandon(self) -> None:
+        """Give up what another machine computes, so that `collect` soon raises. Only `close` may follow.
+
+        An engine that runs on this machine is left as it is.
+        """
+        if isinstance(self._backend, AbandoningBackend):
+            self._backend.abandon()
+
     def close(self) -> None:
         """Cancel or wait for what is in flight, drop its results, and release the engine's memory.
 
@@ -258,8 +266,7 @@ class Engine:
             stack.callback(self._backend.close)
             for slot in in_flight:
                 stack.callback(self._drop, slot)
-            if isinstance(self._backend, AbandoningBackend):
-                stack.callback(self._backend.abandon)
+            stack.callback(self.abandon)
 
     def __enter__(self) -> Self:
         return self

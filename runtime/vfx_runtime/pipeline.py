@@ -296,10 +296,16 @@ class _Run:
         started = [thread for thread in (*self._workers, *self._collectors) if thread.ident is not None]
         patience = time.monotonic() + SECONDS_TO_STOP
         while threads := [thread for thread in started if thread.is_alive()]:
-            if time.monotonic() > patience and not any(thread in self._collectors for thread in threads):
-                # These threads wait for a file system that does not answer. They end with the process, or
-                # when it does answer, since they check whether the run is over before they touch the engine.
-                break
+            if time.monotonic() > patience:
+                waiting = [n for n, thread in enumerate(self._collectors) if thread in threads]
+                for number in waiting:
+                    # A server that does not answer would be waited for until all tries are used up.
+                    self._lanes[number].engine.abandon()
+                if not waiting:
+                    # These threads wait for a file system that does not answer. They end with the process, or
+                    # when it does answer, since they check whether the run is over before they touch the
+                    # engine.
+                    break
             try:
                 item = self._done.get(timeout=0.05)
             except queue.Empty:

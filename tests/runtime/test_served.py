@@ -21,7 +21,9 @@ from tiny import FRAMES, SIZE, tiny_engine, tiny_features
 from tiny_flow import PAIRS, tiny_flow_engine
 from triton_server import INSTALLED, Proxy, TritonServer, free_port, publish
 from vfx_engines import EngineError, UsageError, open_engine, read_spec
-from vfx_runtime import bench, read_features
+from vfx_runtime import bench, pipeline, read_features
+from vfx_runtime.job import Job
+from vfx_runtime.pipeline import Pipeline
 
 PROTOCOLS = ("grpc", "http")
 
@@ -240,6 +242,26 @@ def test_a_server_that_hangs_is_given_up(server: TritonServer, protocol: str) ->
             engine.submit(0, 1)
             with pytest.raises(EngineError, match=r"no answer \(2 tries"):
                 engine.collect(0)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_giving_a_run_up_does_not_wait_for_a_server_that_hangs(
+    server: TritonServer, videos: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """Ctrl-C does this. The server would be given eight tries of two minutes each."""
+    monkeypatch.setattr(pipeline, "SECONDS_TO_STOP", 1.0)
+    port = server.grpc_port if protocol == "grpc" else server.http_port
+    jobs = [Job(video, f"{turn}{video.stem}") for turn in range(20) for video in videos.iterdir()]
+    with Proxy(port) as proxy:
+        engine = open_engine(f"{protocol}://127.0.0.1:{proxy.port}/tiny", batch=1)
+        results = Pipeline(engine).run(jobs)
+        next(results)
+        proxy.hold()
+        stopping = threading.Thread(target=results.close, daemon=True)  # type: ignore[attr-defined]
+        stopping.start()
+        stopping.join(30)
+        assert not stopping.is_alive()
+        engine.close()
 
 
 # Commands
