@@ -7,6 +7,7 @@ the existing versions and of the new one. So whatever a server sees, each versio
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import uuid
@@ -49,17 +50,18 @@ class NewVersion:
         Raises:
             OSError: the repository cannot be written.
         """
-        there = _versions(self._model)
-        number = max(there, default=0) + 1
-        config = self._model / CONFIG
-        old = spec_lines(config.read_text("utf-8")) if config.exists() else {}
-        kept = [line for version, line in sorted(old.items()) if version in there]
-        for name, text in label_files(spec).items():
-            self._replace(self._model / name, text)
-        self._replace(config, config_text(self._model.name, number, spec, serving, kept))
-        final = self._model / str(number)
-        os.rename(self._staged, final)
-        return final
+        with _alone(self._model):
+            there = _versions(self._model)
+            number = max(there, default=0) + 1
+            config = self._model / CONFIG
+            old = spec_lines(config.read_text("utf-8")) if config.exists() else {}
+            kept = [line for version, line in sorted(old.items()) if version in there]
+            for name, text in label_files(spec).items():
+                self._replace(self._model / name, text)
+            self._replace(config, config_text(self._model.name, number, spec, serving, kept))
+            final = self._model / str(number)
+            os.rename(self._staged, final)
+            return final
 
     def _replace(self, path: Path, text: str) -> None:
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -100,6 +102,21 @@ def new_version(repository: Path, name: str) -> Iterator[NewVersion]:
         for folder in made:
             with suppress(OSError):  # not empty, because something was published
                 folder.rmdir()
+
+
+@contextmanager
+def _alone(model: Path) -> Iterator[None]:
+    """Wait until no other export publishes a version of this model: it would take the same number.
+
+    The kernel drops the lock with its process. File systems without such locks for folders do without.
+    """
+    folder = os.open(model, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _versions(model: Path) -> set[int]:

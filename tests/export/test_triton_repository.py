@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,18 @@ def test_versions_are_counted_and_keep_their_own_specs(tmp_path: Path) -> None:
     assert publish(repository, tiny_engine(tmp_path / "c.onnx")).name == "3"
     config = parsed((model / "config.pbtxt").read_text("utf-8"))
     assert sorted(config.parameters) == ["vfx_2", "vfx_3"]
+
+
+def test_exports_at_the_same_time_are_versions_with_their_own_specs(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    engines = [tiny_engine(tmp_path / f"{step}.onnx", step=step) for step in range(1, 9)]
+    with ThreadPoolExecutor(len(engines)) as threads:
+        made = list(threads.map(partial(publish, repository), engines))
+    assert sorted(int(version.name) for version in made) == [*range(1, 9)]
+    config = parsed((repository / "tiny" / "config.pbtxt").read_text("utf-8"))
+    for version, engine in zip(made, engines, strict=True):
+        spec = EngineSpec.from_json(config.parameters[f"vfx_{version.name}"].string_value)
+        assert spec == read_spec(version / "model.onnx") == read_spec(engine)
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
