@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, overload
 
 from vfx_engines.engine import Engine
-from vfx_engines.errors import UsageError, VfxError, shown
-from vfx_engines.opening import open_engine, read_spec
+from vfx_engines.errors import EngineError, UsageError, VfxError, shown
+from vfx_engines.opening import engine_label, open_engine, read_spec
 from vfx_engines.spec import EngineSpec, Precision, Sampling
 from vfx_engines.versions import vfx_version
 from vfx_runtime.atomic import prepare_output
@@ -30,9 +30,9 @@ from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.remote import is_url
 from vfx_runtime.sampling import rate
-from vfx_runtime.sizing import grouped
+from vfx_runtime.sizing import grouped, is_sized
 from vfx_runtime.views import TARGET_FPS, Views
-from vfx_runtime.writers import Format, Writer, check_names, open_writer
+from vfx_runtime.writers import Format, Writer, check_names, open_writer, pack_all
 
 Tail = Literal["drop", "repeat", "zeros", "loop"]
 Anchor = Literal["start", "centre"]
@@ -41,6 +41,9 @@ Fps = float | Literal["source"]
 StrPath = str | os.PathLike[str]
 
 _POLL_SECONDS = 0.2
+
+SHARDED: tuple[Format, ...] = ("webdataset", "parquet")
+"""Formats that pack many videos into each of several files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,26 @@ def check_frames(
         raise UsageError(f"total {total} and fps {fps}: both choose frames, give one of them")
     if views is not None:
         raise UsageError(f"total {total} and {views.count} views: both choose frames, give one of them")
+
+
+def check_unchanged(path: StrPath, found: EngineSpec, spec: EngineSpec) -> None:
+    """Check that an engine is still the one for which the run laid its windows.
+
+    Engines are opened late: once for each size of video, or by an actor of Ray that starts again.
+
+    Args:
+        path: the engine's file or address.
+        found: the spec of the engine that is there now.
+        spec: the spec that was read there when the run began.
+
+    Raises:
+        EngineError: the file was replaced, or the server has another version.
+    """
+    if found.to_json() != spec.to_json():
+        raise EngineError(
+            f"{engine_label(path)}: replaced by another engine since this run began: run again, which "
+            "also does finished videos again"
+        )
 
 
 def run_meta(pipeline: Pipeline) -> dict[str, Any]:
@@ -426,6 +449,8 @@ def _extract(
     precision: Precision | None,
 ) -> Iterator[Extracted]:
     samplings = [sampling(spec.sampling) for spec in specs]
+    # Videos of different sizes share shards, so these are packed after the last of them.
+    packs_last = format in SHARDED and any(map(is_sized, specs))
     with ExitStack() as stack:
         claims = None
         if output is not None:
@@ -436,14 +461,18 @@ def _extract(
             if group.failed:
                 continue
             with ExitStack() as group_stack:
+                all_sizes = group.sizes or [{}] * len(engines)
                 opened = [
                     item
                     if isinstance(item, Engine)
                     else group_stack.enter_context(
                         open_engine(item, device=device, precision=precision, sizes=sizes)
                     )
-                    for item, sizes in zip(engines, group.sizes or [{}] * len(engines), strict=True)
+                    for item, sizes in zip(engines, all_sizes, strict=True)
                 ]
+                for item, engine, spec, sizes in zip(engines, opened, specs, all_sizes, strict=True):
+                    if not isinstance(item, Engine):
+                        check_unchanged(item, engine.spec, spec.sized(sizes))
                 members = list(group.jobs)
                 pipeline = Pipeline(
                     opened,
@@ -458,7 +487,9 @@ def _extract(
                     yield from in_memory(members, pipeline)
                     continue
                 writer = writer_for(pipeline, format, output, claims)
-                yield from to_disk(members, len(members), pipeline, writer, claims)
+                yield from to_disk(members, len(members), pipeline, writer, claims, pack=not packs_last)
+        if output is not None and claims is not None and packs_last:
+            pack_all(format, output, claims)
 
 
 def in_memory(jobs: Sequence[Job], pipeline: Pipeline) -> Iterator[Extracted]:

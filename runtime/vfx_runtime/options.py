@@ -106,7 +106,7 @@ def run(given: Options) -> int:
     prepare_output(given.output)
     if given.show_flow is not None:
         prepare_output(given.show_flow)
-    task = _task(given, samplings, views, measure=len(devices) == 1 and given.address is None)
+    task = _task(given, specs, samplings, views, measure=len(devices) == 1 and given.address is None)
     recording = None if given.report is None else _recording(specs, task, len(jobs))
     results: Callable[[Listener], Generator[Extracted, None, None]]
     if given.address is not None:
@@ -257,7 +257,14 @@ def _say_plan(
         click.echo(f"{shown(job.where)} -> {shown(given.output / job.name)}")
 
 
-def _task(given: Options, samplings: tuple[Sampling, ...], views: Views | None, *, measure: bool) -> Task:
+def _task(
+    given: Options,
+    specs: Sequence[EngineSpec],
+    samplings: tuple[Sampling, ...],
+    views: Views | None,
+    *,
+    measure: bool,
+) -> Task:
     return Task(
         engines=given.engines,
         output=given.output,
@@ -274,6 +281,7 @@ def _task(given: Options, samplings: tuple[Sampling, ...], views: Views | None, 
         float16=given.float16,
         keep=given.show_pred or given.show_flow is not None,
         measure=given.report is not None and measure,
+        specs=tuple(specs),
     )
 
 

@@ -53,12 +53,14 @@ class ShardWriter:
     ) -> None:
         self._layout, self._output, self._claims = layout, output, claims
         self._fingerprint = fingerprint
-        staging = Staging(output / layout.staging).folder
-        self._staged = NpzWriter(staging, outputs, fingerprint, claims, inside=output)
+        staging = Staging(output / layout.staging)
+        self._staged = NpzWriter(staging.folder, outputs, fingerprint, claims, inside=output)
         self._shards = Shards(output, layout)
         # Read now: a shard that cannot be read should end the run rather than fail every video.
         self._shards.refresh()
-        self._waiting_bytes = self._waiting_videos = 0
+        # Those of an earlier writer count too: there is one for each size of video.
+        waiting = [state for name in staging.names() if (state := file_state(staging.path(name)))]
+        self._waiting_bytes, self._waiting_videos = sum(state[1] for state in waiting), len(waiting)
 
     def paths(self, job: Job) -> list[Path]:
         """The shard that holds the video; empty before it is packed."""

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Self
 
 from vfx_engines.opening import BackendName, engine_label, open_engine, read_spec
-from vfx_engines.spec import Precision, Sampling
+from vfx_engines.spec import EngineSpec, Precision, Sampling
 from vfx_runtime.claims import Claims
-from vfx_runtime.extracting import Extracted, to_disk, writer_for
+from vfx_runtime.extracting import SHARDED, Extracted, check_unchanged, to_disk, writer_for
 from vfx_runtime.job import Job
 from vfx_runtime.nvdec import DecoderName, gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import Sizes, grouped, is_sized
 from vfx_runtime.stages import Stages
 from vfx_runtime.views import Views
-from vfx_runtime.writers import Format, Writer
+from vfx_runtime.writers import Format, Writer, pack_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ class Task:
     """Whether to time the stages, see `vfx_runtime.pipeline.Stats.stages`."""
     pack: bool = True
     """For formats that pack all outputs at the end: whether to do so; otherwise the caller does."""
+    specs: tuple[EngineSpec, ...] = ()
+    """The engines' specs as read when the run began; empty to take those of now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,12 @@ class Runner:
 
     def __init__(self, task: Task, device: str | None, listener: Listener) -> None:
         self._task, self._device, self._listener = task, device, listener
-        self._specs = [read_spec(engine) for engine in task.engines]
+        self._specs = tuple(map(read_spec, task.engines))
+        for path, found, spec in zip(task.engines, self._specs, task.specs or self._specs, strict=True):
+            check_unchanged(path, found, spec)
         self._sized = any(map(is_sized, self._specs))
+        # Videos of different sizes share shards, so these are packed after the last of them.
+        self._packs_last = self._sized and task.format in SHARDED
         self._seen: set[str] = set()
         self._engines = ExitStack()
         self._open: tuple[list[Sizes], Pipeline, Writer] | None = None
@@ -142,8 +148,10 @@ class Runner:
                 (lambda: None) if self._sized else self._listener.ended,
                 self._listener.packed,
                 keep=self._task.keep,
-                pack=self._task.pack,
+                pack=self._task.pack and not self._packs_last,
             )
+        if self._task.pack and self._packs_last:
+            self._listener.packed(pack_all(self._task.format, self._task.output, self._claims))
 
     def open(self) -> None:
         """Open the engines now, unless they must first know the size of a video.
@@ -175,7 +183,7 @@ class Runner:
         self._open = None
         self._engines.close()
         task, engines = self._task, []
-        for path, axes in zip(task.engines, sizes, strict=True):
+        for path, spec, axes in zip(task.engines, self._specs, sizes, strict=True):
             engine = open_engine(
                 path,
                 device=self._device,
@@ -186,6 +194,7 @@ class Runner:
                 sizes=axes,
             )
             engines.append(self._engines.enter_context(engine))
+            check_unchanged(path, engine.spec, spec.sized(axes))
             self._say_once(f"engine: {engine_label(path)}, {engine.name}")
         on_gpu = gpu_decoders(engines[0], task.decoder, self._say_once)
         if on_gpu:

@@ -10,9 +10,12 @@ import pytest
 from make_video import make_video
 from run_kit import expected_rows, files_in
 from tiny import tiny_engine
+from tiny_flow import tiny_flow_engine
 from tolerances import TINY
-from vfx_engines import EngineError, UsageError, VideoError, open_engine
+from vfx_engines import EngineError, UsageError, VideoError, open_engine, read_spec
 from vfx_runtime import Extracted, Features, extract, read_features
+from vfx_runtime.inputs import find_videos
+from vfx_runtime.running import Listener, Runner, Task, run_here
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +118,34 @@ def test_results_may_be_left_half_way(engine: Path, videos: list[Path], tmp_path
 
     assert all(name.endswith(".npz") for name in files_in(tmp_path))
     assert len(list(extract(videos, engine, output=tmp_path))) == 3
+
+
+@pytest.mark.parametrize("way", ["extract", "run_here"])
+def test_an_engine_that_is_replaced_during_a_run_ends_it(tmp_path: Path, way: str) -> None:
+    """It is opened once for each size of video, and windows laid for another engine would give wrong rows."""
+    engine, videos, output = tiny_flow_engine(tmp_path / "flow.onnx"), tmp_path / "videos", tmp_path / "out"
+    output.mkdir()
+    videos.mkdir()
+    for number in range(4):
+        make_video(videos / f"v{number}.mp4", width=32 + 16 * (number % 2), height=32, frames=8)
+    if way == "extract":
+        results = extract([videos], engine, output=output)
+    else:
+        task = Task((engine,), output, "npz", (read_spec(engine).sampling,))
+        listener = Listener(lambda line: None, lambda stats: None)
+        results = run_here(task, "cpu", find_videos([videos]), 4, listener)
+    assert next(results).error is None
+    tiny_flow_engine(engine, smallest_side=2)
+    with pytest.raises(EngineError, match="replaced by another engine since this run began"):
+        list(results)
+    assert files_in(output) == {"v0.npz", "v2.npz"}
+
+
+def test_an_engine_that_was_replaced_since_the_run_was_planned(tmp_path: Path) -> None:
+    """A run's actors and processes open it later than the run looks at it."""
+    engine = tiny_engine(tmp_path / "tiny.onnx")
+    spec = read_spec(engine)
+    tiny_engine(engine, step=3)
+    task = Task((engine,), tmp_path, "npz", (spec.sampling,), specs=(spec,))
+    with pytest.raises(EngineError, match=r"tiny.onnx: replaced .*: run again"):
+        Runner(task, "cpu", Listener(lambda line: None, lambda stats: None))

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from run_kit import files_in
+from make_video import make_video
+from run_kit import files_in, vfx_run
+from tiny_flow import tiny_flow_engine
 from vfx_engines.errors import OutputError, UsageError
 from vfx_engines.spec import Output
 from vfx_runtime import packing
 from vfx_runtime.atomic import part_path
 from vfx_runtime.claims import Claims
+from vfx_runtime.extracting import SHARDED, extract
 from vfx_runtime.features import RowSpool
 from vfx_runtime.job import Job
 from vfx_runtime.npz import NpzWriter
@@ -28,6 +31,7 @@ from vfx_runtime.parquet import ParquetLayout
 from vfx_runtime.reading import read_features
 from vfx_runtime.shards import Layout
 from vfx_runtime.webdataset import TarLayout
+from vfx_runtime.writers import Format
 
 OUTPUTS = (Output("rgb", (8,)),)
 WIDER = (Output("rgb", (9,)),)
@@ -90,6 +94,33 @@ def test_full_shards_are_closed_while_the_run_goes_on(
     assert all(one.is_done(job) for job in jobs[:3])
     one.finish()
     assert len(shards(output)) == 2
+
+
+@pytest.mark.parametrize("format", SHARDED)
+def test_videos_of_different_sizes_share_a_shard(tmp_path: Path, format: Format) -> None:
+    """An engine for frames of any size is opened once for each size, but shards are packed once."""
+    engine, videos = tiny_flow_engine(tmp_path / "flow.onnx"), tmp_path / "videos"
+    videos.mkdir()
+    for number in range(6):
+        make_video(videos / f"v{number}.mp4", width=32 + 16 * (number % 3), height=32, frames=8)
+    done = vfx_run("--engine", engine, videos, "--output", tmp_path / "out", "--format", format)
+    assert done.exit_code == 0, done.output
+    (shard,) = shards(tmp_path / "out")
+    assert done.stdout.split() == [str(shard)]
+    assert names(shard) == sorted(path.stem for path in videos.iterdir())
+    results = list(extract([videos], engine, output=tmp_path / "python", format=format))
+    assert [item.error for item in results] == [None] * 6
+    assert [path.read_bytes() for path in shards(tmp_path / "python")] == [shard.read_bytes()]
+
+
+def test_staged_videos_of_an_earlier_writer_count(
+    writer: Callable[..., ShardWriter], output: Path, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a writer for each size of video: without this, nothing would be packed before the end."""
+    monkeypatch.setattr(packing, "SHARD_VIDEOS", 3)
+    made = [len(save(writer(), job)) for job in jobs[:3]]
+    assert made == [0, 0, 1]
+    assert names(shards(output)[0]) == sorted(job.name for job in jobs[:3])
 
 
 def test_other_settings_or_another_video_is_not_done(
