@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from vfx_engines.devices import available_cores
@@ -40,6 +41,7 @@ LOCAL = "local"
 _CHUNK = 64
 _CHUNKS_PER_ACTOR = 8
 _CORES_PER_ACTOR = 4
+_SPARE_RESTARTS = 20
 _STORE_BYTES = 128 << 20
 """Size of Ray's object store. Only jobs and results pass through it."""
 
@@ -191,8 +193,7 @@ def _answers(
             ),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
-            # We try a chunk again ourselves if its actor died: Ray would do so for ever.
-            ray_remote_args_fn=_restarted,
+            ray_remote_args_fn=partial(_restarts, len(rows)),
         )
     try:
         for batch in found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
@@ -201,12 +202,15 @@ def _answers(
     except ray.exceptions.RayError as error:
         # For example if an actor cannot import vfx. The last line of Ray's message says why.
         raise EngineError(
-            f"Ray gave up ({reason(error, -1)}): is vfx installed on all its machines, in one version?"
+            f"Ray gave up ({reason(error, -1)}): is vfx installed on all its machines, in one version, and "
+            "does the engine open there without --ray?"
         ) from None
 
 
-def _restarted() -> dict[str, Any]:
-    return {"max_restarts": -1, "max_task_retries": 0}
+def _restarts(chunks: int) -> dict[str, Any]:
+    # An actor that ends takes a chunk with it, unless it ends whenever it opens the engine: without a limit,
+    # the run would then wait for ever. We try a chunk again ourselves, since Ray would do so for ever, too.
+    return {"max_restarts": chunks + _SPARE_RESTARTS, "max_task_retries": 0}
 
 
 def _pool(

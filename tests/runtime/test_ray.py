@@ -301,6 +301,41 @@ def test_a_machine_without_vfx_ends_the_run_in_one_line(ray: None, work: Path, t
     assert ray_processes() == []
 
 
+@pytest.mark.slow
+@pytest.mark.ci
+def test_actors_that_end_whenever_they_start_end_the_run(ray: None, work: Path, tmp_path: Path) -> None:
+    """As when opening the engine crashes, or takes more memory than there is."""
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "sitecustomize.py").write_text(
+        "import os\n"
+        "import vfx_runtime.ray_run, vfx_runtime.running\n"
+        "vfx_runtime.ray_run._SPARE_RESTARTS = 1\n"
+        "vfx_runtime.running.open_engine = lambda *_, **more: os._exit(1)\n"
+    )
+    video = work / "videos" / "v00.mp4"
+    run = subprocess.Popen(
+        [
+            *map(
+                str,
+                (VFX_RUN, "--engine", work / "tiny.onnx", video, "--output", tmp_path / "out", "--ray=local"),
+            )
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment_with(code),
+    )
+    try:
+        _, said = run.communicate(timeout=120)
+    finally:
+        run.terminate()
+    assert run.returncode == 1, said
+    last = said.splitlines()[-1]
+    assert last.startswith("vfx-run: Ray gave up (The actor is dead"), said
+    assert last.endswith("does the engine open there without --ray?")
+    assert ray_processes() == []
+
+
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
