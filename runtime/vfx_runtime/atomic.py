@@ -70,14 +70,19 @@ def prepare_output(output: Path) -> None:
         raise output_error(error, output) from None
 
 
-def check_folder(output: Path) -> None:
+def check_folder(output: Path, final: Path | None = None) -> None:
     """Fail if the output folder has vanished. It is not created again, since its disk may have been removed.
+
+    Args:
+        output: the output folder.
+        final: the file that was to be written there, for the message.
 
     Raises:
         OutputError: the folder is gone.
     """
     if not output.is_dir():
-        raise OutputError(f"the output folder {shown(output)} is gone: bring it back and run again")
+        what = "" if final is None else f"cannot write {shown(final)}: "
+        raise OutputError(f"{what}the output folder {shown(output)} is gone: bring it back and run again")
 
 
 def check_page(option: str, path: Path) -> None:
@@ -164,7 +169,8 @@ def new_parts(finals: Sequence[Path], *, exclusive: bool, inside: Path) -> Itera
     if not exclusive:
         parts = [part.with_name(f"{part.stem}-{uuid.uuid4().hex}.part") for part in parts]
     try:
-        for part in parts:
+        for final, part in zip(finals, parts, strict=True):
+            check_folder(inside, final)
             _check_inside(part, inside)
             _create(part, inside)
         yield parts
@@ -183,7 +189,6 @@ def remove(paths: Sequence[Path]) -> None:
 
 
 def _check_inside(part: Path, folder: Path) -> None:
-    check_folder(folder)
     real, root = os.path.realpath(part.parent), os.path.realpath(folder)
     if os.path.commonpath([real, root]) != root:
         raise OutputError(

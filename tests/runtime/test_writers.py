@@ -744,10 +744,20 @@ def test_output_folders(tmp_path):
         prepare_output(Path("/proc/self/fd"))
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_vanished_folder_is_said_with_the_file(tmp_path, writer, job, format):
+    here = writer(format)
+    (tmp_path / "out" / ".vfx-claims").unlink()
+    (tmp_path / "out").rmdir()
+    with pytest.raises(OutputError, match=r"out/\S*a\S*: the output folder \S*out is gone"):
+        save(here, job)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path, writer, job):
     for format in ("npz", "npy", "hdf5"):
         one = writer(format)
-        left = [part_path(path) for path in one.paths(job)]
+        left = [part_path(path) for path in one.paths(job) or [tmp_path / "out/features.h5"]]
         for path in left:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"half")
