@@ -75,8 +75,8 @@ class Hdf5Writer:
             self._is_intact()
 
     def paths(self, job: Job) -> list[Path]:
-        """The one file that all jobs share."""
-        return [self._file]
+        """The one file that all jobs share; empty before anything is packed."""
+        return [self._file] if self._file.exists() else []
 
     def is_done(self, job: Job) -> bool:
         """Whether the video is staged or packed, undamaged, from this source, by this run's settings."""

@@ -33,7 +33,7 @@ class Writer(Protocol):
     """Saves the features of videos. Several threads may use it at once, for different jobs."""
 
     def paths(self, job: Job) -> list[Path]:
-        """Where the features of a job are when the run is finished."""
+        """Where the features of a job are when the run is finished; empty if that is not known before."""
         ...
 
     def is_done(self, job: Job) -> bool:
