@@ -15,10 +15,11 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,6 +45,7 @@ _CORES_PER_ACTOR = 4
 _SPARE_RESTARTS = 20
 _STORE_BYTES = 128 << 20
 """Size of Ray's object store. Only jobs and results pass through it."""
+_SECONDS_TO_ANSWER = 10.0
 
 _ALONE = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -276,6 +278,8 @@ def _ray(address: str) -> Iterator[Any]:
             import ray.data
         except ImportError:
             raise UsageError("--ray needs Ray, which is not installed: pip install 'ray[data]'") from None
+        if address not in (LOCAL, "auto"):
+            _check_answers(address, ray.util.get_node_ip_address)
         quiet: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.CRITICAL,
@@ -318,6 +322,34 @@ def _ray(address: str) -> Iterator[Any]:
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         yield ray
+
+
+def _check_answers(address: str, own: Callable[[], str]) -> None:
+    """Check that something listens at an address. Ray by itself would try for 13 minutes.
+
+    Args:
+        address: ``HOST:PORT``, or ``ray://`` and that.
+        own: gives this machine's address in its network, which Ray takes in place of the loopback address.
+
+    Raises:
+        UsageError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    hosts = [host.strip("[]")]
+    if hosts[0] in ("localhost", "127.0.0.1", "::1"):
+        hosts.append(own())
+    said = ""
+    for name in hosts:
+        try:
+            socket.create_connection((name, int(port)), _SECONDS_TO_ANSWER).close()
+        except (OSError, OverflowError, UnicodeError) as error:
+            said = said or reason(getattr(error, "strerror", None) or error)
+        else:
+            return
+    raise UsageError(
+        f"--ray {shown(address)}: no Ray cluster there: {said}: correct the address, start a cluster with "
+        "ray start --head, or write --ray=local for a Ray of this run"
+    )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from vfx_engines.errors import EngineError, UsageError
 from vfx_runtime import ray_actor
 from vfx_runtime.job import Job
 from vfx_runtime.ray_actor import Actor, Answer
-from vfx_runtime.ray_run import _pool, check_address
+from vfx_runtime.ray_run import _check_answers, _pool, check_address
 from vfx_runtime.running import Task
 
 VFX_RUN = Path(sys.executable).with_name("vfx-run")
@@ -488,6 +489,32 @@ def test_the_cluster_is_shared_out(
 def test_more_actors_than_gpus_are_refused() -> None:
     with pytest.raises(UsageError, match="the cluster has 2"):
         _pool([{"CPU": 8.0, "GPU": 2.0}], None, 3, 10, True)
+
+
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1", "[::1]", "ray://127.0.0.1"])
+def test_where_nothing_listens_is_said_at_once(address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        _check_answers(f"127.0.0.1:{port}", lambda: "127.0.0.1")
+        # Ray takes the machine's own address in place of the loopback one, and may listen there alone.
+        _check_answers(f"[::1]:{port}", lambda: "127.0.0.1")
+    with pytest.raises(UsageError, match=r"no Ray cluster there: Connection refused: .*--ray=local"):
+        _check_answers(f"{address}:{port}", lambda: "127.0.0.1")
+
+
+def test_a_run_on_no_cluster_ends_at_once(ray: None, work: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    done = subprocess.run(
+        command(work, tmp_path / "out", f"--ray=127.0.0.1:{port}"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"vfx-run: --ray 127.0.0.1:{port}: no Ray cluster there: Connection refused: ")
 
 
 @pytest.mark.parametrize("address", ["videos.txt", "a.mp4", "clips/", ""])
