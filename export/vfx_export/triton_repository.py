@@ -7,7 +7,6 @@ the existing versions and of the new one. So whatever a server sees, each versio
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import uuid
@@ -18,6 +17,11 @@ from pathlib import Path
 from vfx_engines.errors import OutputError, UsageError, reason, shown
 from vfx_engines.spec import EngineSpec
 from vfx_export.triton_config import Serving, config_text, label_files, spec_lines
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG = "config.pbtxt"
 
@@ -108,8 +112,11 @@ def new_version(repository: Path, name: str) -> Iterator[NewVersion]:
 def _alone(model: Path) -> Iterator[None]:
     """Wait until no other export publishes a version of this model: it would take the same number.
 
-    The kernel drops the lock with its process. File systems without such locks for folders do without.
+    The kernel drops the lock with its process. Systems without such locks for folders do without.
     """
+    if fcntl is None:
+        yield
+        return
     folder = os.open(model, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with suppress(OSError):

@@ -32,7 +32,7 @@ from vfx_runtime.remote import is_url
 from vfx_runtime.sampling import rate
 from vfx_runtime.sizing import grouped, is_sized
 from vfx_runtime.views import TARGET_FPS, Views
-from vfx_runtime.writers import Format, Writer, check_names, open_writer, pack_all
+from vfx_runtime.writers import SHARDED, Format, Writer, check_names, open_writer, pack_all
 
 Tail = Literal["drop", "repeat", "zeros", "loop"]
 Anchor = Literal["start", "centre"]
@@ -41,9 +41,6 @@ Fps = float | Literal["source"]
 StrPath = str | os.PathLike[str]
 
 _POLL_SECONDS = 0.2
-
-SHARDED: tuple[Format, ...] = ("webdataset", "parquet")
-"""Formats that pack many videos into each of several files."""
 
 
 @dataclass(frozen=True, slots=True)

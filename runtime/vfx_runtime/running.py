@@ -11,14 +11,14 @@ from typing import Self
 from vfx_engines.opening import BackendName, engine_label, open_engine, read_spec
 from vfx_engines.spec import EngineSpec, Precision, Sampling
 from vfx_runtime.claims import Claims
-from vfx_runtime.extracting import SHARDED, Extracted, check_unchanged, to_disk, writer_for
+from vfx_runtime.extracting import Extracted, check_unchanged, to_disk, writer_for
 from vfx_runtime.job import Job
 from vfx_runtime.nvdec import DecoderName, gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
 from vfx_runtime.sizing import Sizes, grouped, is_sized
 from vfx_runtime.stages import Stages
 from vfx_runtime.views import Views
-from vfx_runtime.writers import Format, Writer, pack_all
+from vfx_runtime.writers import SHARDED, Format, Writer, pack_all
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,9 @@ from vfx_runtime.webdataset import TarLayout
 Format = Literal["npz", "npy", "pickle", "slowfast", "hdf5", "webdataset", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
+SHARDED: tuple[Format, ...] = ("webdataset", "parquet")
+"""Formats that pack many videos into each of several files, see `pack_all`."""
+
 RESERVED = ("frame_range", "timestamps_ms", "fps", "meta")
 """Names of the arrays that are saved in addition to the engine's outputs."""
 

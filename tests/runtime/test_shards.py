@@ -22,7 +22,7 @@ from vfx_engines.spec import Output
 from vfx_runtime import packing
 from vfx_runtime.atomic import part_path
 from vfx_runtime.claims import Claims
-from vfx_runtime.extracting import SHARDED, extract
+from vfx_runtime.extracting import extract
 from vfx_runtime.features import RowSpool
 from vfx_runtime.job import Job
 from vfx_runtime.npz import NpzWriter
@@ -31,7 +31,7 @@ from vfx_runtime.parquet import ParquetLayout
 from vfx_runtime.reading import read_features
 from vfx_runtime.shards import Layout
 from vfx_runtime.webdataset import TarLayout
-from vfx_runtime.writers import Format
+from vfx_runtime.writers import SHARDED, Format
 
 OUTPUTS = (Output("rgb", (8,)),)
 WIDER = (Output("rgb", (9,)),)
