@@ -27,7 +27,7 @@ from vfx_engines import Engine, open_engine
 from vfx_engines.devices import available_cores
 from vfx_engines.peak import matrix_peak
 from vfx_engines.spec import Precision
-from vfx_runtime.extracting import in_memory
+from vfx_runtime.delivering import in_memory
 from vfx_runtime.job import Job
 from vfx_runtime.measuring import measure_end_to_end, measure_engine
 from vfx_runtime.pipeline import Pipeline

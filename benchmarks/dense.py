@@ -31,11 +31,11 @@ from vfx_engines import Engine, open_engine
 from vfx_engines.spec import Precision, Sampling
 from vfx_export.catalogue import find
 from vfx_export.exporting import export_model, random_weights
-from vfx_runtime.extracting import run_sampling
 from vfx_runtime.laying import windows
 from vfx_runtime.measuring import Others, measure_engine
 from vfx_runtime.opening import open_video
 from vfx_runtime.preprocess import preprocess_for
+from vfx_runtime.run_sampling import run_sampling
 from vfx_runtime.sampling import Windows
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

@@ -130,6 +130,26 @@ def engine_label(path: str | os.PathLike[str]) -> str:
     return str(server_address(path)) if is_address(path) else shown(Path(path).name)
 
 
+def check_unchanged(path: str | os.PathLike[str], found: EngineSpec, spec: EngineSpec) -> None:
+    """Check that an engine is still the one for which the run laid its windows.
+
+    Engines are opened late: once for each size of video, or by an actor of Ray that starts again.
+
+    Args:
+        path: the engine's file or address.
+        found: the spec of the engine that is there now.
+        spec: the spec that was read there when the run began.
+
+    Raises:
+        EngineError: the file was replaced, or the server has another version.
+    """
+    if found.to_json() != spec.to_json():
+        raise EngineError(
+            f"{engine_label(path)}: replaced by another engine since this run began: run again, which "
+            "also does finished videos again"
+        )
+
+
 def _read_served_spec(path: str | os.PathLike[str]) -> EngineSpec:
     from vfx_engines.triton.connecting import connect
     from vfx_engines.triton.served import read_served

@@ -10,7 +10,8 @@ for done in extract(["clips/", "list.txt"], "i3d.onnx", output="features"):
     print(done.path, done.error or done.files)
 """
 
-from vfx_runtime.extracting import Extracted, extract
+from vfx_runtime.delivering import Extracted
+from vfx_runtime.extracting import extract
 from vfx_runtime.features import Features
 from vfx_runtime.reading import read_features
 from vfx_runtime.views import Views

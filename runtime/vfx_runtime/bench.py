@@ -20,7 +20,6 @@ from vfx_engines.paths import LocalPath
 from vfx_engines.spec import EngineSpec, Precision
 from vfx_engines.triton.address import is_address
 from vfx_runtime.chart import check_chart
-from vfx_runtime.extracting import Tail, run_sampling
 from vfx_runtime.inputs import find_videos
 from vfx_runtime.job import Job
 from vfx_runtime.measuring import (
@@ -38,6 +37,7 @@ from vfx_runtime.measuring import (
 )
 from vfx_runtime.nvdec import gpu_decoders
 from vfx_runtime.report import Report, draw, summary, table
+from vfx_runtime.run_sampling import Tail, run_sampling
 from vfx_runtime.sizing import Sizes, grouped
 
 

@@ -13,11 +13,11 @@ from vfx_engines.ending import ends
 from vfx_engines.opening import BackendName
 from vfx_engines.paths import LocalPath
 from vfx_engines.spec import Precision
-from vfx_runtime.extracting import Anchor, Fps, Tail
 from vfx_runtime.image_names import DEFAULT_FPS
 from vfx_runtime.nvdec import DECODERS
 from vfx_runtime.options import Options, run
 from vfx_runtime.ray_run import LOCAL
+from vfx_runtime.run_sampling import Anchor, Fps, Tail
 from vfx_runtime.writers import FORMATS
 
 

@@ -24,7 +24,7 @@ from rich.progress import (
 from vfx_engines.errors import VfxError, shown
 from vfx_engines.spec import EngineSpec, Output
 from vfx_runtime.atomic import check_folder, new_files, output_error
-from vfx_runtime.extracting import Extracted
+from vfx_runtime.delivering import Extracted
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.predictions import Classes, prediction_lines
 from vfx_runtime.recording import Recorder, Recording

@@ -33,7 +33,7 @@ from vfx_engines.versions import vfx_version
 from vfx_runtime.audio import sound_windows
 from vfx_runtime.claims import Claims
 from vfx_runtime.decode import Pixels
-from vfx_runtime.extracting import to_disk, writer_for
+from vfx_runtime.delivering import to_disk, writer_for
 from vfx_runtime.job import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.pipeline import Pipeline

@@ -16,7 +16,7 @@ from vfx_engines.errors import UsageError, shown
 from vfx_engines.opening import BackendName, read_spec
 from vfx_engines.spec import EngineSpec, Output, Precision, Sampling
 from vfx_runtime.atomic import check_page, prepare_output
-from vfx_runtime.extracting import Anchor, Extracted, Fps, Tail, check_frames, run_sampling
+from vfx_runtime.delivering import Extracted
 from vfx_runtime.following import follow
 from vfx_runtime.image_names import DEFAULT_FPS, Images
 from vfx_runtime.inputs import find_videos
@@ -27,6 +27,7 @@ from vfx_runtime.predictions import Classes, heads, texts
 from vfx_runtime.processes import run_on_all
 from vfx_runtime.ray_run import check_address, run_on_ray
 from vfx_runtime.recording import Recording
+from vfx_runtime.run_sampling import Anchor, Fps, Tail, check_frames, run_sampling
 from vfx_runtime.running import Listener, Task, run_here
 from vfx_runtime.shares import Share
 from vfx_runtime.views import Views

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vfx_engines.errors import EngineError, OutputError, VfxError, VideoError, shown
-from vfx_runtime.extracting import Extracted
+from vfx_runtime.delivering import Extracted
 from vfx_runtime.job import Job
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.running import Listener, Task, run_here

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfx_engines.errors import EngineError, VfxError, reason
-from vfx_runtime.extracting import Extracted
+from vfx_runtime.delivering import Extracted
 from vfx_runtime.job import Job
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.running import Listener, Runner, Task

@@ -29,7 +29,7 @@ from vfx_engines.devices import available_cores
 from vfx_engines.errors import EngineError, UsageError, VideoError, reason, shown
 from vfx_engines.triton.address import is_address
 from vfx_runtime.claims import Claims
-from vfx_runtime.extracting import Extracted
+from vfx_runtime.delivering import Extracted
 from vfx_runtime.job import Job
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.ray_actor import Actor, Answer

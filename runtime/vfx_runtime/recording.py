@@ -11,7 +11,7 @@ from typing import Any
 
 from vfx_engines.errors import shown
 from vfx_engines.spec import EngineSpec, Sampling
-from vfx_runtime.extracting import Extracted
+from vfx_runtime.delivering import Extracted
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.stages import Stages
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from vfx_engines.opening import BackendName, engine_label, open_engine, read_spec
+from vfx_engines.opening import BackendName, check_unchanged, engine_label, open_engine, read_spec
 from vfx_engines.spec import EngineSpec, Precision, Sampling
 from vfx_runtime.claims import Claims
-from vfx_runtime.extracting import Extracted, check_unchanged, to_disk, writer_for
+from vfx_runtime.delivering import Extracted, to_disk, writer_for
 from vfx_runtime.job import Job
 from vfx_runtime.nvdec import DecoderName, gpu_decoders
 from vfx_runtime.pipeline import Pipeline, Stats
@@ -83,7 +83,7 @@ def run_here(
         listener: told about progress.
 
     Raises:
-        VfxError: see `vfx_engines.open_engine` and `vfx_runtime.extracting.to_disk`.
+        VfxError: see `vfx_engines.open_engine` and `vfx_runtime.delivering.to_disk`.
     """
     with Runner(task, device, listener) as runner:
         yield from runner.run(jobs, total)
@@ -128,7 +128,7 @@ class Runner:
             total: the number of jobs, or an upper bound.
 
         Raises:
-            VfxError: see `vfx_engines.open_engine` and `vfx_runtime.extracting.to_disk`.
+            VfxError: see `vfx_engines.open_engine` and `vfx_runtime.delivering.to_disk`.
         """
         for group in grouped(jobs, self._specs):
             for job, error in group.failed:

@@ -28,12 +28,12 @@ from vfx_engines.nvrtc import compiled
 from vfx_engines.spec import Crop, Output, Precision, Resize, Sampling, Transform
 from vfx_engines.tensorrt_api import is_installed
 from vfx_runtime import nvdec
-from vfx_runtime.extracting import run_sampling
 from vfx_runtime.job import Job
 from vfx_runtime.opening import open_video
 from vfx_runtime.picture import UPRIGHT, Convention, SurfaceFormat
 from vfx_runtime.pipeline import Pipeline
 from vfx_runtime.resize import FramePlan, plan
+from vfx_runtime.run_sampling import run_sampling
 from vfx_runtime.surfaces import (
     KERNELS,
     STRIP,

@@ -20,9 +20,9 @@ from vfx_runtime import Features, extract
 from vfx_runtime import image_folder as image_folder_module
 from vfx_runtime import preprocess as preprocess_module
 from vfx_runtime import pyav_decoder as pyav_decoder_module
-from vfx_runtime.extracting import run_sampling
 from vfx_runtime.opening import open_video
 from vfx_runtime.resize import plan
+from vfx_runtime.run_sampling import run_sampling
 
 LENGTH = 23
 

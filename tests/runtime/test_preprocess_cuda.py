@@ -39,7 +39,6 @@ from vfx_engines.spec import Crop, EngineSpec, Resize, Transform
 from vfx_runtime import pipeline as pipeline_module
 from vfx_runtime.decode import Frame, VideoInfo
 from vfx_runtime.device_frames import DeviceFrames, padded
-from vfx_runtime.extracting import run_sampling
 from vfx_runtime.features import Features
 from vfx_runtime.image_names import Images
 from vfx_runtime.job import Job
@@ -50,6 +49,7 @@ from vfx_runtime.preprocess import CpuPreprocess
 from vfx_runtime.preprocess_cuda import CudaPreprocess
 from vfx_runtime.pyav_decoder import surface, to_rgb
 from vfx_runtime.resize import plan
+from vfx_runtime.run_sampling import run_sampling
 from vfx_runtime.views import Crops, Views
 
 

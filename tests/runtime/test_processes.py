@@ -21,7 +21,7 @@ from tiny import tiny_engine, tiny_spec
 from vfx_engines.devices import device_list
 from vfx_engines.errors import EngineError, OutputError, UsageError, VfxError, VideoError
 from vfx_runtime.atomic import part_path
-from vfx_runtime.extracting import Extracted
+from vfx_runtime.delivering import Extracted
 from vfx_runtime.job import Job
 from vfx_runtime.pipeline import Stats
 from vfx_runtime.processes import run_on_all

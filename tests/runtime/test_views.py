@@ -21,9 +21,9 @@ from vfx_engines.spec import Output, Sampling
 from vfx_runtime import Views, extract, read_features
 from vfx_runtime import preprocess as preprocess_module
 from vfx_runtime import pyav_decoder as pyav_decoder_module
-from vfx_runtime.extracting import run_sampling
 from vfx_runtime.features import RowSpool
 from vfx_runtime.opening import count_frames, open_video
+from vfx_runtime.run_sampling import run_sampling
 from vfx_runtime.sampling import Window, Windows, truncated_linspace
 from vfx_runtime.views import ViewWindows, check_views, cropped
 
