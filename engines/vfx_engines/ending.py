@@ -28,6 +28,15 @@ def ends(command: str, debug: bool, interrupted: str = "interrupted") -> Iterato
             traceback.print_exc()
         print(f"{command}: {error}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as error:
+        if not _is_interruption(error):
+            raise
         print(f"{command}: {interrupted}", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: while a C library is imported, it comes out as an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

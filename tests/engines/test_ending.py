@@ -25,6 +25,15 @@ def test_an_error_is_a_line_and_an_exit_code(
     assert capsys.readouterr() == ("", said)
 
 
+def test_an_interrupted_import_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, ends("vfx-x", debug=False):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+    assert left.value.code == 130
+    assert capsys.readouterr() == ("", "vfx-x: interrupted\n")
+    with pytest.raises(ImportError), ends("vfx-x", debug=False):
+        raise ImportError("no such module")
+
+
 def test_debug_shows_where_it_came_from(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), ends("vfx-x", debug=True):
         raise EngineError("a.onnx: damaged")
