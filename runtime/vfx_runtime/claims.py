@@ -179,7 +179,8 @@ class Claims:
             if error.errno in (errno.ENOENT, errno.ESTALE):
                 return False
             raise
-        return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
+        # On NFS, the name may come from a cache that does not know yet that the file was removed.
+        return mine.st_nlink > 0 and (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
 
     def _give_up(self, error: OSError) -> None:
         # The file stays open, since closing it would drop the locks that we hold.

@@ -108,7 +108,8 @@ def run(given: Options) -> int:
     if given.show_flow is not None:
         prepare_output(given.show_flow)
     task = _task(given, specs, samplings, views, measure=len(devices) == 1 and given.address is None)
-    recording = None if given.report is None else _recording(specs, task, len(jobs))
+    failures = "failures.jsonl" if share is None else f"failures-{share.number}-of-{share.count}.jsonl"
+    recording = None if given.report is None else _recording(specs, task, len(jobs), failures)
     results: Callable[[Listener], Generator[Extracted, None, None]]
     if given.address is not None:
         results = partial(run_on_ray, task, given.device, jobs, address=given.address, actors=given.actors)
@@ -116,7 +117,6 @@ def run(given: Options) -> int:
         results = partial(run_here, task, devices[0], jobs, len(jobs))
     else:
         results = partial(run_on_all, task, [item for item in devices if item], jobs)
-    failures = "failures.jsonl" if share is None else f"failures-{share.number}-of-{share.count}.jsonl"
     return follow(
         results,
         given.output / failures,
@@ -286,7 +286,7 @@ def _task(
     )
 
 
-def _recording(specs: list[EngineSpec], task: Task, videos: int) -> Recording:
+def _recording(specs: list[EngineSpec], task: Task, videos: int, failures_file: str) -> Recording:
     from vfx_runtime.measuring import machine_facts
 
     return Recording(
@@ -296,4 +296,5 @@ def _recording(specs: list[EngineSpec], task: Task, videos: int) -> Recording:
         samplings=list(task.samplings),
         videos=videos,
         output=os.fspath(task.output),
+        failures_file=failures_file,
     )

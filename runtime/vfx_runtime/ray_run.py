@@ -154,16 +154,18 @@ def run_on_ray(
                 chunks = [[job] for job in left.values()]
         for job in left.values():
             stats.videos += 1
-            yield Extracted.of(job, error=_given_up(job))
+            yield Extracted.of(job, error=_given_up(job, again.get(job.name)))
     # The actors were killed, so none of them removed the claims file: opening and closing claims here does.
     with Claims(task.output) as claims:
         listener.packed(pack_all(task.format, task.output, claims))
 
 
-def _given_up(job: Job) -> VideoError:
-    return VideoError(
-        f"{shown(job.where)}: given up: two actors ended while they had it; run it alone to see why"
-    )
+def _given_up(job: Job, failed: Extracted | None) -> VideoError:
+    """Why a video has no result: its actors ended, or one did after it had failed with another."""
+    why = "two actors ended while they had it"
+    if failed is not None:
+        why = f"an actor ended while it had it, and before, it failed ({reason(str(failed.error))})"
+    return VideoError(f"{shown(job.where)}: given up: {why}; run it alone to see why")
 
 
 def _answers(

@@ -48,11 +48,15 @@ class Recording:
     videos: int
     """Number of videos in the run."""
     output: str
+    failures_file: str = "failures.jsonl"
+    """Name of the list of failures in the output folder."""
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
     said: list[str] = field(default_factory=list)
     """Lines printed about engines and decoders."""
     written: int = 0
     skipped: int = 0
+    others: int = 0
+    """Number of videos that other processes finished during the run."""
     failures: list[tuple[str, str]] = field(default_factory=list)
     """Path or URL of each video that failed, and why."""
     ended: str = ""
@@ -70,7 +74,8 @@ class Recording:
         if done.error is not None:
             self.failures.append((shown(done.url or done.path), str(done.error)))
         elif done.skipped:
-            self.skipped += 1
+            self.skipped += not done.by_others
+            self.others += done.by_others
         else:
             self.written += 1
 

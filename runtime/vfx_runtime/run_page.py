@@ -30,11 +30,12 @@ def run_page(run: Recording) -> str:
     windows, frames = run.moments[-1].windows, run.moments[-1].frames
     sound = run.specs[0].input.modality == "audio"
     failed = len(run.failures)
-    left = run.videos - run.written - run.skipped - failed
+    left = run.videos - run.written - run.skipped - run.others - failed
     seconds = max(run.seconds, 1e-3)
     headline = [
         ("videos done", f"{run.written:,}"),
         ("done before", f"{run.skipped:,}" if run.skipped else None),
+        ("done by other processes", f"{run.others:,}" if run.others else None),
         ("failed", tag("span", f"{failed:,}", class_="bad") if failed else "0"),
         ("left", f"{left:,}" if left else None),
         ("windows", f"{windows:,}"),
@@ -131,7 +132,7 @@ def _failures(run: Recording) -> Markup:
     parts = [table(("video", "reason"), listed, "Videos that failed, and why")]
     if len(listed) < len(run.failures):
         parts.append(
-            tag("p", f"The first {_FAILURES:,} of {len(run.failures):,}; all are in failures.jsonl.")
+            tag("p", f"The first {_FAILURES:,} of {len(run.failures):,}; all are in {run.failures_file}.")
         )
     return tag("div", *parts)
 

@@ -24,9 +24,10 @@ from tiny import tiny_engine, tiny_spec
 from vfx_engines.engine import Engine
 from vfx_engines.errors import EngineError, UsageError
 from vfx_runtime import ray_actor
+from vfx_runtime.delivering import Extracted
 from vfx_runtime.job import Job
 from vfx_runtime.ray_actor import Actor, Answer
-from vfx_runtime.ray_run import _check_answers, _pool, check_address
+from vfx_runtime.ray_run import _check_answers, _given_up, _pool, check_address
 from vfx_runtime.running import Task
 
 VFX_RUN = Path(sys.executable).with_name("vfx-run")
@@ -484,6 +485,16 @@ def test_the_cluster_is_shared_out(
 ) -> None:
     pool = _pool(machines, threads, actors, 1000, on_gpu)
     assert (pool.actors, pool.cpus, pool.gpus) == expected
+
+
+def test_a_video_that_failed_before_its_actor_ended_says_both() -> None:
+    job = Job(Path("a.mp4"), "a")
+    failed = Extracted.of(job, error=EngineError("a.mp4: the device was lost"))
+    said = str(_given_up(job, failed))
+    assert said.startswith(
+        "a.mp4: given up: an actor ended while it had it, and before, it failed (a.mp4: the"
+    )
+    assert str(_given_up(job, None)).startswith("a.mp4: given up: two actors ended while they had it; ")
 
 
 def test_more_actors_than_gpus_are_refused() -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from make_video import make_video
 from run_kit import vfx_run
-from tiny import tiny_engine
-from vfx_engines.errors import EngineError
+from tiny import tiny_engine, tiny_spec
+from vfx_engines.errors import EngineError, VideoError
 from vfx_runtime import pipeline
+from vfx_runtime.delivering import Extracted
 from vfx_runtime.recording import Moment, Recorder, Recording
+from vfx_runtime.run_page import run_page
 from vfx_runtime.stages import Stages, timed_alike
 
 
@@ -56,6 +59,33 @@ def test_a_run_that_was_done_before_has_a_page(place: Path) -> None:
     page = Path("run.html").read_text("utf-8")
     assert "<dt>done before</dt><dd>1</dd>" in page
     assert "<dt>windows</dt><dd>0</dd>" in page
+
+
+def recorded(videos: int) -> Recording:
+    """The recording of a share of a list, before any result."""
+    spec, file = tiny_spec(), "failures-1-of-2.jsonl"
+    recording = Recording(["vfx-run"], {}, [spec], [spec.sampling], videos, "out", file)
+    recording.moments.append(Moment(1.0, 0, 3, 30, 1.0))
+    return recording
+
+
+def test_what_other_processes_did_has_a_line_of_its_own() -> None:
+    recording = recorded(videos=4)
+    done = Extracted(Path("a.mp4"), "a", None, skipped=True)
+    for result in (done, replace(done, by_others=True), replace(done, by_others=True)):
+        recording.note(result)
+    page = run_page(recording)
+    assert "<dt>done before</dt><dd>1</dd>" in page
+    assert "<dt>done by other processes</dt><dd>2</dd>" in page
+    assert "<dt>left</dt><dd>1</dd>" in page
+
+
+def test_more_failures_than_fit_are_in_the_file_that_is_named() -> None:
+    recording = recorded(videos=2000)
+    failed = Extracted(Path("a.mp4"), "a", None, error=VideoError("a.mp4: damaged"))
+    for _ in range(2000):
+        recording.note(failed)
+    assert "of 2,000; all are in failures-1-of-2.jsonl." in run_page(recording)
 
 
 def test_a_run_that_fails_has_a_page_that_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
