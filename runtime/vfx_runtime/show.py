@@ -54,6 +54,8 @@ def _show(features: Path, name: str | None, video: Path | None, output: Path | N
     """Write the page; returns its path."""
     if features.suffix in (".npy", ".pkl", ".h5"):
         raise UsageError(f"{shown(features)}: vfx-show reads .npz files and shards, which say what made them")
+    if features.is_dir():
+        raise UsageError(f"{shown(features)}: a folder: give one of the .npz files or shards in it")
     path = output or (features.with_suffix(".html") if name is None else _page_of(features, name))
     if path.absolute() == features.absolute():
         raise UsageError(f"--output {shown(path)}: this would replace the features")

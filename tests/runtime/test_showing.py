@@ -354,9 +354,11 @@ def test_foreign_arrays_with_a_video_are_a_page(tmp_path: Path) -> None:
 def test_what_is_wrong_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("damaged.npz").write_bytes(b"PK\x03\x04")
+    Path("folder").mkdir()
     np.savez("a.npz", frame_range=np.zeros((1, 2)), timestamps_ms=np.zeros((1, 2)), fps=25.0, meta="{}")
     for arguments, code, message in (
         (("none.npz",), 1, "none.npz: no such file"),
+        (("folder",), 2, "folder: a folder: give one of the .npz files or shards in it"),
         (("damaged.npz",), 1, "not a feature file of vfx, or damaged"),
         (("a.npy",), 2, "vfx-show reads .npz files"),
         (("a.npz", "--output", "a.npz"), 2, "this would replace the features"),
