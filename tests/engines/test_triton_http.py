@@ -14,6 +14,7 @@ from vfx_engines.triton.address import ServerAddress
 pytest.importorskip("tritonclient.http")
 
 from vfx_engines.triton.over_http import HttpServer
+from vfx_engines.triton.server import TransientError
 
 
 def test_a_connection_that_is_being_made_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,5 +54,25 @@ def test_a_model_whose_name_ends_in_ready_is_missing_like_any_other() -> None:
         )
         with pytest.raises(EngineError, match="no such model"):
             server.ask("model")
+        thread.join()
+        server.close()
+
+
+def test_a_grpc_port_is_named_rather_than_its_bytes() -> None:
+    def answer(listening: socket.socket) -> None:
+        accepted, _ = listening.accept()
+        with accepted:
+            accepted.recv(4096)
+            accepted.sendall(bytes.fromhex("000012040000000000000300000000000400400000"))  # HTTP/2's SETTINGS
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(5)
+        thread = threading.Thread(target=answer, args=(listening,))
+        thread.start()
+        server = HttpServer(
+            ServerAddress("http", f"127.0.0.1:{listening.getsockname()[1]}", "tiny", timeout=5)
+        )
+        with pytest.raises(TransientError, match="not HTTP: is this a gRPC port"):
+            server.ask("ready")
         thread.join()
         server.close()

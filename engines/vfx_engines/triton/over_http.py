@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from http.client import HTTPConnection, HTTPException
+from http.client import BadStatusLine, HTTPConnection, HTTPException
 from typing import Any
 from urllib.parse import quote
 
@@ -104,8 +104,11 @@ class HttpServer:
         except (OSError, HTTPException) as error:
             if self._cancelled:
                 raise EngineError(f"{self._address}: given up, since the engine was closed") from None
-            timed_out = isinstance(error, TimeoutError)
-            said = f"no answer in {self._address.timeout:g} s" if timed_out else reason(error)
+            said = reason(error)
+            if isinstance(error, TimeoutError):
+                said = f"no answer in {self._address.timeout:g} s"
+            elif type(error) is BadStatusLine:
+                said = "an answer that is not HTTP: is this a gRPC port?"
             raise TransientError(said) from None
         if response.status != 200:
             raise self._failure(path, response.status, answer)
