@@ -132,6 +132,11 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _said(error: Exception) -> str:
+    cause = error.__cause__
+    # fsspec raises this for whatever goes wrong over HTTP. What did is the cause.
+    over_http = type(cause).__module__.startswith("aiohttp") or isinstance(cause, TimeoutError)
+    if isinstance(error, FileNotFoundError) and over_http and getattr(cause, "status", None) != 404:
+        return reason(cause)
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return reason(error)  # if a package such as s3fs is missing, fsspec's message names it

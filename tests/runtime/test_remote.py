@@ -160,3 +160,28 @@ def test_over_file_urls_and_http(server: str, engine: Path, tmp_path: Path) -> N
     done = vfx_run("--engine", engine, f"{server}/a.mp4", "--output", tmp_path / "h")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "h" / "a.npz").read_bytes() == (tmp_path / "f" / "a.npz").read_bytes()
+
+
+def test_a_server_that_is_away_or_refuses_is_no_missing_file(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404 if "none" in self.path else 403)
+
+        do_HEAD = do_GET
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as httpd:
+        url = f"http://127.0.0.1:{httpd.server_port}"
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        for name, says in (("a.mp4", "403, .*Forbidden"), ("none.mp4", "no such file$")):
+            with (
+                pytest.raises(VideoError, match=f"{name}: cannot be fetched: {says}"),
+                remote.fetched(f"{url}/{name}"),
+            ):
+                pass
+        httpd.shutdown()
+        thread.join()
+    with pytest.raises(VideoError, match="cannot be fetched: Cannot connect"), remote.fetched(f"{url}/a.mp4"):
+        pass
