@@ -189,7 +189,9 @@ def _served(
     try:
         model = read_served(address, server, patient)
         if precision not in (None, model.spec.precision):
-            raise UsageError(f"{address}: computes in {model.spec.precision}: export it with {precision}")
+            raise UsageError(
+                f"{address}: computes in {model.spec.precision}, not {precision}: leave the precision out"
+            )
         try:
             spec = model.spec.sized(sizes)
         except SpecError as error:

@@ -10,13 +10,14 @@ from typing import Any, get_args
 import click
 
 from vfx_engines.ending import ends
+from vfx_engines.errors import UsageError
 from vfx_engines.opening import BackendName
 from vfx_engines.paths import LocalPath
 from vfx_engines.spec import Precision
 from vfx_runtime.image_names import DEFAULT_FPS
 from vfx_runtime.nvdec import DECODERS
 from vfx_runtime.options import Options, run
-from vfx_runtime.ray_run import LOCAL
+from vfx_runtime.ray_run import LOCAL, check_address
 from vfx_runtime.run_sampling import Anchor, Fps, Tail
 from vfx_runtime.writers import FORMATS
 
@@ -192,6 +193,7 @@ from vfx_runtime.writers import FORMATS
     "address",
     is_flag=False,
     flag_value=LOCAL,
+    callback=lambda context, option, value: _address(value),
     metavar="[ADDRESS]",
     help="Run on a Ray cluster: HOST:PORT, ray://HOST:PORT or auto. Without an address, start Ray on this "
     "machine for this run.",
@@ -257,6 +259,16 @@ def main(debug: bool, **options: Any) -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _address(value: str | None) -> str | None:
+    # Checked here, since --ray may have taken the only INPUT, and click would say that one is missing.
+    try:
+        if value is not None:
+            check_address(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
 
 
 def _fps(value: str | None) -> Fps | None:

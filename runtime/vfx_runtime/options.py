@@ -25,7 +25,7 @@ from vfx_runtime.laying import check_alike
 from vfx_runtime.nvdec import DecoderName
 from vfx_runtime.predictions import Classes, heads, texts
 from vfx_runtime.processes import run_on_all
-from vfx_runtime.ray_run import check_address, run_on_ray
+from vfx_runtime.ray_run import run_on_ray
 from vfx_runtime.recording import Recording
 from vfx_runtime.run_sampling import Anchor, Fps, Tail, check_frames, run_sampling
 from vfx_runtime.running import Listener, Task, run_here
@@ -222,7 +222,6 @@ def _devices(given: Options) -> list[str | None]:
     """The devices to run on; None stands for the engine file's default."""
     devices: list[str | None] = [None] if given.device is None else [*device_list(given.device)]
     if given.address is not None:
-        check_address(given.address)
         if given.device not in (None, "cpu", "cuda"):
             raise UsageError(
                 f"--device {shown(given.device)}: with --ray expected cpu or cuda; Ray shares the GPUs out"

@@ -115,7 +115,7 @@ def run_on_ray(
     with _ray(address) as ray:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         pool = _pool(machines, task.threads, actors, len(jobs), on_gpu)
-        each = f"{pool.cpus:g} CPUs" + (" and a GPU" if pool.gpus else "")
+        each = f"{pool.cpus:g} CPU{'s' * (pool.cpus != 1)}" + (" and a GPU" if pool.gpus else "")
         count = f"{pool.actors} actor{'s' * (pool.actors != 1)}"
         listener.said(f"Ray {ray.__version__}: {count}, each with {each}")
         cores = max(1, math.floor(pool.cpus))

@@ -382,7 +382,7 @@ def test_no_actor_is_larger_than_a_machine(
     finally:
         cluster.communicate()
     assert run.returncode == 0, said
-    assert "each with 1 CPUs" in said
+    assert "each with 1 CPU\n" in said
     assert contents(tmp_path / "out") == alone
 
 
@@ -526,6 +526,12 @@ def test_a_run_on_no_cluster_ends_at_once(ray: None, work: Path, tmp_path: Path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"vfx-run: --ray 127.0.0.1:{port}: no Ray cluster there: Connection refused: ")
+
+
+def test_an_input_that_was_taken_for_an_address_is_named() -> None:
+    done = vfx_run("--engine", "e.onnx", "--ray", "clips/")
+    assert done.exit_code == 2
+    assert "--ray clips/: expected HOST:PORT" in done.stderr
 
 
 @pytest.mark.parametrize("address", ["videos.txt", "a.mp4", "clips/", ""])

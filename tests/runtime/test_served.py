@@ -164,7 +164,7 @@ def test_what_the_server_does_not_take_is_refused(server: TritonServer, protocol
     address = server.address(protocol, "tiny")
     with pytest.raises(UsageError, match="batch 9: the server takes 8 windows"):
         open_engine(address, batch=9)
-    with pytest.raises(UsageError, match="computes in fp32: export it with bf16"):
+    with pytest.raises(UsageError, match="computes in fp32, not bf16: leave the precision out"):
         open_engine(address, precision="bf16")
     # A server whose model was replaced by one of another shape, while an engine was open.
     with open_engine(address) as engine:
