@@ -254,6 +254,8 @@ def test_an_actor_dies_and_nothing_is_lost(
     assert ray_processes() == []
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_polite_end_leaves_no_ray(ray: None, work: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
     output = tmp_path / "out"
     run = subprocess.Popen(
@@ -276,6 +278,8 @@ def test_a_polite_end_leaves_no_ray(ray: None, work: Path, alone: dict[str, byte
     assert contents(output) == alone
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_machine_without_vfx_ends_the_run_in_one_line(ray: None, work: Path, tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()

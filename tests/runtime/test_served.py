@@ -356,6 +356,8 @@ def test_a_server_that_dies_costs_the_videos_under_way_and_no_other(
         np.testing.assert_allclose(features.arrays["features"], rows, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_server_that_comes_back_in_time_costs_nothing(
     repository: Path, videos: Path, tmp_path: Path
 ) -> None:
