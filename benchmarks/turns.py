@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--video", type=Path, action="append", help="cut these  [default: the shared ones]")
     parser.add_argument("--videos", type=int, default=1000, metavar="N")
-    parser.add_argument("--turns", type=int, default=24)
+    parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=4, help="length of a turn")
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
     arguments = parser.parse_args()
