@@ -20,6 +20,10 @@ BYTES, WORDS = BYTE.as_pointer(), WORD.as_pointer()
 TABLE = (WORDS, INDEX, WORDS, INDEX)
 """Types of the arguments that a `Table` takes."""
 
+FILTER = (BYTES, INDEX, INDEX, INDEX, *TABLE, *TABLE, BYTES, BYTES)
+"""Types of the arguments of a kernel that resizes a frame, and checks nothing: the source, bytes from its one
+row to the next, its width and height in pixels, tables of columns and rows, scratch memory, the output."""
+
 _C_TYPES = {str(INDEX): ctypes.c_int64, str(BYTES): ctypes.c_void_p, str(WORDS): ctypes.c_void_p}
 
 _engines: list[Any] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,19 +74,24 @@ class FramePlan:
             np.copyto(out, rgb[self.top : bottom, self.left : right])
             return
         flat, line = _flat(rgb)
-        # Imported here because compiling takes time, which a command that only prints its help should not
-        # spend.
-        if self.opencv:
-            from vfx_runtime import resize_opencv
-
-            scratch = _scratch.of(resize_opencv.scratch_size(self.out_width))
-            resize_opencv.filter_frame_opencv(flat, line, self.height, self.tables, scratch, out)
-            return
-        from vfx_runtime.resize_kernel import filter_frame, scratch_size
-
+        filter_frame, scratch_size = _kernel(self.opencv)
         first, end = self.rows.span
         scratch = _scratch.of(scratch_size(self.width, self.out_width, end - first))
-        filter_frame(flat, line, self.width, self.height, self.tables, scratch, out)
+        size = line, self.width, self.height
+        filter_frame(flat.ctypes.data, *size, *self.tables, scratch.ctypes.data, out.ctypes.data)
+
+
+@functools.cache
+def _kernel(opencv: bool) -> tuple[Callable[..., None], Callable[[int, int, int], int]]:
+    """The compiled filter, and how much scratch memory it needs."""
+    # Imported here because compiling takes time, which a command that only prints its help should not spend.
+    if opencv:
+        from vfx_runtime import resize_opencv
+
+        return resize_opencv.filter_frame, resize_opencv.scratch_size
+    from vfx_runtime import resize_kernel
+
+    return resize_kernel.filter_frame, resize_kernel.scratch_size
 
 
 class _Scratch(threading.local):

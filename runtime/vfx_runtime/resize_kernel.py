@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 
 from vfx_runtime.llvm import (
     BYTE,
     BYTES,
+    FILTER,
     INDEX,
     TABLE,
     WORD,
@@ -131,9 +130,7 @@ def _across(module: Any) -> Any:
 def _module() -> Any:
     module = ir.Module()
     across = _across(module)
-    _, code, arguments = function(
-        module, "filter_frame", [BYTES, INDEX, INDEX, INDEX, *TABLE, *TABLE, BYTES, BYTES]
-    )
+    _, code, arguments = function(module, "filter_frame", FILTER)
     source, line, width, height, scratch, out = (arguments[i] for i in (0, 1, 2, 3, -2, -1))
     columns, rows = Table(*arguments[4:8]), Table(*arguments[8:12])
     size = code.mul(columns.length, index(3))
@@ -171,30 +168,8 @@ def _block(code: Any, source: Any, pitch: Any, rows: Table, y: Any, target: Any)
     _weighted(code, _BLOCK, 1, places[0], pitch, rows.weights(code, y), rows.count, places[1])
 
 
-_filter = compiled(_module(), "filter_frame")
-
-
-def filter_frame(
-    source: npt.NDArray[np.uint8],
-    line: int,
-    width: int,
-    height: int,
-    tables: tuple[int, ...],
-    scratch: npt.NDArray[np.uint8],
-    out: npt.NDArray[np.uint8],
-) -> None:
-    """Resize a frame; releases the GIL. Nothing is checked.
-
-    Args:
-        source: uint8, whose rows begin ``line`` bytes apart and are ``width * 3`` bytes long.
-        line: bytes from row to row.
-        width: width of the source in pixels; ``height`` likewise.
-        height: height of the source.
-        tables: those of columns and rows, each as `vfx_runtime.taps.Taps.passed` gives it.
-        scratch: `scratch_size` bytes, overwritten.
-        out: uint8 of the output's size, overwritten.
-    """
-    _filter(source.ctypes.data, line, width, height, *tables, scratch.ctypes.data, out.ctypes.data)
+filter_frame = compiled(_module(), "filter_frame")
+"""Resize a frame: see `vfx_runtime.llvm.FILTER`, with `scratch_size` bytes. Releases the GIL."""
 
 
 def scratch_size(width: int, columns: int, rows: int) -> int:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 
 from vfx_runtime.llvm import (
     BYTE,
     BYTES,
+    FILTER,
     INDEX,
     TABLE,
     WORD,
@@ -62,9 +61,10 @@ def _across(module: Any) -> Any:
 def _module() -> Any:
     module = ir.Module()
     across = _across(module)
-    _, code, arguments = function(module, "filter_frame", [BYTES, INDEX, INDEX, *TABLE, *TABLE, WORDS, BYTES])
-    source, line, height, kept, out = (arguments[i] for i in (0, 1, 2, -2, -1))
-    columns, rows = Table(*arguments[3:7]), Table(*arguments[7:11])
+    _, code, arguments = function(module, "filter_frame", FILTER)
+    source, line, height, scratch, out = (arguments[i] for i in (0, 1, 3, -2, -1))
+    columns, rows = Table(*arguments[4:8]), Table(*arguments[8:12])
+    kept = code.bitcast(scratch, WORDS)
     size = code.mul(columns.length, index(3))
     # Which row each half of ``kept`` holds. Neighbouring rows have different parity, so they never overwrite
     # each other.
@@ -98,30 +98,16 @@ def _module() -> Any:
     return module
 
 
-_filter = compiled(_module(), "filter_frame")
+filter_frame = compiled(_module(), "filter_frame")
+"""Resize a frame: see `vfx_runtime.llvm.FILTER`, with `scratch_size` bytes. Releases the GIL."""
 
 
-def filter_frame_opencv(
-    source: npt.NDArray[np.uint8],
-    line: int,
-    height: int,
-    tables: tuple[int, ...],
-    scratch: npt.NDArray[np.uint8],
-    out: npt.NDArray[np.uint8],
-) -> None:
-    """Resize a frame; releases the GIL. Nothing is checked.
+def scratch_size(width: int, columns: int, rows: int) -> int:
+    """Bytes of scratch memory for `filter_frame`: two filtered rows of int32.
 
     Args:
-        source: uint8, whose rows begin ``line`` bytes apart.
-        line: bytes from row to row.
-        height: height of the source in pixels.
-        tables: those of columns and rows, each as `vfx_runtime.taps.Taps.passed` gives it.
-        scratch: `scratch_size` bytes, overwritten.
-        out: uint8 of the output's size, overwritten.
+        width: width of the source in pixels; not needed here, nor is ``rows``.
+        columns: columns of the output.
+        rows: source rows that the output needs.
     """
-    _filter(source.ctypes.data, line, height, *tables, scratch.ctypes.data, out.ctypes.data)
-
-
-def scratch_size(columns: int) -> int:
-    """Bytes of scratch memory for `filter_frame_opencv`: two filtered rows of int32."""
     return 2 * columns * 3 * 4
