@@ -143,7 +143,7 @@ def check_unchanged(path: str | os.PathLike[str], found: EngineSpec, spec: Engin
     Raises:
         EngineError: the file was replaced, or the server has another version.
     """
-    if found.to_json() != spec.to_json():
+    if found != spec:
         raise EngineError(
             f"{engine_label(path)}: replaced by another engine since this run began: run again, which "
             "also does finished videos again"

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -156,7 +156,7 @@ class Pipeline:
         dtype: Literal["float16", "float32"] = "float16" if self.float16 else "float32"
         return [dataclasses.replace(output, dtype=dtype) for output in engine.spec.outputs]
 
-    def run(self, jobs: Iterable[Job], total: int | None = None) -> Iterator[Result]:
+    def run(self, jobs: Iterable[Job], total: int | None = None) -> Generator[Result, None, None]:
         """Process videos. Results come as videos finish, which is roughly the order of ``jobs``.
 
         Args:

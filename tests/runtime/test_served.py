@@ -257,7 +257,7 @@ def test_giving_a_run_up_does_not_wait_for_a_server_that_hangs(
         results = Pipeline(engine).run(jobs)
         next(results)
         proxy.hold()
-        stopping = threading.Thread(target=results.close, daemon=True)  # type: ignore[attr-defined]
+        stopping = threading.Thread(target=results.close, daemon=True)
         stopping.start()
         stopping.join(30)
         assert not stopping.is_alive()
