@@ -226,7 +226,6 @@ def _extract(
     precision: Precision | None,
 ) -> Iterator[Extracted]:
     samplings = [sampling(spec.sampling) for spec in specs]
-    # Videos of different sizes share shards, so these are packed after the last of them.
     packs_last = format in SHARDED and any(map(is_sized, specs))
     with ExitStack() as stack:
         claims = None

@@ -109,7 +109,6 @@ class Runner:
         for path, found, spec in zip(task.engines, self._specs, task.specs or self._specs, strict=True):
             check_unchanged(path, found, spec)
         self._sized = any(map(is_sized, self._specs))
-        # Videos of different sizes share shards, so these are packed after the last of them.
         self._packs_last = self._sized and task.format in SHARDED
         self._seen: set[str] = set()
         self._engines = ExitStack()

@@ -26,7 +26,8 @@ Format = Literal["npz", "npy", "pickle", "slowfast", "hdf5", "webdataset", "parq
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 SHARDED: tuple[Format, ...] = ("webdataset", "parquet")
-"""Formats that pack many videos into each of several files, see `pack_all`."""
+"""Formats that pack many videos into each of several files, see `pack_all`. Videos of different sizes share
+them, so with an engine that is opened for each size they are packed after the last of them."""
 
 RESERVED = ("frame_range", "timestamps_ms", "fps", "meta")
 """Names of the arrays that are saved in addition to the engine's outputs."""
