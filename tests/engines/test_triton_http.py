@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
 
 import pytest
@@ -36,43 +38,37 @@ def test_a_connection_that_is_being_made_is_given_up_too(monkeypatch: pytest.Mon
             assert accepted.recv(1) == b"", "a request was sent"
 
 
-def test_a_model_whose_name_ends_in_ready_is_missing_like_any_other() -> None:
-    body = b'{"error": "no such model"}'
+@contextmanager
+def answering(answer: bytes, model: str) -> Iterator[HttpServer]:
+    """A client of a server that gives this answer to whatever it is asked first."""
 
-    def refuse(listening: socket.socket) -> None:
+    def give(listening: socket.socket) -> None:
         accepted, _ = listening.accept()
         with accepted:
             accepted.recv(4096)
-            accepted.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            accepted.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(5)
-        thread = threading.Thread(target=refuse, args=(listening,))
+        thread = threading.Thread(target=give, args=(listening,))
         thread.start()
         server = HttpServer(
-            ServerAddress("http", f"127.0.0.1:{listening.getsockname()[1]}", "already", timeout=5)
+            ServerAddress("http", f"127.0.0.1:{listening.getsockname()[1]}", model, timeout=5)
         )
-        with pytest.raises(EngineError, match="no such model"):
-            server.ask("model")
+        yield server
         thread.join()
         server.close()
+
+
+def test_a_model_whose_name_ends_in_ready_is_missing_like_any_other() -> None:
+    body = b'{"error": "no such model"}'
+    refusal = b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with answering(refusal, "already") as server, pytest.raises(EngineError, match="no such model"):
+        server.ask("model")
 
 
 def test_a_grpc_port_is_named_rather_than_its_bytes() -> None:
-    def answer(listening: socket.socket) -> None:
-        accepted, _ = listening.accept()
-        with accepted:
-            accepted.recv(4096)
-            accepted.sendall(bytes.fromhex("000012040000000000000300000000000400400000"))  # HTTP/2's SETTINGS
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(5)
-        thread = threading.Thread(target=answer, args=(listening,))
-        thread.start()
-        server = HttpServer(
-            ServerAddress("http", f"127.0.0.1:{listening.getsockname()[1]}", "tiny", timeout=5)
-        )
-        with pytest.raises(TransientError, match="not HTTP: is this a gRPC port"):
-            server.ask("ready")
-        thread.join()
-        server.close()
+    settings = bytes.fromhex("000012040000000000000300000000000400400000")  # of HTTP/2
+    said = pytest.raises(TransientError, match="not HTTP: is this a gRPC port")
+    with answering(settings, "tiny") as server, said:
+        server.ask("ready")
