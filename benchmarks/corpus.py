@@ -27,6 +27,8 @@ from vfx_runtime.measuring import machine_facts
 
 VFX_RUN = Path(sys.executable).with_name("vfx-run")
 PROCESSES = 4
+SHARE = ["--threads", str(max(1, available_cores() // PROCESSES))]
+"""Options of each of these processes."""
 SECONDS = 2
 PIECES = 5
 """Number of pieces that each source video is cut into."""
@@ -44,10 +46,9 @@ def main() -> None:
     file = arguments.engine or engine(arguments.precision, 24)
     videos = corpus(real_videos(arguments.video or ()), arguments.videos)
     output = FOLDER / "corpus"
-    threads = ["--threads", str(max(1, available_cores() // PROCESSES))]
     contenders: dict[str, list[list[str]]] = {
         "one process": [[]],
-        f"{PROCESSES} processes": [threads] * PROCESSES,
+        f"{PROCESSES} processes": [SHARE] * PROCESSES,
     }
     if not arguments.without_ray:
         contenders[f"Ray, {PROCESSES} actors"] = [["--ray", "--actors", str(PROCESSES)]]
@@ -99,12 +100,18 @@ def corpus(sources: list[Path], number: int) -> Path:
     return folder
 
 
+def command(file: Path, videos: Path, output: Path, more: list[str]) -> list[str]:
+    """The command of one process, with its further options."""
+    return [*map(str, (VFX_RUN, videos, "--engine", file, "--output", output)), *more]
+
+
 def timed(file: Path, videos: Path, output: Path, runs: list[list[str]]) -> float:
     """Seconds until the last of several runs on one folder has ended, including their start-up."""
-    command = [str(part) for part in (VFX_RUN, videos, "--engine", file, "--output", output)]
     started = time.perf_counter()
     processes = [
-        subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command(file, videos, output, more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         for more in runs
     ]
     said = [process.communicate()[1] for process in processes]

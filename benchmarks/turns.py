@@ -16,10 +16,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from corpus import PROCESSES, VFX_RUN, corpus
+from corpus import PROCESSES, SHARE, command, corpus
 from material import FOLDER, engine, real_videos, save
 
-from vfx_engines.devices import available_cores
 from vfx_runtime.measuring import machine_facts
 
 SECONDS_TO_START = 12
@@ -35,8 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     file = engine(arguments.precision, 24)
     videos = corpus(real_videos(arguments.video or ()), arguments.videos)
-    threads = ["--threads", str(max(1, available_cores() // PROCESSES))]
-    one, four = Contender(file, videos, "one", [[]]), Contender(file, videos, "four", [threads] * PROCESSES)
+    one, four = Contender(file, videos, "one", [[]]), Contender(file, videos, "four", [SHARE] * PROCESSES)
     try:
         for contender in (one, four):
             contender.start()
@@ -73,10 +71,7 @@ class Contender:
 
     def __init__(self, file: Path, videos: Path, name: str, runs: list[list[str]]) -> None:
         self._output = FOLDER / f"turns_{name}"
-        self._commands = [
-            [str(part) for part in (VFX_RUN, videos, "--engine", file, "--output", self._output, *more)]
-            for more in runs
-        ]
+        self._commands = [command(file, videos, self._output, more) for more in runs]
         self._processes: list[subprocess.Popen[bytes]] = []
         self.rates: list[float] = []
         """Videos per second of each turn."""
@@ -85,8 +80,8 @@ class Contender:
         """Start all processes, and stop them once they are at work."""
         shutil.rmtree(self._output, ignore_errors=True)
         self._processes = [
-            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            for command in self._commands
+            subprocess.Popen(each, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for each in self._commands
         ]
         time.sleep(SECONDS_TO_START)
         self._signal(signal.SIGSTOP)
